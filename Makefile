@@ -1,0 +1,35 @@
+# make demo   the whole path: export the demo model, verify it, segment held-out scenes
+# make test   every test;  make lint  style and types
+# Each target does its own set-up; a second run redoes only what changed.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help setup test lint demo bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## environment with every tested package, in $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "== setting up $(VENV) (packages pinned by constraints.txt)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,cpu,test]'
+	@touch $@
+
+test: setup ## every test
+	@echo "== tests"
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff, mypy, clang-format
+	$(BIN)/python -m pip install --quiet -c constraints.txt ruff mypy clang-format
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy internimage_deploy exporter trt_plugins runtime
+
+clean: ## remove the environment and everything built
+	rm -rf $(VENV) out build

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""InternImage and its segmentation heads in PyTorch, inference only."""

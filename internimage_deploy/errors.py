@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors a user can cause. Anything else that is raised is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """The work cannot be done as asked; the message says what, got, expected and the next step.
+
+    The command line prints it as one line and exits with 1.
+    """
+
+
+class MissingDependency(UserError):
+    """A package that this task needs is not installed; the message names the command that installs it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package '{package}', which is not installed: "
+            f"run  pip install 'internimage-deploy[{extra}]'"
+        )

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing files so that a reader sees the old file, the new file or none, and never half of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from internimage_deploy.errors import UserError
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space or choose another folder",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
+    errno.EACCES: "permission denied; choose a folder you may write to",
+    errno.EPERM: "permission denied; choose a folder you may write to",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENOENT: "its folder does not exist; create it first",
+    errno.ENOTDIR: "its folder is not a folder; choose another path",
+    errno.EISDIR: "it is a folder; name a file",
+    errno.EFBIG: "the file is too large for this file system or its limits",
+}
+
+
+def write_error(path: Path, error: OSError) -> UserError:
+    """The `UserError` that explains why `path` could not be written."""
+    reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+    return UserError(f"cannot write {path}: {reason}")
+
+
+@contextmanager
+def staging_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target`, moved into place file by file on success and removed on failure.
+
+    Write `target.name` and any companions (external data) into the folder that is yielded. On leaving normally each
+    file is renamed next to `target`, `target` itself last, so that whoever sees `target` sees its companions too.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
+    """
+    target = target.absolute()
+    if target.is_dir():
+        raise write_error(target, OSError(errno.EISDIR, ""))
+    try:
+        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise write_error(target, error) from error
+    try:
+        yield stage
+        for path in sorted(stage.iterdir(), key=lambda p: p.name == target.name):
+            _adopt_umask(path)
+            os.replace(path, target.parent / path.name)
+    except OSError as error:
+        raise write_error(target, error) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """The path of a temporary file that becomes `target` on leaving normally.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
+    """
+    with staging_folder(target) as stage:
+        yield stage / target.name
+
+
+def atomic_write(target: Path, data: bytes | str) -> None:
+    """Write `data` to `target` in one step; str is encoded as UTF-8. Raises `UserError` if it cannot be written."""
+    with atomic_path(target) as path:
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def _adopt_umask(path: Path) -> None:
+    """Give a file made in a private temporary folder the permissions a plain open() would have given."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, 0o666 & ~umask)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -71,7 +72,7 @@ def run(command: Callable[[], click.Command] | click.Command, args: Sequence[str
         sys.exit(130)
     except BrokenPipeError:
         # The reader went away (`| head`): not a failure. Point stdout elsewhere so that exit does not fail again.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it lives until the process ends
         sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)
 

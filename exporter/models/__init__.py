@@ -1,2 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """InternImage and its segmentation heads in PyTorch, inference only."""
+
+from internimage_deploy.exporter.models.config import BackboneConfig, HeadConfig, SegmentorConfig
+from internimage_deploy.exporter.models.dcnv3 import DCNv3, dcnv3
+from internimage_deploy.exporter.models.segmentor import Segmentor, build, build_random, build_with
+
+__all__ = [
+    "BackboneConfig",
+    "DCNv3",
+    "HeadConfig",
+    "Segmentor",
+    "SegmentorConfig",
+    "build",
+    "build_random",
+    "build_with",
+    "dcnv3",
+]

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backbone and head together, and the ways to fill them with weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from internimage_deploy.exporter.models.config import SegmentorConfig
+from internimage_deploy.exporter.models.heads import SegformerHead, UPerHead
+from internimage_deploy.exporter.models.internimage import InternImage
+
+
+class Segmentor(nn.Module):
+    """(N, 3, H, W) float, normalised, H and W multiples of 32, to logits (N, classes, H/4, W/4)."""
+
+    def __init__(self, config: SegmentorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = InternImage(config.backbone)
+        in_channels = [config.backbone.channels * 2**i for i in range(len(config.backbone.depths))]
+        head = UPerHead if config.head.type == "UPerHead" else SegformerHead
+        self.decode_head = head(in_channels, config.head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode_head(self.backbone(x))
+
+
+def build(config: SegmentorConfig) -> Segmentor:
+    """A segmentor in evaluation mode with PyTorch's default initial weights."""
+    return Segmentor(config).eval()
+
+
+def build_with(config: SegmentorConfig, state_dict: Mapping[str, Tensor]) -> Segmentor:
+    """A segmentor in evaluation mode that uses the tensors of `state_dict` themselves, without a copy.
+
+    Raises:
+        RuntimeError: the state dict's names or shapes differ from the model's.
+    """
+    with torch.device("meta"):  # no memory is spent on initial weights: the 1.1 B of InternImage-H count
+        segmentor = Segmentor(config)
+    segmentor.load_state_dict(state_dict, assign=True)
+    return segmentor.eval().requires_grad_(False)
+
+
+def build_random(config: SegmentorConfig, seed: int = 0) -> Segmentor:
+    """A segmentor with random weights under which every part of the network matters.
+
+    Standard initialisation leaves offsets at zero and masks uniform, so a wrong export could pass unseen. Here
+    matrices have unit gain, scales lie around 1, variances above 1, and biases around 0.
+    """
+    with torch.device("meta"):
+        segmentor = Segmentor(config)
+    segmentor.to_empty(device="cpu").eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in segmentor.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            tensor.zero_()
+            continue
+        tensor.normal_(generator=generator)
+        if tensor.ndim >= 2:
+            tensor.div_(math.sqrt(math.prod(tensor.shape[1:])))
+        elif name.endswith("running_var"):
+            tensor.abs_().mul_(0.2).add_(1)
+        elif name.endswith(("weight", "gamma1", "gamma2")):
+            tensor.mul_(0.1).add_(1)
+        else:
+            tensor.mul_(0.1)
+    return segmentor

@@ -55,18 +55,20 @@ def dcnv3(
     dtype = torch.promote_types(input.dtype, torch.float32)
     device = input.device
 
-    # Where output position 0's kernel is centred, and where each point lies from that centre.
+    # Coordinates are shares of the padded input, summed in the order of the official code, so that even the rounding
+    # agrees with what the weights were trained under.
+    padded = F.pad(input.to(dtype), (0, 0, pw, pw, ph, ph))
+    size_y, size_x = height + 2 * ph, width + 2 * pw
     centre_y, centre_x = dh * (kh - 1) // 2, dw * (kw - 1) // 2
-    point_y = (torch.arange(kh, device=device, dtype=dtype) * dh - centre_y).repeat(kw)
-    point_x = (torch.arange(kw, device=device, dtype=dtype) * dw - centre_x).repeat_interleave(kh)
-    base_y = torch.arange(out_h, device=device, dtype=dtype) * sh + (centre_y - ph)
-    base_x = torch.arange(out_w, device=device, dtype=dtype) * sw + (centre_x - pw)
+    point_y = (torch.arange(kh, device=device, dtype=dtype) * dh - centre_y).repeat(kw) / size_y
+    point_x = (torch.arange(kw, device=device, dtype=dtype) * dw - centre_x).repeat_interleave(kh) / size_x
+    base_y = (torch.arange(out_h, device=device, dtype=dtype) * sh + (centre_y + 0.5)) / size_y
+    base_x = (torch.arange(out_w, device=device, dtype=dtype) * sw + (centre_x + 0.5)) / size_x
 
-    shift = offset.to(dtype).view(n, out_h, out_w, group, points, 2)
-    x = base_x[:, None, None] + (point_x + shift[..., 0]) * offset_scale
-    y = base_y[:, None, None, None] + (point_y + shift[..., 1]) * offset_scale
-    # Pixel p is at (2p + 1)/size - 1 in grid_sample's coordinates without aligned corners.
-    grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), -1)
+    shift = offset.to(dtype).view(n, out_h, out_w, group, points, 2) * offset_scale
+    x = (base_x[:, None, None] + point_x * offset_scale) + shift[..., 0] / size_x
+    y = (base_y[:, None, None, None] + point_y * offset_scale) + shift[..., 1] / size_y
+    grid = 2 * torch.stack((x, y), -1) - 1
     grid = grid.permute(0, 3, 1, 2, 4, 5).reshape(n * group, out_h, out_w * points, 2)
 
     weights = mask.to(dtype).view(n, out_h, out_w, group, points)
@@ -74,7 +76,7 @@ def dcnv3(
         weights = weights.softmax(-1)
     weights = weights.permute(0, 3, 1, 2, 4).reshape(n * group, 1, out_h, out_w, points)
 
-    planes = input.to(dtype).permute(0, 3, 1, 2).reshape(n * group, channels // group, height, width)
+    planes = padded.permute(0, 3, 1, 2).reshape(n * group, channels // group, size_y, size_x)
     samples = F.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     samples = samples.view(n * group, channels // group, out_h, out_w, points)
     output = (samples * weights).sum(-1)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a backend is, which ones there are, and how one is chosen."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from internimage_deploy.errors import MissingDependency, UserError
+from internimage_deploy.runtime.card import ModelCard
+
+
+class Backend(Protocol):
+    """A loaded network."""
+
+    name: str
+    card: ModelCard
+
+    def run(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The network's answer to `batch`: input as `card.input` says, output as `card.output` says.
+
+        Calls may come from several threads. Raises `UserError` where the machine is too small for the batch.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the network; it is not used afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How to find a backend without importing it.
+
+    `location` is `module:function`; the function is called as `function(path, threads=int | None)` and returns a
+    `Backend`. `package` is the import name that must be there, `extra` the extra that installs it.
+    """
+
+    location: str
+    suffixes: tuple[str, ...]
+    package: str
+    extra: str
+
+
+_HERE = "internimage_deploy.runtime.backends"
+
+# In order of preference: `auto` takes the first that is installed and reads the file.
+REGISTRY: dict[str, Entry] = {
+    "onnxruntime": Entry(f"{_HERE}.onnxruntime:load", (".onnx",), "onnxruntime", "cpu"),
+}
+
+
+def installed(entry: Entry) -> bool:
+    """True when the package behind `entry` can be imported."""
+    try:
+        return importlib.util.find_spec(entry.package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def choose(path: Path, backend: str = "auto") -> str:
+    """The name of the backend that will run `path`.
+
+    Raises:
+        UserError: no such backend, or it does not read this kind of file.
+        MissingDependency: its package is not installed.
+    """
+    if backend != "auto" and backend not in REGISTRY:
+        raise UserError(f"no backend '{backend}'; choose one of: auto, {', '.join(REGISTRY)}")
+    names = list(REGISTRY) if backend == "auto" else [backend]
+    fitting = [name for name in names if path.suffix.lower() in REGISTRY[name].suffixes]
+    if not fitting:
+        known = sorted({suffix for name in names for suffix in REGISTRY[name].suffixes})
+        who = "no backend" if backend == "auto" else f"the backend '{backend}' does not"
+        raise UserError(f"{path}: {who} reads this kind of file, expected a name ending in {' or '.join(known)}")
+    for name in fitting:
+        if installed(REGISTRY[name]):
+            return name
+    entry = REGISTRY[fitting[0]]
+    raise MissingDependency(entry.package, entry.extra, f"running {path.name}")
+
+
+def load_backend(path: Path, backend: str = "auto", *, threads: int | None = None) -> Backend:
+    """Load `path` into `backend`. Raises `UserError` if that cannot be done."""
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder, not a model file' if path.is_dir() else 'no such file'}")
+    module, _, function = REGISTRY[choose(path, backend)].location.partition(":")
+    loaded: Backend = getattr(importlib.import_module(module), function)(path, threads=threads)
+    return loaded
+
+
+def check_answer(answer: npt.NDArray[Any], card: ModelCard, images: int) -> npt.NDArray[Any]:
+    """`answer` itself if its rank and batch fit the card; raises `UserError` where file and card disagree."""
+    rank = len(card.output.shape)
+    if answer.ndim != rank or answer.shape[0] != images:
+        raise UserError(
+            f"the network answered {card.output.name} of shape {answer.shape} to {images} pictures, "
+            f"expected {rank} dimensions as its model card says; export the model again"
+        )
+    return np.asarray(answer)

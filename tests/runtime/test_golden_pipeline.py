@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pre- and post-processing against what mmsegmentation computed (tests/data/pipeline_*)."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from internimage_deploy.runtime import sliding
+from internimage_deploy.runtime.card import ModelCard, TensorSpec
+from internimage_deploy.runtime.postprocess import labels_from_labels, labels_from_logits, labels_from_planes
+from internimage_deploy.runtime.preprocess import free_geometry, network_input, resize_picture
+
+DATA = Path(__file__).parents[1] / "data"
+FLOAT_CARD = ModelCard(
+    "any",
+    ("a",),
+    ((0, 0, 0),),
+    TensorSpec("input", "float32", ("batch", 3, "height", "width")),
+    TensorSpec("logits", "float32", ("batch", 1, "h4", "w4")),
+)
+
+
+@pytest.fixture(params=["landscape", "portrait"])
+def golden(request):
+    facts = json.loads((DATA / f"pipeline_{request.param}.json").read_text())
+    with np.load(DATA / f"pipeline_{request.param}.npz") as arrays:
+        arrays = dict(arrays)
+    image = np.ascontiguousarray(arrays["image_bgr"][:, :, ::-1])
+    return facts, arrays, image, free_geometry(image.shape[:2], tuple(facts["resize_scale"]), facts["size_divisor"])
+
+
+def test_sizes_on_the_way(golden):
+    facts, _, _, geometry = golden
+    assert geometry.keep_ratio == tuple(facts["after_keep_ratio"][:2])
+    assert geometry.network == tuple(facts["network_hw"])
+
+
+def test_network_input(golden):
+    _, arrays, image, geometry = golden
+    batch = network_input([resize_picture(image, geometry, FLOAT_CARD.mean)], FLOAT_CARD)
+    assert batch.shape == (1, *arrays["network_input"].shape)
+    assert np.abs(batch[0] - arrays["network_input"]).max() < 1e-5
+
+
+def test_labels_at_the_pictures_size(golden):
+    _, arrays, _, geometry = golden
+    labels = labels_from_logits(arrays["logits"][0], geometry)
+    clear = arrays["margin"] > 1e-3
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(labels[clear], arrays["labels_original_size"][clear])
+
+
+def test_labels_at_network_size(golden):
+    _, arrays, _, geometry = golden
+    at_network = type(geometry)(geometry.network, geometry.network, geometry.network, geometry.network)
+    labels = labels_from_logits(arrays["logits"][0], at_network)
+    assert (labels != arrays["labels_network_size"]).mean() < 1e-3
+
+
+def test_the_tiled_way_and_the_class_by_class_way_agree(golden):
+    _, arrays, _, geometry = golden
+    logits = arrays["logits"][0]
+    height, width = geometry.network
+    labels = labels_from_planes(lambda index: cv2.resize(logits[index], (width, height)), len(logits), geometry)
+    clear = arrays["margin"] > 1e-3
+    np.testing.assert_array_equal(labels[clear], labels_from_logits(logits, geometry)[clear])
+
+
+def test_one_crop_over_everything_is_whole_inference(golden):
+    _, arrays, _, geometry = golden
+    places = sliding.crops(geometry.network, sliding.Window((512, 512), (341, 341)))
+    assert len(places) == 1
+    labels = sliding.labels_from_crops([arrays["logits"][0]], places, geometry)
+    clear = arrays["margin"] > 1e-3
+    np.testing.assert_array_equal(labels[clear], arrays["labels_original_size"][clear])
+
+
+def test_labels_of_the_network_grow_to_the_nearest_pixel(golden):
+    _, arrays, _, geometry = golden
+    labels = labels_from_labels(arrays["labels_network_size"], geometry, 19)
+    # The label-emitting model loses the bilinear edge, nothing else: random weights, so edges are everywhere.
+    assert (labels == arrays["labels_original_size"]).mean() > 0.9

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Telling a model's architecture from the names and shapes of its tensors.
+
+What names and shapes cannot tell (offset_scale, the activation, which blocks the level-2 post-norms follow) comes from
+the user, from the training config inside the checkpoint, or from the released variant of the same size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.exporter.models.config import BackboneConfig, HeadConfig, SegmentorConfig
+from internimage_deploy.exporter.presets import BACKBONES, Preset, known_variant
+
+_POINTS = 9  # every InternImage samples 3x3 points
+_STEM = "backbone.patch_embed.conv1.weight"
+_CLASSIFIER = "decode_head.conv_seg.weight"
+_WANTED = "expected an InternImage segmentation checkpoint with a UPerHead or SegformerHead"
+
+_OTHER_MODELS = (
+    (r"decode_head\.(pixel_decoder|transformer_decoder)\.", "a Mask2Former checkpoint"),
+    (r"(bbox_head|rpn_head|roi_head|mask_head|query_head|transformer)\.", "a detection checkpoint"),
+    (r".*\.dcn\.offset_mask\.", "a DCNv4 checkpoint (FlashInternImage)"),
+    (r"(head|conv_head|fc|clip_projector)\.", "a classification checkpoint"),
+)
+
+_ACTIVATIONS = ("GELU", "GELU_tanh", "ReLU", "SiLU")
+
+
+@dataclass
+class Hints:
+    """Where settings come from that tensors do not tell, the strongest first."""
+
+    user: Mapping[str, Any] = field(default_factory=dict)  # given on the command line
+    preset: Preset | None = None  # named on the command line
+    config: Mapping[str, Any] = field(default_factory=dict)  # the training config's top-level values
+    notes: list[str] = field(default_factory=list)  # what was taken from where, for the report
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """`model.NAME` of the training config, or {}."""
+        model = self.config.get("model")
+        section = model.get(name) if isinstance(model, dict) else None
+        return section if isinstance(section, dict) else {}
+
+
+def infer(state: Mapping[str, Tensor], hints: Hints, where: str) -> SegmentorConfig:
+    """The architecture that `state`, tensors under mmsegmentation's names, belongs to; `where` names the file.
+
+    Raises:
+        UserError: it is another kind of model, or a setting cannot be told.
+    """
+    _refuse_other_models(state, where)
+    return SegmentorConfig(_backbone(state, hints, where), _head(state, hints.section("decode_head"), where))
+
+
+def _refuse_other_models(state: Mapping[str, Tensor], where: str) -> None:
+    for pattern, kind in _OTHER_MODELS:
+        if any(re.match(pattern, key) for key in state):
+            raise UserError(f"{where} is {kind}; {_WANTED}")
+    if not any(".dcn." in key for key in state):
+        raise UserError(f"{where} is no InternImage checkpoint, it has no '...dcn...' tensors; {_WANTED}")
+    if not any(key.startswith("decode_head.") for key in state):
+        raise UserError(f"{where} holds a backbone without a decode head; {_WANTED}")
+
+
+def _backbone(state: Mapping[str, Tensor], hints: Hints, where: str) -> BackboneConfig:
+    levels = _count(state, r"backbone\.levels")
+    depths = tuple(_count(state, rf"backbone\.levels\.{level}\.blocks") for level in range(levels))
+    if len(depths) != 4 or not all(depths):
+        raise UserError(f"{where} has blocks {depths} on its levels; expected four levels with blocks; {_WANTED}")
+    first = "backbone.levels.0.blocks.0"
+    channels = _size(state, f"{first}.dcn.input_proj.weight", 0, where)
+    masks = [_size(state, f"backbone.levels.{level}.blocks.0.dcn.mask.weight", 0, where) for level in range(4)]
+    for level, rows in enumerate(masks):
+        if rows % _POINTS or not rows or (channels << level) % (rows // _POINTS):
+            raise UserError(
+                f"{where}: the mask of level {level} has {rows} rows for {channels << level} channels; "
+                f"expected {_POINTS} rows for each of a number of groups that divides the channels"
+            )
+    found = BackboneConfig(
+        channels=channels,
+        depths=depths,
+        groups=tuple(rows // _POINTS for rows in masks),
+        mlp_ratio=_size(state, f"{first}.mlp.fc1.weight", 0, where) / channels,
+        layer_scale=f"{first}.gamma1" in state,
+        post_norm="backbone.levels.0.norm.0.weight" not in state,
+        res_post_norm=f"{first}.res_post_norm1.0.weight" in state,
+        dw_kernel_size=_size(state, f"{first}.dcn.dw_conv.0.weight", 2, where),
+        center_feature_scale=f"{first}.dcn.center_feature_scale_proj_weight" in state,
+        norm_layer="BN" if "backbone.patch_embed.norm1.0.running_mean" in state else "LN",
+    )
+    told = _Unseen(found, hints, where)
+    found = replace(
+        found,
+        offset_scale=float(told("offset_scale", int | float, "give --offset-scale (L and XL: 2.0, others: 1.0)")),
+        act_layer=_activation(hints, where),
+    )
+    if found.center_feature_scale and not found.res_post_norm:
+        # With centre feature scale, levels have a closing norm either way, so its presence says nothing.
+        found = replace(found, post_norm=bool(told("post_norm", bool, "name the released model with --arch")))
+    norms = _count(state, r"backbone\.levels\.2\.post_norms")
+    if norms:
+        ids = tuple(
+            told("level2_post_norm_block_ids", list | tuple, "give the blocks with --post-norm-blocks 5,11,...")
+        )
+        if len(ids) != norms or not all(isinstance(i, int) and 0 <= i < depths[2] for i in ids):
+            raise UserError(
+                f"{where}: level2_post_norm_block_ids {list(ids)} do not fit the weights; "
+                f"expected {norms} block numbers from 0 to {depths[2] - 1} (--post-norm-blocks)"
+            )
+        found = replace(found, level2_post_norm_block_ids=ids)
+    return found
+
+
+class _Unseen:
+    """Finds settings that the tensors do not show; remembers in the notes those that were neither given nor stored."""
+
+    def __init__(self, found: BackboneConfig, hints: Hints, where: str) -> None:
+        variant = known_variant(found)
+        self._hints, self._where = hints, where
+        self._stored = hints.section("backbone")
+        self._released = hints.preset.config.backbone if hints.preset else BACKBONES[variant] if variant else None
+        self._origin = "as --arch says" if hints.preset else f"as in InternImage-{(variant or '').upper()}"
+
+    def __call__(self, name: str, kind: Any, remedy: str) -> Any:
+        if name in self._hints.user:
+            return self._hints.user[name]
+        if isinstance(self._stored.get(name), kind) and self._hints.preset is None:
+            return self._stored[name]
+        if self._released is None:
+            raise UserError(
+                f"{self._where}: {name} is not in the weights, the checkpoint's training config does not give it, "
+                f"and no released model has these sizes; {remedy}"
+            )
+        value = getattr(self._released, name)
+        self._hints.notes.append(f"{name} = {value}, {self._origin}")
+        return value
+
+
+def _activation(hints: Hints, where: str) -> Any:
+    """No tensor shows the activation; every released model has GELU."""
+    name = hints.user.get("act_layer") or hints.section("backbone").get("act_layer", "GELU")
+    if name not in _ACTIVATIONS:
+        raise UserError(f"{where}: the activation is {name!r}; expected one of {', '.join(_ACTIVATIONS)}")
+    return name
+
+
+def _head(state: Mapping[str, Tensor], settings: Mapping[str, Any], where: str) -> HeadConfig:
+    if settings.get("align_corners"):
+        raise UserError(f"{where}: the head was trained with align_corners=True; only False is supported")
+    classes, channels = (_size(state, _CLASSIFIER, axis, where) for axis in (0, 1))
+    if "decode_head.fusion_conv.conv.weight" in state:
+        return HeadConfig("SegformerHead", channels, classes)
+    if "decode_head.fpn_bottleneck.conv.weight" not in state:
+        kind = settings.get("type", "an unknown decode head")
+        raise UserError(f"{where} has {kind}; {_WANTED}")
+    scales = settings.get("pool_scales", HeadConfig.pool_scales)
+    count = _count(state, r"decode_head\.psp_modules")
+    if not isinstance(scales, list | tuple) or len(scales) != count or not all(isinstance(s, int) for s in scales):
+        raise UserError(
+            f"{where}: {count} pyramid pooling modules but pool_scales {scales}; expected one scale for each"
+        )
+    return HeadConfig("UPerHead", channels, classes, tuple(scales))
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbered modules stand under `prefix`, a regular expression, when they are numbered without gaps."""
+    pattern = re.compile(rf"{prefix}\.(\d{{1,4}})\.")
+    found = {int(match[1]) for match in map(pattern.match, state) if match}
+    return len(found) if found == set(range(len(found))) else 0
+
+
+def _size(state: Mapping[str, Tensor], name: str, axis: int, where: str) -> int:
+    tensor = state.get(name)
+    if tensor is None:
+        raise UserError(f"{where} has no tensor '{name}'; {_WANTED}")
+    if tensor.ndim <= axis or not tensor.shape[axis]:
+        raise UserError(f"{where}: tensor '{name}' has shape {tuple(tensor.shape)}; {_WANTED}")
+    return tensor.shape[axis]

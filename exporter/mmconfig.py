@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading the training config that mmsegmentation stores as text inside a checkpoint, without running it."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+# A released config has about 10 kB; more than this is not one.
+_MAX_CHARACTERS = 1_000_000
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The config's top-level assignments: literals, `dict(...)` calls and names assigned before.
+
+    Anything else (calls, arithmetic, imports) is left out, never evaluated. Text that is not Python gives {}.
+    """
+    if len(text) > _MAX_CHARACTERS:
+        return {}
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    values: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            try:
+                values[node.targets[0].id] = _value(node.value, values)
+            except (ValueError, RecursionError):
+                continue
+    return values
+
+
+def test_scale(config: dict[str, Any]) -> tuple[int, int] | None:
+    """(long, short) of the test pipeline's resize, in pixels, if the config names one."""
+    pipeline = config.get("test_pipeline")
+    for step in pipeline if isinstance(pipeline, list) else []:
+        scale = step.get("img_scale", step.get("scale")) if isinstance(step, dict) else None
+        if isinstance(scale, tuple | list) and len(scale) == 2 and all(isinstance(s, int) and s > 0 for s in scale):
+            return max(scale), min(scale)
+    return None
+
+
+def _value(node: ast.expr, names: dict[str, Any]) -> Any:
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Name(id=name) if name in names:
+            return names[name]
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return -value
+        case ast.List(elts=items):
+            return [_value(item, names) for item in items]
+        case ast.Tuple(elts=items):
+            return tuple(_value(item, names) for item in items)
+        case ast.Dict(keys=keys, values=values) if all(keys):
+            return {_value(k, names): _value(v, names) for k, v in zip(keys, values, strict=True) if k is not None}
+        case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords) if all(k.arg for k in keywords):
+            return {str(k.arg): _value(k.value, names) for k in keywords}
+    raise ValueError("not a literal")

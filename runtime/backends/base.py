@@ -59,9 +59,10 @@ REGISTRY: dict[str, Entry] = {
 def installed(entry: Entry) -> bool:
     """True when the package behind `entry` can be imported."""
     try:
-        return importlib.util.find_spec(entry.package) is not None
+        spec = importlib.util.find_spec(entry.package)
     except (ImportError, ValueError):
         return False
+    return spec is not None and spec.origin is not None  # a folder left over from an uninstall has no origin
 
 
 def choose(path: Path, backend: str = "auto") -> str:

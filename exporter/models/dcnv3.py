@@ -80,7 +80,7 @@ def dcnv3(
     samples = F.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     samples = samples.view(n * group, channels // group, out_h, out_w, points)
     output = (samples * weights).sum(-1)
-    return output.view(n, channels, out_h, out_w).permute(0, 2, 3, 1).to(input.dtype)
+    return output.view(n, channels, out_h, out_w).permute(0, 2, 3, 1).contiguous().to(input.dtype)
 
 
 class DCNv3(nn.Module):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import warnings
 import zlib
@@ -50,17 +51,14 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {'is a folder, not a picture' if path.is_dir() else 'no such file'}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks about odd metadata: the pixels decide
-            return _decode(path, max_pixels)
-    except UserError:
-        raise
-    except MemoryError as error:
-        raise UserError(f"{path}: not enough memory to decode this picture") from error
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, IndexError, TypeError) as error:
-        # Pillow's decoders answer damage with any of these.
-        raise UserError(f"{path}: cannot be read as a picture ({_one_line(error)})") from error
+    return _read(path, str(path), max_pixels, _FORMATS)
+
+
+def decode_image(
+    data: bytes, *, what: str = "picture", max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS
+) -> npt.NDArray[np.uint8]:
+    """As `read_image`, for the bytes of a picture file; `what` names them in errors, `formats` narrows what is read."""
+    return _read(io.BytesIO(data), what, max_pixels, formats)
 
 
 def check_array(image: npt.NDArray[Any], what: str = "image") -> npt.NDArray[np.uint8]:
@@ -96,35 +94,49 @@ def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
     return found
 
 
-def _decode(path: Path, max_pixels: int) -> npt.NDArray[np.uint8]:
+def _read(source: Path | io.BytesIO, name: str, max_pixels: int, formats: tuple[str, ...]) -> npt.NDArray[np.uint8]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks about odd metadata: the pixels decide
+            return _decode(source, name, max_pixels, formats)
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"{name}: not enough memory to decode this picture") from error
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, IndexError, TypeError) as error:
+        # Pillow's decoders answer damage with any of these.
+        raise UserError(f"{name}: cannot be read as a picture ({_one_line(error)})") from error
+
+
+def _decode(source: Path | io.BytesIO, name: str, max_pixels: int, formats: tuple[str, ...]) -> npt.NDArray[np.uint8]:
     from PIL import Image, ImageOps
 
     try:
         with _own_pixel_limit():
-            opened = Image.open(path, formats=_FORMATS)
+            opened = Image.open(source, formats=formats)
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"{path}: not a picture in a known format ({', '.join(_FORMATS)})") from error
+        raise UserError(f"{name}: not a picture in a known format ({', '.join(formats)})") from error
     with opened as image:
         if image.width * image.height > max_pixels:
             raise UserError(
-                f"{path}: {image.width}x{image.height} is {image.width * image.height:,} pixels, the limit is "
+                f"{name}: {image.width}x{image.height} is {image.width * image.height:,} pixels, the limit is "
                 f"{max_pixels:,}; raise it with --max-pixels (max_pixels=) if you trust this file"
             )
         image.load()
-        rgb = _to_rgb(ImageOps.exif_transpose(image), path)
+        rgb = _to_rgb(ImageOps.exif_transpose(image), name)
         return np.ascontiguousarray(np.asarray(rgb, dtype=np.uint8))
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image | npt.NDArray[np.uint8]:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image | npt.NDArray[np.uint8]:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):  # 16-bit grey; Pillow uses 32-bit integers for some of it
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 0xFFFF:
-            raise UserError(f"{path}: 32-bit grey values, expected 8 or 16 bits; convert the picture first")
+            raise UserError(f"{name}: 32-bit grey values, expected 8 or 16 bits; convert the picture first")
         return np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode == "F":
-        raise UserError(f"{path}: floating-point pixels, expected 8 or 16 bits; convert the picture first")
+        raise UserError(f"{name}: floating-point pixels, expected 8 or 16 bits; convert the picture first")
     return image.convert("RGB")
 
 

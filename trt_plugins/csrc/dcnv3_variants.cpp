@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "dcnv3_variants.h"
+
+#include <algorithm>
+#include <array>
+
+namespace internimage {
+namespace {
+
+bool aligned(const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+bool all_multiples(const Strides& s, int64_t of) { return s.image % of == 0 && s.row % of == 0 && s.pixel % of == 0; }
+
+// Bytes from an image's start to its end, a little more than what is ever addressed.
+int64_t image_bytes(const Strides& s, int64_t height, int64_t width, int64_t bytes) {
+    return (height * s.row + width * s.pixel) * bytes;
+}
+
+bool fits_32_bits(const Dcnv3Params& p, int64_t bytes) {
+    // The corner after the last pixel is formed, though never read; one row more keeps that below 2^32 too.
+    const int64_t largest = std::max({image_bytes(p.input_strides, p.height + 1, p.width, bytes),
+                                      image_bytes(p.offset_strides, p.out_height, p.out_width, bytes),
+                                      image_bytes(p.mask_strides, p.out_height, p.out_width, bytes),
+                                      image_bytes(p.output_strides, p.out_height, p.out_width, bytes)});
+    return largest < (int64_t{1} << 32);
+}
+
+Divisor make_divisor(int64_t value) {
+    Divisor d{static_cast<uint32_t>(value), 0, 0};
+    if (value > 1) {
+        // Granlund and Montgomery: multiplier = ceil(2^(31 + s) / value) with 2^(s-1) < value <= 2^s is exact below
+        // 2^31.
+        uint32_t s = 0;
+        while ((int64_t{1} << s) < value) ++s;
+        d.multiplier = static_cast<uint32_t>(((uint64_t{1} << (31 + s)) + value - 1) / value);
+        d.shift = s - 1;
+    }
+    return d;
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+Choice choose_variant(const Dcnv3Params& p, DType dtype, int32_t vectors) {
+    const int64_t bytes = scalar_bytes(dtype);
+    int32_t width = static_cast<int32_t>(16 / bytes);
+    const auto fits = [&](int32_t w) {
+        return p.group_channels % w == 0 && aligned(p.input, w * bytes) && aligned(p.output, w * bytes) &&
+               all_multiples(p.input_strides, w) && all_multiples(p.output_strides, w);
+    };
+    const int32_t widest = width;
+    while (!fits(width)) width /= 2;
+
+    const bool released = p.kernel_h == 3 && p.kernel_w == 3 && (p.group_channels == 16 || p.group_channels == 32);
+    const bool pairs = aligned(p.offset, 2 * bytes) && all_multiples(p.offset_strides, 2);
+    if (!released || width != widest || !pairs || !fits_32_bits(p, bytes)) return {dtype, width, 1, 0, false};
+    return {dtype, width, std::min<int32_t>(vectors, 2), p.group_channels, p.mask_softmax != 0};
+}
+
+Geometry make_geometry(const Dcnv3Params& p, const Choice& choice, const LaunchConfig& config) {
+    const int64_t steps = int64_t{p.groups} * p.group_channels / (choice.width * choice.vectors);
+    const int64_t chunks = ceil_div(steps, config.threads);
+    Geometry g{};
+    g.block_x = static_cast<int32_t>(ceil_div(steps, chunks));
+    const int32_t pixels = config.threads / g.block_x;
+    g.block_z = static_cast<int32_t>(std::min<int64_t>({config.tile_rows, pixels, p.out_height}));
+    g.block_y = static_cast<int32_t>(std::min<int64_t>(pixels / g.block_z, p.out_width));
+    // An image narrower than the tile leaves threads over: they take further rows.
+    g.block_z = static_cast<int32_t>(std::min<int64_t>(pixels / g.block_y, p.out_height));
+    const int64_t tiles_w = ceil_div(p.out_width, g.block_y);
+    const int64_t tiles_h = ceil_div(p.out_height, g.block_z);
+    g.chunks = make_divisor(chunks);
+    g.tiles_w = make_divisor(tiles_w);
+    g.tiles_h = make_divisor(tiles_h);
+    g.reach_h = static_cast<float>(p.dilation_h) * p.offset_scale;
+    g.reach_w = static_cast<float>(p.dilation_w) * p.offset_scale;
+    g.blocks = chunks * tiles_w * tiles_h * p.batch;
+    return g;
+}
+
+bool config_is_distinct(const Dcnv3Params& p, DType dtype, int32_t index) {
+    const auto layout = [&](int32_t i) {
+        const Choice choice = choose_variant(p, dtype, kLaunchConfigs[i].vectors);
+        const Geometry g = make_geometry(p, choice, kLaunchConfigs[i]);
+        return std::array<int32_t, 4>{choice.vectors, g.block_x, g.block_y, g.block_z};
+    };
+    for (int32_t i = 0; i < index; ++i) {
+        if (layout(i) == layout(index)) return false;
+    }
+    return true;
+}
+
+LaunchConfig default_config(const Dcnv3Params& p, DType dtype, int32_t multiprocessors) {
+    const int64_t channels = int64_t{p.groups} * p.group_channels;
+    const int64_t threads = int64_t{p.batch} * p.out_height * p.out_width * channels * scalar_bytes(dtype) / 16;
+    // A multiprocessor holds 1024 to 2048 threads. With several waves of them, two vectors per thread save address
+    // arithmetic; with less than one, threads are what hides the latency of memory.
+    const int64_t wave = int64_t{multiprocessors} * 1536;
+    if (threads < wave) return {64, 1, 1};
+    if (threads < 4 * wave) return {128, 1, 4};
+    return {256, 2, 4};
+}
+
+const char* parameter_error(const Dcnv3Params& p, DType dtype) {
+    if (dtype != DType::kFloat32 && dtype != DType::kFloat16 && dtype != DType::kBFloat16) return "unknown data type";
+    if (p.batch < 1 || p.height < 1 || p.width < 1 || p.groups < 1 || p.group_channels < 1) return "empty input";
+    if (p.kernel_h < 1 || p.kernel_w < 1 || p.stride_h < 1 || p.stride_w < 1 || p.pad_h < 0 || p.pad_w < 0 ||
+        p.dilation_h < 1 || p.dilation_w < 1) {
+        return "kernel, stride, pad or dilation out of range";
+    }
+    const int64_t padded_h = p.height + int64_t{p.pad_h} * 2;
+    const int64_t padded_w = p.width + int64_t{p.pad_w} * 2;
+    if (padded_h > kMaxSide || padded_w > kMaxSide) return "height or width, with padding, above 2097152";
+    if (int64_t{p.dilation_h} * (p.kernel_h - 1) >= padded_h || int64_t{p.dilation_w} * (p.kernel_w - 1) >= padded_w) {
+        return "the dilated kernel is larger than the padded input";
+    }
+    if (p.out_height != output_side(p.height, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h) ||
+        p.out_width != output_side(p.width, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w)) {
+        return "output size does not follow from the input size";
+    }
+    if (int64_t{p.groups} * p.group_channels > INT32_MAX ||
+        int64_t{p.groups} * p.kernel_h * p.kernel_w * 2 > INT32_MAX) {
+        return "more than 2^31 channels";
+    }
+    const int64_t bytes = scalar_bytes(dtype);
+    if (!aligned(p.input, bytes) || !aligned(p.offset, bytes) || !aligned(p.mask, bytes) || !aligned(p.output, bytes)) {
+        return "a tensor's address is not aligned to its data type";
+    }
+    return nullptr;
+}
+
+}  // namespace internimage

@@ -40,7 +40,7 @@ class Segmenter:
         >>> segmenter("street.jpg").shares()              # doctest: +SKIP
         {'road': 0.41, 'building': 0.3, ...}
 
-    Whole-picture calls are `prepare` -> `infer` -> `finish`; a program that overlaps them may call these itself.
+    A call is `prepare` -> `forward` -> `finish`; a program that overlaps these may call them itself.
     """
 
     def __init__(
@@ -133,36 +133,30 @@ class Segmenter:
             return preprocess.Geometry(image, free.keep_ratio, free.content, filled)
         return preprocess.free_geometry(image, self.resize, self.card.size_divisor)
 
-    def infer(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[Any]:
-        """The network's answers to `pictures`, each (h, w, 3) uint8 RGB and all of one size, in batches.
+    def forward(self, group: Sequence[Prepared]) -> list[npt.NDArray[Any]]:
+        """Run the network on `group`, whose pictures have one network size.
 
         Returns:
-            labels (N, h, w) or logits (N, classes, h/4, w/4), as the card says.
+            Per picture, labels (h, w) or logits (classes, h/4, w/4), as the card says; with a window, the logits of
+            its crops (crops, classes, h/4, w/4).
         """
-        answers = []
-        for start in range(0, len(pictures), self.batch):
-            part = list(pictures[start : start + self.batch])
-            count = len(part)
-            if self.card.batch is not None:
-                part += [part[-1]] * (self.card.batch - count)
-            answers.append(self.backend.run(preprocess.network_input(part, self.card))[:count])
-        return answers[0] if len(answers) == 1 else np.concatenate(answers)
+        if self.window is None:
+            return list(self._run([item.network for item in group]))
+        places = sliding.crops(group[0].geometry.network, self.window)
+        return [self._run([item.network[place] for place in places]) for item in group]
 
     def finish(self, prepared: Prepared, answer: npt.NDArray[Any]) -> Segmentation:
-        """Labels at the picture's size from the network's `answer` to it, without the batch dimension."""
-        classes = len(self.card.classes)
-        if self.card.emits_labels:
-            labels = postprocess.labels_from_labels(answer, prepared.geometry, classes)
+        """The result for one picture from what `forward` answered to it; may be called from any thread."""
+        geometry, classes = prepared.geometry, len(self.card.classes)
+        labels: postprocess.Labels
+        if self.window is not None:
+            places = sliding.crops(geometry.network, self.window)
+            labels = sliding.labels_from_crops(list(answer), places, geometry)
+        elif self.card.emits_labels:
+            labels = postprocess.labels_from_labels(answer, geometry, classes)
         else:
-            labels = postprocess.labels_from_logits(answer, prepared.geometry)
-        return self._result(prepared, labels)
-
-    def segment_prepared(self, group: Sequence[Prepared]) -> list[Segmentation]:
-        """Results for `group`, whose pictures have one network size."""
-        if self.window is None:
-            answers = self.infer([item.network for item in group])
-            return [self.finish(item, answer) for item, answer in zip(group, answers, strict=True)]
-        return [self._slide(item, self.window) for item in group]
+            labels = postprocess.labels_from_logits(answer, geometry)
+        return Segmentation(labels, self.card.classes, self.card.palette, prepared.image)
 
     def close(self) -> None:
         """Free the network."""
@@ -184,16 +178,21 @@ class Segmenter:
         for indices in groups.values():
             for start in range(0, len(indices), self.batch):
                 part = indices[start : start + self.batch]
-                results.update(zip(part, self.segment_prepared([items[index] for index in part]), strict=True))
+                answers = self.forward([items[index] for index in part])
+                for index, answer in zip(part, answers, strict=True):
+                    results[index] = self.finish(items[index], answer)
         return [results[index] for index in range(len(items))]
 
-    def _slide(self, item: Prepared, window: Window) -> Segmentation:
-        places = sliding.crops(item.geometry.network, window)
-        logits = self.infer([item.network[place] for place in places])
-        return self._result(item, sliding.labels_from_crops(list(logits), places, item.geometry))
-
-    def _result(self, prepared: Prepared, labels: postprocess.Labels) -> Segmentation:
-        return Segmentation(labels, self.card.classes, self.card.palette, prepared.image)
+    def _run(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[Any]:
+        """The network's answers to `pictures` of one size, `self.batch` at a time."""
+        answers = []
+        for start in range(0, len(pictures), self.batch):
+            part = list(pictures[start : start + self.batch])
+            count = len(part)
+            if self.card.batch is not None:
+                part += [part[-1]] * (self.card.batch - count)
+            answers.append(self.backend.run(preprocess.network_input(part, self.card))[:count])
+        return answers[0] if len(answers) == 1 else np.concatenate(answers)
 
 
 def _window(card: ModelCard, asked: Literal["slide"] | Window | None) -> Window | None:

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`segment`: pictures and folders to labels, overlays and class shares."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.files import atomic_write, write_error
+from internimage_deploy.runtime.commands.options import Size, backend_option, model_argument, threads_option
+from internimage_deploy.runtime.images import MAX_PIXELS
+
+
+@click.command()
+@model_argument
+@click.argument("inputs", metavar="PICTURE|FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--overlay", is_flag=True, help="Also write STEM.overlay.png, the picture with its labels over it.")
+@click.option("--json", "as_json", is_flag=True, help="Also write STEM.json: class, pixels, share.")
+@click.option(
+    "--resize",
+    type=Size("LONGxSHORT", ("own",)),
+    help="Fit pictures into this size before the network, keeping their ratio; 'own' for no resizing."
+    "  [default: what the model was trained for]",
+)
+@click.option("--recursive", is_flag=True, help="Search folders to any depth; results keep the subfolders.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Most pictures in one run.")
+@click.option("--slide", is_flag=True, help="Sliding window instead of the whole picture at once (logits models).")
+@click.option("--crop", type=Size("HxW"), help="With --slide: the window.  [default: the model's fixed size]")
+@click.option("--stride", type=Size("HxW"), help="With --slide: its step.  [default: two thirds of the window]")
+@click.option("--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True, help="Refuse larger ones.")
+@backend_option
+@threads_option
+def segment(
+    model: Path,
+    inputs: tuple[Path, ...],
+    output: Path,
+    overlay: bool,
+    as_json: bool,
+    resize: Any,
+    recursive: bool,
+    batch: int,
+    slide: bool,
+    crop: tuple[int, int] | None,
+    stride: tuple[int, int] | None,
+    max_pixels: int,
+    backend: str,
+    threads: int | None,
+) -> None:
+    """Segment pictures, or all pictures of folders.
+
+    Writes STEM.labels.png into the output folder: class ids at the picture's own size, 8-bit (16-bit above 256
+    classes). A picture that cannot be read is named at the end, the others are done, and the exit code is 1.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from internimage_deploy.runtime import jobs
+    from internimage_deploy.runtime.segmenter import Segmenter
+
+    if (crop or stride) and not slide:
+        raise click.UsageError("--crop and --stride need --slide")
+    todo = jobs.plan(inputs, recursive=recursive)
+    segmenter = Segmenter.load(
+        model,
+        backend=backend,
+        threads=threads,
+        resize=resize,
+        window=_window(crop, stride) if slide else None,
+        batch=batch,
+        max_pixels=max_pixels,
+    )
+    _make_folder(output)
+    failures: list[tuple[jobs.Job, UserError]] = []
+    bar = Progress(
+        TextColumn("segmenting"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not os.isatty(2),
+    )
+    with segmenter, bar:
+        task = bar.add_task("", total=len(todo))
+
+        def done(job: jobs.Job, error: UserError | None) -> None:
+            if error is not None:
+                failures.append((job, error))
+            bar.advance(task)
+
+        def write(job: jobs.Job, result: Any) -> None:
+            target = output / job.stem
+            if target.parent != output:
+                _make_folder(target.parent)
+            _write_result(target, job.source, model, result, overlay=overlay, as_json=as_json)
+
+        try:
+            jobs.run(segmenter, todo, write, done)
+        except jobs.WriteFailure as failure:
+            raise failure.reason from failure
+    if len(todo) == len(failures) == 1:
+        raise failures[0][1]
+    for job, error in failures:
+        text = str(error)
+        click.echo(f"failed: {text if str(job.source) in text else f'{job.source}: {text}'}", err=True)
+    good = len(todo) - len(failures)
+    click.echo(f"segmented {good} of {len(todo)} {'picture' if len(todo) == 1 else 'pictures'} into {output}")
+    if failures:
+        raise UserError(f"{len(failures)} of {len(todo)} pictures could not be segmented; they are named above")
+
+
+def _window(crop: tuple[int, int] | None, stride: tuple[int, int] | None) -> Any:
+    from internimage_deploy.runtime.sliding import Window, default_stride
+
+    if crop is None:
+        if stride is not None:
+            raise click.UsageError("--stride needs --crop")
+        return "slide"
+    try:
+        return Window(crop, stride or default_stride(crop))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"cannot write into {folder}: it is a file, expected a folder") from error
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def _write_result(target: Path, source: Path, model: Path, result: Any, *, overlay: bool, as_json: bool) -> None:
+    labels = result.labels if result.labels.dtype == np.uint8 else result.labels.astype(np.uint16)
+    atomic_write(target.with_name(f"{target.name}.labels.png"), _png(labels))
+    if overlay:
+        painted = np.ascontiguousarray(result.overlay()[:, :, ::-1])
+        atomic_write(target.with_name(f"{target.name}.overlay.png"), _png(painted))
+    if as_json:
+        facts = {"image": source.name, "model": model.name, **result.summary()}
+        atomic_write(target.with_name(f"{target.name}.json"), json.dumps(facts, indent=1) + "\n")
+
+
+def _png(pixels: npt.NDArray[Any]) -> bytes:
+    import cv2
+
+    good, data = cv2.imencode(".png", pixels)
+    if not good:
+        raise RuntimeError(f"OpenCV could not encode {pixels.dtype} {pixels.shape} as PNG")
+    return bytes(data)

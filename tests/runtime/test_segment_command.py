@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+from tiny_models import color_model, picture
+
+from internimage_deploy import cli
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as exit_:
+            cli.run(cli.group, [str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return exit_.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def model(tmp_path):
+    return color_model(tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index, size in enumerate([(40, 70), (70, 40), (40, 70)]):
+        Image.fromarray(picture(*size)[0]).save(folder / f"p{index}.png")
+    return folder
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def one_error_line(stderr):
+    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_folder_and_a_file(run, model, pictures, tmp_path):
+    Image.fromarray(picture(33, 65)[0]).save(tmp_path / "one.jpg", quality=95)
+    out = tmp_path / "new" / "out"
+    code, said, _ = run("segment", model, pictures, tmp_path / "one.jpg", "-o", out, "--overlay", "--json")
+    assert code == 0
+    assert "segmented 4 of 4 pictures" in said
+    stems = ("one", "p0", "p1", "p2")
+    assert names(out) == sorted(f"{stem}.{kind}" for stem in stems for kind in ("json", "labels.png", "overlay.png"))
+    labels = Image.open(out / "p1.labels.png")
+    assert (labels.mode, labels.size) == ("L", (40, 70))
+    assert (np.asarray(labels) == picture(70, 40)[1]).mean() > 0.9
+    assert Image.open(out / "p1.overlay.png").size == (40, 70)
+    # Red stripe on the left stays red in the painted picture: channels are not swapped.
+    red, green, blue = np.asarray(Image.open(out / "p1.overlay.png"))[35, 2]
+    assert red > 200 > max(green, blue)
+    facts = json.loads((out / "p1.json").read_text())
+    assert (facts["image"], facts["width"], facts["height"]) == ("p1.png", 40, 70)
+    assert sum(entry["pixels"] for entry in facts["classes"]) == 40 * 70
+    assert {entry["class"] for entry in facts["classes"]} == {"red", "green", "blue"}
+
+
+def test_batches_slide_and_resize_give_the_plain_answer(run, pictures, tmp_path):
+    free, fixed = color_model(tmp_path / "free.onnx"), color_model(tmp_path / "fixed.onnx", size=(32, 64))
+    for name, options in {
+        "batch": (free, "--batch", "2", "--threads", "1", "--backend", "onnxruntime"),
+        "slide": (fixed, "--slide"),
+        "crop": (free, "--slide", "--crop", "32x32", "--stride", "24x24", "--resize", "128x128"),
+        "own": (free, "--resize", "own"),
+    }.items():
+        code, _, _ = run("segment", options[0], pictures, "-o", tmp_path / name, *options[1:])
+        assert code == 0
+        for index, size in enumerate([(40, 70), (70, 40), (40, 70)]):
+            labels = np.asarray(Image.open(tmp_path / name / f"p{index}.labels.png"))
+            assert (labels == picture(*size)[1]).mean() > 0.9, name
+
+
+def test_more_than_256_classes_write_16_bits(run, pictures, tmp_path):
+    model = color_model(tmp_path / "m.onnx", classes=tuple(f"c{i}" for i in range(300)))
+    assert run("segment", model, pictures / "p0.png", "-o", tmp_path / "out")[0] == 0
+    labels = Image.open(tmp_path / "out" / "p0.labels.png")
+    assert labels.mode == "I;16"
+    assert set(np.unique(np.asarray(labels))) == {0, 1, 2}
+
+
+def test_subfolders(run, model, pictures, tmp_path):
+    (pictures / "deep").mkdir()
+    (pictures / "deep" / "p0.png").write_bytes((pictures / "p1.png").read_bytes())
+    assert run("segment", model, pictures, "-o", tmp_path / "flat")[0] == 0
+    assert len(names(tmp_path / "flat")) == 3
+    assert run("segment", model, pictures, "-o", tmp_path / "tree", "--recursive")[0] == 0
+    assert "deep/p0.labels.png" in names(tmp_path / "tree")
+    assert len(names(tmp_path / "tree")) == 4
+
+
+def test_results_in_the_input_folder_are_not_segmented_again(run, model, pictures):
+    for _ in range(2):
+        code, said, _ = run("segment", model, pictures, "-o", pictures, "--overlay")
+        assert code == 0
+        assert "3 of 3" in said
+
+
+def test_two_inputs_with_one_stem_are_refused_before_any_work(run, model, pictures, tmp_path):
+    Image.fromarray(picture(40, 40)[0]).save(tmp_path / "p0.bmp")
+    code, _, err = run("segment", model, pictures, tmp_path / "p0.bmp", "-o", tmp_path / "out")
+    assert code == 1
+    assert "would both write p0.labels.png" in one_error_line(err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_named_twice_is_done_once(run, model, pictures, tmp_path):
+    code, said, _ = run("segment", model, pictures, pictures / "p0.png", "-o", tmp_path / "out")
+    assert code == 0
+    assert "3 of 3" in said
+
+
+def test_bad_pictures_among_good_ones(run, model, pictures, tmp_path):
+    data = (pictures / "p0.png").read_bytes()
+    (pictures / "cut.png").write_bytes(data[: len(data) // 2])
+    (pictures / "text.jpg").write_text("hello")
+    out = tmp_path / "out"
+    code, said, err = run("segment", model, pictures, tmp_path / "gone.png", "-o", out, "--batch", "2")
+    assert code == 1
+    assert "segmented 3 of 6 pictures" in said
+    assert names(out) == ["p0.labels.png", "p1.labels.png", "p2.labels.png"]
+    failed = [line for line in err.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 3
+    for name in ("cut.png", "text.jpg", "gone.png"):
+        assert sum(name in line for line in failed) == 1
+    assert "3 of 6 pictures could not be segmented" in one_error_line(err)
+
+
+def test_a_single_bad_picture_is_one_line(run, model, tmp_path):
+    (tmp_path / "x.jpg").write_text("hello")
+    code, _, err = run("segment", model, tmp_path / "x.jpg", "-o", tmp_path / "out")
+    assert code == 1
+    assert "x.jpg: not a picture" in one_error_line(err)
+    assert len(err.splitlines()) == 1
+
+
+def test_the_pixel_limit(run, model, pictures, tmp_path):
+    code, _, err = run("segment", model, pictures / "p0.png", "-o", tmp_path / "out", "--max-pixels", "2799")
+    assert code == 1
+    assert "2,800 pixels, the limit is 2,799; raise it with --max-pixels" in one_error_line(err)
+    assert run("segment", model, pictures / "p0.png", "-o", tmp_path / "out", "--max-pixels", "2800")[0] == 0
+
+
+def test_an_empty_folder(run, model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, _, err = run("segment", model, tmp_path / "empty", "-o", tmp_path / "out")
+    assert code == 1
+    assert "no picture in this folder" in one_error_line(err)
+
+
+def break_missing(path):
+    path.unlink()
+
+
+def break_empty(path):
+    path.write_bytes(b"")
+
+
+def break_truncated(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def break_text(path):
+    path.write_text("this is not a model")
+
+
+def break_no_card(path):
+    color_model(path, with_card=False)
+
+
+def break_newer_card(path):
+    model = onnx.load(path)
+    model.metadata_props[0].value = model.metadata_props[0].value.replace('"version": 1', '"version": 99')
+    onnx.save(model, path)
+
+
+def break_card(path):
+    model = onnx.load(path)
+    model.metadata_props[0].value = '{"version": 1, "classes": []}'
+    onnx.save(model, path)
+
+
+def break_data_missing(path):
+    color_model(path, external=True)
+    path.with_name(f"{path.name}.data").unlink()
+
+
+def break_data_short(path):
+    color_model(path, external=True)
+    path.with_name(f"{path.name}.data").write_bytes(b"abc")
+
+
+def break_names(path):
+    model = onnx.load(path)
+    model.graph.input[0].name = "picture"
+    model.graph.node[0].input[0] = "picture"
+    onnx.save(model, path)
+
+
+def break_operator(path):
+    model = onnx.load(path)
+    model.graph.node[-1].op_type = "NoSuchOperator"
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_missing, "no such file"),
+        (break_empty, "not an ONNX file, or a truncated one"),
+        (break_truncated, "not an ONNX file, or a truncated one"),
+        (break_text, "not an ONNX file, or a truncated one"),
+        (break_no_card, "without a model card, so not one of export-onnx"),
+        (break_newer_card, "card version 99, this program reads version 1"),
+        (break_card, "broken model card"),
+        (break_data_missing, "its weights are in model.onnx.data, which is not beside it"),
+        (break_data_short, "the file is truncated"),
+        (break_names, "its model card says"),
+        (break_operator, "ONNX Runtime cannot load this model"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+@pytest.mark.parametrize("command", ["segment", "verify"])
+def test_broken_models_give_one_line(run, model, pictures, tmp_path, damage, message, command):
+    damage(model)
+    out = ("-o", tmp_path / "out") if command == "segment" else ()
+    code, _, err = run(command, model, *((pictures,) if command == "segment" else ()), *out)
+    assert code == 1
+    line = one_error_line(err)
+    assert "model.onnx" in line
+    if not (command == "verify" and damage is break_operator):  # there the checker speaks first
+        assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_kind_of_file_is_no_model(run, pictures, tmp_path):
+    (tmp_path / "model.pth").write_bytes(b"x")
+    code, _, err = run("segment", tmp_path / "model.pth", pictures, "-o", tmp_path / "out")
+    assert code == 1
+    assert "no backend reads this kind of file, expected a name ending in" in one_error_line(err)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--resize", "512"),
+        ("--resize", "0x512"),
+        ("--crop", "512x512"),
+        ("--slide", "--stride", "32x32"),
+        ("--slide", "--crop", "32x32", "--stride", "64x64"),
+        ("--backend", "abacus"),
+        ("--batch", "0"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage(run, model, pictures, tmp_path, options):
+    assert run("segment", model, pictures, "-o", tmp_path / "out", *options)[0] == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_resize_of_a_fixed_model_is_refused(run, pictures, tmp_path):
+    model = color_model(tmp_path / "m.onnx", size=(64, 64))
+    code, _, err = run("segment", model, pictures, "-o", tmp_path / "out", "--resize", "512x128")
+    assert code == 1
+    assert "this model takes one size, 64x64" in one_error_line(err)
+
+
+def test_an_output_folder_that_is_a_file(run, model, pictures, tmp_path):
+    (tmp_path / "out").touch()
+    for out in (tmp_path / "out", tmp_path / "out" / "below"):
+        code, _, err = run("segment", model, pictures, "-o", out)
+        assert code == 1
+        assert "folder" in one_error_line(err)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "permission denied")],
+    ids=["full", "denied"],
+)
+def test_an_output_folder_that_takes_nothing(run, model, pictures, tmp_path, monkeypatch, number, reason):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    code, _, err = run("segment", model, pictures, "-o", tmp_path / "out")
+    assert code == 1
+    assert reason in one_error_line(err)
+    assert names(tmp_path / "out") == []
+
+
+def test_a_disk_that_fills_up_while_writing_leaves_no_half_file(run, model, pictures, tmp_path):
+    """A limit on the size of files makes the kernel refuse in the middle of a write, as a full disk does."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(pictures / "p1.png")
+    code = (
+        "import resource, signal, sys; from internimage_deploy import cli;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000));"
+        "cli.run(cli.group, sys.argv[1:])"
+    )
+    arguments = ["segment", model, pictures, "-o", tmp_path / "out", "--overlay"]
+    result = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "cannot write" in one_error_line(result.stderr)
+    for path in (tmp_path / "out").iterdir():
+        assert not path.name.startswith(".")
+        Image.open(path).load()
+
+
+def test_ctrl_c_stops_cleanly(model, pictures, tmp_path):
+    for index in range(3000):
+        os.link(pictures / "p0.png", pictures / f"q{index}.png")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "internimage_deploy", "segment", model, pictures, "-o", out]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (out.is_dir() and any(out.iterdir())):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert 0 < len(list(out.iterdir())) < 3003
+    for path in out.iterdir():
+        assert path.name.endswith(".labels.png")
+        assert not path.name.startswith(".")
+        Image.open(path).load()

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+import cv2
+import numpy as np
+import pytest
+from tiny_models import color_model, picture
+
+from internimage_deploy import Segmenter, UserError
+from internimage_deploy.runtime.preprocess import Geometry
+from internimage_deploy.runtime.sliding import Window, crops, labels_from_crops
+
+
+def spans(size, crop, stride):
+    return [(s.start, s.stop) for s, _ in crops((size, 1), Window((crop, 1), (stride, 1)))]
+
+
+def test_crops_end_at_the_border():
+    assert spans(64, 64, 32) == [(0, 64)]
+    assert spans(100, 64, 40) == [(0, 64), (36, 100)]
+    assert spans(104, 64, 40) == [(0, 64), (40, 104)]
+    assert spans(105, 64, 40) == [(0, 64), (40, 104), (41, 105)]
+    assert spans(40, 64, 40) == [(0, 40)]
+
+
+@pytest.mark.parametrize(("crop", "stride"), [((64, 64), (0, 32)), ((64, 64), (65, 32))])
+def test_a_stride_must_cover_the_picture(crop, stride):
+    with pytest.raises(ValueError, match="a stride is 1 to the crop's size"):
+        Window(crop, stride)
+
+
+@pytest.mark.parametrize("size", [(96, 160), (64, 64), (128, 96)])
+def test_labels_equal_a_plain_average_over_all_pixels(size):
+    """The reference holds every class at full size, as mmsegmentation does."""
+    rng = np.random.default_rng(3)
+    window, image = Window((64, 64), (42, 42)), (75, 131)
+    places = crops(size, window)
+    logits = [rng.standard_normal((7, 16, 16)).astype(np.float32) for _ in places]
+    total, count = np.zeros((7, *size), np.float32), np.zeros(size, np.float32)
+    for crop, (rows, columns) in zip(logits, places, strict=True):
+        total[:, rows, columns] += np.stack([cv2.resize(plane, (64, 64)) for plane in crop])
+        count[rows, columns] += 1
+    assert count.min() >= 1
+    full = np.stack([cv2.resize(plane, image[::-1]) for plane in total / count])
+    ordered = np.sort(full, axis=0)
+    clear = ordered[-1] - ordered[-2] > 1e-4
+    labels = labels_from_crops(logits, places, Geometry(image, size, size, size))
+    np.testing.assert_array_equal(labels[clear], full.argmax(axis=0)[clear])
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("hw", [(130, 200), (40, 50), (64, 300)], ids=["larger", "smaller", "flat"])
+def test_a_local_model_answers_the_same_through_a_window(tmp_path, hw, batch):
+    """The color model looks at 4x4 pixels, so a window that starts on multiples of 4 changes nothing."""
+    image, _ = picture(*hw)
+    whole = Segmenter.load(color_model(tmp_path / "free.onnx"))(image).labels
+    free = Segmenter.load(tmp_path / "free.onnx", window=Window((64, 64), (44, 44)), batch=batch)(image).labels
+    fixed = Segmenter.load(color_model(tmp_path / "fixed.onnx", size=(64, 64)), window="slide", batch=batch)(image)
+    assert (free == whole).mean() > 0.97
+    assert (fixed.labels == whole).mean() > 0.97
+
+
+def test_what_cannot_slide_is_refused(tmp_path):
+    with pytest.raises(UserError, match="answers labels; export it with --emit logits"):
+        Segmenter.load(color_model(tmp_path / "a.onnx", labels=True, size=(64, 64)), window="slide")
+    with pytest.raises(UserError, match="give the crop"):
+        Segmenter.load(color_model(tmp_path / "b.onnx"), window="slide")
+    with pytest.raises(UserError, match="expects multiples of 32"):
+        Segmenter.load(tmp_path / "b.onnx", window=Window((60, 60), (40, 40)))
+    with pytest.raises(UserError, match="expects 64x64"):
+        Segmenter.load(color_model(tmp_path / "c.onnx", size=(64, 64)), window=Window((96, 96), (64, 64)))

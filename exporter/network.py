@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network as it is exported: pixels in, labels or logits out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from internimage_deploy.exporter.models import Segmentor
+from internimage_deploy.exporter.options import ExportOptions
+from internimage_deploy.runtime.card import IMAGENET_MEAN, IMAGENET_STD
+
+
+class Network(nn.Module):
+    """A segmentor between the input and the output that `options` asks for; see `ExportOptions`.
+
+    The parts keep the segmentor's names, so that names in the graph equal those in the checkpoint.
+    """
+
+    def __init__(self, segmentor: Segmentor, options: ExportOptions) -> None:
+        super().__init__()
+        self.preprocess = Normalize() if options.input == "uint8" else None
+        self.backbone = segmentor.backbone
+        self.decode_head = segmentor.decode_head
+        self.postprocess = Labels(segmentor.config.head.num_classes) if options.emit == "labels" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[1:3] if self.preprocess is not None else x.shape[2:4]
+        if self.preprocess is not None:
+            x = self.preprocess(x)
+        x = self.decode_head(self.backbone(x))
+        return x if self.postprocess is None else self.postprocess(x, size[0], size[1])
+
+
+class Normalize(nn.Module):
+    """(N, H, W, 3) uint8 RGB to (N, 3, H, W) float32 with ImageNet's mean and standard deviation."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+        self.register_buffer("scale", 1 / torch.tensor(IMAGENET_STD).view(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The cast comes first because TensorRT takes uint8 nowhere but in a cast.
+        return (x.float().permute(0, 3, 1, 2) - self.mean) * self.scale
+
+
+class Labels(nn.Module):
+    """Logits (N, classes, H/4, W/4) to the strongest class (N, H, W), as mmsegmentation decides it at network size."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.dtype = label_dtype(classes)
+
+    def forward(self, logits: Tensor, height: int, width: int) -> Tensor:
+        logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+        return logits.argmax(dim=1).to(self.dtype)
+
+
+def label_dtype(classes: int) -> torch.dtype:
+    """uint8 where the ids of that many classes fit, else int32."""
+    return torch.uint8 if classes <= 256 else torch.int32

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does the file answer what PyTorch answers?"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from internimage_deploy.errors import MissingDependency, UserError
+from internimage_deploy.exporter.options import ExportOptions
+from internimage_deploy.runtime.card import ModelCard
+
+if TYPE_CHECKING:
+    from internimage_deploy.exporter.models import Segmentor
+
+# (batch, height, width) tried where they are free: the smallest, then not square, then larger than the traced one.
+FREE_SIZES = ((1, 32, 32), (2, 64, 128), (1, 192, 160))
+LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class Check:
+    """How to compare: `tolerance` bounds |ONNX - PyTorch| / max(1, largest |logit|)."""
+
+    tolerance: float = 1e-4
+    seed: int = 0
+
+
+DEFAULT_CHECK = Check()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A random input as the file takes it, and PyTorch's logits (N, classes, H/4, W/4) for it."""
+
+    input: npt.NDArray[Any]
+    size: tuple[int, int]
+    logits: npt.NDArray[np.float32]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One input's result; `error` is the largest |ONNX - PyTorch| of a logit, `agreement` the share of equal labels."""
+
+    shape: tuple[int, int, int]  # (batch, height, width)
+    error: float
+    largest: float  # |logit|
+    agreement: float
+    torch_seconds: float
+    onnx_seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """The comparisons of one file."""
+
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def error(self) -> float:
+        """The largest error relative to max(1, largest |logit|)."""
+        return max(c.error / max(1.0, c.largest) for c in self.comparisons)
+
+
+def references(segmentor: Segmentor, options: ExportOptions, check: Check = DEFAULT_CHECK) -> list[Reference]:
+    """Random inputs of every size to try, with PyTorch's answers; to be called before the segmentor is used up."""
+    if options.size is not None:
+        sizes: list[tuple[int, int, int]] = [(options.batch or 1, *options.size)]
+    else:
+        sizes = [(options.batch or batch, height, width) for batch, height, width in FREE_SIZES]
+    rng = np.random.default_rng(check.seed)
+    return [_reference(segmentor, options, rng, *size) for size in sizes]
+
+
+def _reference(
+    segmentor: Segmentor, options: ExportOptions, rng: np.random.Generator, batch: int, height: int, width: int
+) -> Reference:
+    from internimage_deploy.exporter.network import Normalize
+
+    given: npt.NDArray[Any]
+    if options.input == "uint8":
+        given = rng.integers(0, 256, (batch, height, width, 3), np.uint8)
+        x = Normalize()(torch.from_numpy(given))
+    else:
+        given = rng.standard_normal((batch, 3, height, width), np.float32)
+        x = torch.from_numpy(given)
+    start = time.perf_counter()
+    with torch.inference_mode():
+        logits = segmentor(x)
+    return Reference(given, (height, width), logits.numpy(), time.perf_counter() - start)
+
+
+def compare(path: Path, card: ModelCard, references: list[Reference], check: Check = DEFAULT_CHECK) -> Report:
+    """Run the file on each reference's input in ONNX Runtime.
+
+    Raises:
+        UserError: the error exceeds the tolerance, or the labels are not those of the logits.
+    """
+    session, outputs = _session(path, card)
+    comparisons = []
+    for reference in references:
+        start = time.perf_counter()
+        answers = dict(zip(outputs, session.run(outputs, {card.input.name: reference.input}), strict=True))
+        seconds = time.perf_counter() - start
+        logits = answers[LOGITS]
+        labels = answers[card.output.name] if card.emits_labels else labels_of(logits, reference.size)
+        expected = labels_of(reference.logits, reference.size)
+        comparisons.append(
+            Comparison(
+                shape=(len(logits), *reference.size),
+                error=float(np.abs(logits - reference.logits).max()),
+                largest=float(np.abs(reference.logits).max()),
+                agreement=float((labels == expected).mean()),
+                torch_seconds=reference.seconds,
+                onnx_seconds=seconds,
+            )
+        )
+    report = Report(tuple(comparisons))
+    if not report.error <= check.tolerance:
+        raise UserError(
+            f"the exported file disagrees with PyTorch: relative error {report.error:.1e}, expected at most "
+            f"{check.tolerance:.0e}; raise --tolerance, or use --no-verify to keep the file all the same"
+        )
+    return report
+
+
+def labels_of(logits: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """The labels (N, H, W) that PyTorch decides from logits (N, classes, H/4, W/4) at network size."""
+    grown = F.interpolate(torch.from_numpy(logits), size=size, mode="bilinear", align_corners=False)
+    return grown.argmax(dim=1).numpy()
+
+
+def _session(path: Path, card: ModelCard) -> tuple[Any, list[str]]:
+    """A session that also answers the logits, whatever the file's own output is."""
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise MissingDependency("onnxruntime", "export", "verifying an export (or use --no-verify)") from error
+    import onnx
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    model = onnx.load(str(path), load_external_data=False)
+    if card.emits_labels:
+        model.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, [None] * 4))
+    probe = path.with_name(f".{path.name}.probe")
+    try:
+        probe.write_bytes(model.SerializeToString())
+        session = ort.InferenceSession(str(probe), options, providers=["CPUExecutionProvider"])
+    finally:
+        probe.unlink(missing_ok=True)
+    return session, [card.output.name, LOGITS] if card.emits_labels else [card.output.name]

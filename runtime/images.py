@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import threading
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,9 +95,7 @@ def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
 
 def _read(source: Path | io.BytesIO, name: str, max_pixels: int, formats: tuple[str, ...]) -> npt.NDArray[np.uint8]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks about odd metadata: the pixels decide
-            return _decode(source, name, max_pixels, formats)
+        return _decode(source, name, max_pixels, formats)
     except UserError:
         raise
     except MemoryError as error:

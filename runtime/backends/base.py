@@ -78,8 +78,8 @@ def choose(path: Path, backend: str = "auto") -> str:
     fitting = [name for name in names if path.suffix.lower() in REGISTRY[name].suffixes]
     if not fitting:
         known = sorted({suffix for name in names for suffix in REGISTRY[name].suffixes})
-        who = "no backend" if backend == "auto" else f"the backend '{backend}' does not"
-        raise UserError(f"{path}: {who} reads this kind of file, expected a name ending in {' or '.join(known)}")
+        who = "no backend reads" if backend == "auto" else f"the backend '{backend}' does not read"
+        raise UserError(f"{path}: {who} this kind of file, expected a name ending in {' or '.join(known)}")
     for name in fitting:
         if installed(REGISTRY[name]):
             return name

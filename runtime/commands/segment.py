@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def segment(
 
     if (crop or stride) and not slide:
         raise click.UsageError("--crop and --stride need --slide")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks about odd metadata: the pixels decide
     todo = jobs.plan(inputs, recursive=recursive)
     segmenter = Segmenter.load(
         model,

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tiny_models import color_model
+
+from internimage_deploy import UserError, cli
+from internimage_deploy.runtime.backends.base import REGISTRY, Entry, choose, load_backend
+from internimage_deploy.runtime.card import METADATA_KEY, ModelCard, TensorSpec
+from internimage_deploy.runtime.commands import doctor
+from internimage_deploy.runtime.graph import UnknownShape, graph_facts, multiply_adds
+from internimage_deploy.runtime.model_file import read_model
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as exit_:
+            cli.run(cli.group, [str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return exit_.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def change(path, edit):
+    model = onnx.load(path)
+    edit(model)
+    onnx.save(model, path)
+    return path
+
+
+def scale_weights(factor):
+    def edit(model):
+        for tensor in model.graph.initializer:
+            if tensor.name in ("weight", "bias"):
+                values = numpy_helper.to_array(tensor) * np.float32(factor)
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+    return edit
+
+
+@pytest.mark.parametrize("labels", [True, False], ids=["labels", "logits"])
+@pytest.mark.parametrize("size", [None, (64, 96)], ids=["dynamic", "static"])
+def test_verify_of_a_sound_model(run, tmp_path, labels, size):
+    code, said, err = run("verify", color_model(tmp_path / "m.onnx", labels=labels, size=size))
+    assert (code, err) == (0, "")
+    assert "follows the ONNX rules" in said
+    assert said.count("batch 2") == (1 if size else 3)
+
+
+def test_verify_against_its_equal_in_other_clothes(run, tmp_path):
+    """Normalisation inside or outside the graph, labels or logits: the same model."""
+    color_model(tmp_path / "a.onnx")
+    code, said, _ = run("verify", tmp_path / "a.onnx", "--against", color_model(tmp_path / "b.onnx", uint8=False))
+    assert code == 0
+    assert said.count("100.0000% of the labels agree, max error") == 3
+    code, said, _ = run("verify", tmp_path / "a.onnx", "--against", color_model(tmp_path / "c.onnx", labels=True))
+    assert code == 0
+    assert said.count("of the labels agree") == 3
+    code, said, _ = run("verify", tmp_path / "a.onnx", "--against-backend", "onnxruntime", "--size", "64x32")
+    assert code == 0
+    assert "64x32: 100.0000% of the labels agree, max error 0" in said
+
+
+def test_verify_sees_other_labels_and_other_logits(run, tmp_path):
+    sound = color_model(tmp_path / "a.onnx")
+    negated = change(color_model(tmp_path / "b.onnx"), scale_weights(-1))
+    code, _, err = run("verify", sound, "--against", negated)
+    assert code == 1
+    assert "a.onnx and b.onnx disagree at 64x64: " in err
+    # Scaling keeps every label and moves every logit.
+    scaled = change(color_model(tmp_path / "c.onnx"), scale_weights(1.01))
+    code, said, err = run("verify", sound, "--against", scaled)
+    assert code == 1
+    assert "100.0000% of the labels agree" in said
+    assert "expected at most" in err
+    assert run("verify", sound, "--against", scaled, "--max-error", "1000")[0] == 0
+
+
+def test_verify_sees_that_card_and_graph_differ(run, tmp_path):
+    wrong = TensorSpec("image", "uint8", ("batch", 64, 64, 3))
+    path = color_model(tmp_path / "a.onnx", size=(96, 64), card_changes={"input": wrong})
+    code, _, err = run("verify", path)
+    assert code == 1
+    assert "input 'image' is [None, 96, 64, 3] in the graph, its model card says [None, 64, 64, 3]" in err
+
+
+def test_verify_sees_a_network_that_mixes_up_its_batch(run, tmp_path):
+    def average_over_batch(model):
+        model.graph.node[-1].output[0] = "own"
+        model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "axes"))
+        model.graph.node.append(helper.make_node("ReduceMean", ["own", "axes"], ["average"]))
+        model.graph.node.append(helper.make_node("Sub", ["own", "average"], ["logits"]))
+
+    code, _, err = run("verify", change(color_model(tmp_path / "m.onnx"), average_over_batch))
+    assert code == 1
+    assert "answers differently to a picture alone and in a batch" in err
+
+
+def test_verify_sees_more_labels_than_classes(run, tmp_path):
+    two = {"classes": ("red", "green"), "palette": ((255, 0, 0), (0, 255, 0))}
+    code, _, err = run("verify", color_model(tmp_path / "m.onnx", labels=True, card_changes=two))
+    assert code == 1
+    assert "answered label 2, the card names 2 classes" in err
+
+
+@pytest.mark.parametrize("size", ["60x64", "64x100"])
+def test_sizes_that_are_no_multiple_of_32(run, tmp_path, size):
+    for command in ("verify", "info"):
+        code, _, err = run(command, color_model(tmp_path / "m.onnx"), "--size", size)
+        assert code == 1
+        assert "multiples of 32" in err
+
+
+def test_info(run, tmp_path):
+    path = color_model(tmp_path / "m.onnx", external=True)
+    code, said, _ = run("info", path, "--json", "--size", "64x96")
+    assert code == 0
+    facts = json.loads(said)
+    assert facts["card"]["classes"] == ["red", "green", "blue"]
+    assert facts["graph"]["parameters"] == 3 * 3 + 3 + 3 + 3
+    assert facts["graph"]["file_bytes"] == sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert facts["graph"]["operators"]["Conv"] == 1
+    assert facts["multiply_adds"] == {"size": [64, 96], "total": 16 * 24 * 9, "by_operator": {"Conv": 16 * 24 * 9}}
+    code, said, _ = run("info", path)
+    assert code == 0
+    assert "image uint8 (batch, height, width, 3)" in said
+    assert run("info", color_model(tmp_path / "s.onnx", size=(64, 64)), "--size", "96x96")[0] == 1
+
+
+def write_graph(path, nodes, initializers, size=("height", "width")):
+    """A model around `nodes` that map "input" to "logits"."""
+    source = TensorSpec("input", "float32", ("batch", 3, *size))
+    answer = TensorSpec("logits", "float32", ("batch", 8, "h4", "w4"))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, source.shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, answer.shape)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in initializers.items()],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("internimage", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    card = ModelCard("x", ("a",) * 8, ((0, 0, 0),) * 8, source, answer)
+    helper.set_model_props(model, {METADATA_KEY: card.to_json()})
+    onnx.save(model, path)
+    return read_model(path), card
+
+
+def test_multiply_adds_by_hand(tmp_path):
+    """Sizes that the graph computes itself: a matrix (H/4, H/8) made from shapes, as dynamic pooling has."""
+    floats = np.float32
+    nodes = [
+        helper.make_node("Conv", ["input", "stem"], ["low"], strides=[4, 4], pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["low", "depthwise"], ["deep"], group=8, pads=[1, 1, 1, 1]),
+        helper.make_node("Shape", ["deep"], ["rows"], start=2, end=3),
+        helper.make_node("Div", ["rows", "two"], ["half"]),
+        helper.make_node("Concat", ["half", "rows"], ["matrix_shape"], axis=0),
+        helper.make_node("ConstantOfShape", ["matrix_shape"], ["matrix"]),
+        helper.make_node("MatMul", ["matrix", "deep"], ["halved"]),
+        helper.make_node("Transpose", ["halved"], ["nhwc"], perm=[0, 2, 3, 1]),
+        helper.make_node("Conv", ["halved", "to_offset"], ["offset_nchw"]),
+        helper.make_node("Transpose", ["offset_nchw"], ["offset"], perm=[0, 2, 3, 1]),
+        helper.make_node("Conv", ["halved", "to_mask"], ["mask_nchw"]),
+        helper.make_node("Transpose", ["mask_nchw"], ["mask"], perm=[0, 2, 3, 1]),
+        helper.make_node(
+            "DCNv3", ["nhwc", "offset", "mask"], ["moved"], domain="internimage", group=2, group_channels=4
+        ),
+        helper.make_node("Transpose", ["moved"], ["logits"], perm=[0, 3, 1, 2]),
+    ]
+    weights = {
+        "stem": np.zeros((8, 3, 3, 3), floats),
+        "depthwise": np.zeros((8, 1, 3, 3), floats),
+        "to_offset": np.zeros((36, 8, 1, 1), floats),
+        "to_mask": np.zeros((18, 8, 1, 1), floats),
+        "two": np.array([2]),
+    }
+    model, card = write_graph(tmp_path / "m.onnx", nodes, weights)
+    at_64x96 = multiply_adds(model, card, (64, 96), tmp_path)
+    low, halved = 16 * 24, 8 * 24
+    assert at_64x96 == {
+        "Conv": low * 8 * 27 + low * 8 * 9 + halved * 36 * 8 + halved * 18 * 8,
+        "MatMul": 8 * (8 * 24) * 16,
+        "DCNv3": 5 * halved * 9 * 8,  # as the official repository counts: 5 x positions x points x channels
+    }
+    in_two = multiply_adds(model, card, (64, 96), tmp_path, batch=2)
+    assert in_two == {name: 2 * count for name, count in at_64x96.items()}
+    facts = graph_facts(model, tmp_path / "m.onnx")
+    assert facts.operators["internimage::DCNv3"] == 1
+    assert facts.nodes == len(nodes)
+
+
+def test_sizes_that_depend_on_the_data_are_said(tmp_path):
+    nodes = [helper.make_node("NonZero", ["input"], ["found"]), helper.make_node("Cast", ["found"], ["logits"], to=1)]
+    model, card = write_graph(tmp_path / "m.onnx", nodes, {})
+    with pytest.raises(UnknownShape, match="NonZero"):
+        multiply_adds(model, card, (64, 64), tmp_path)
+
+
+def test_a_backend_that_is_not_installed_names_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(REGISTRY, "abacus", Entry("abacus:load", (".abc",), "no_such_package", "abacus"))
+    with pytest.raises(UserError, match=r"pip install 'internimage-deploy\[abacus\]'"):
+        choose(tmp_path / "model.abc")
+    with pytest.raises(UserError, match="the backend 'abacus' does not read this kind of file"):
+        choose(tmp_path / "model.onnx", "abacus")
+    with pytest.raises(UserError, match="no backend 'nothing'; choose one of: auto, onnxruntime"):
+        choose(tmp_path / "model.onnx", "nothing")
+
+
+def test_the_answer_must_have_the_rank_of_the_card(tmp_path):
+    answer = TensorSpec("logits", "float32", ("batch", 3, "x", "h4", "w4"))
+    backend = load_backend(color_model(tmp_path / "m.onnx", card_changes={"output": answer}))
+    with pytest.raises(UserError, match="expected 5 dimensions"):
+        backend.run(np.zeros((1, 64, 64, 3), np.uint8))
+
+
+def test_doctor_survives_broken_packages(tmp_path, monkeypatch):
+    (tmp_path / "broken_package.py").write_text("raise RuntimeError('lost\\na library')")
+    (tmp_path / "leftover_package").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    part = doctor.Part("Broken", "broken_package", ("broken-package",), "pip install it", "tests", try_import=True)
+    found = doctor.examine(part)
+    assert (found.state, found.detail) == ("broken", "(RuntimeError: lost a library)")
+    leftover = dataclasses.replace(part, module="leftover_package")
+    assert doctor.examine(leftover).state == "missing"
+    assert doctor.examine(dataclasses.replace(part, module="not_there_at_all")).state == "missing"
+    monkeypatch.delitem(sys.modules, "broken_package", raising=False)
+
+
+def test_doctor_says_what_is_there(run, monkeypatch):
+    code, said, _ = run("doctor")
+    assert code == 0
+    assert np.__version__ in said
+    assert "onnxruntime" in said
+    monkeypatch.setattr(doctor, "_present", lambda module: module != "cv2")
+    code, said, _ = run("doctor")
+    assert code == 1
+    assert "pip install opencv-python-headless" in said

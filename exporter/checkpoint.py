@@ -28,6 +28,7 @@ _PLAIN_CONTAINERS = ("state_dict", "model", "module", "network")
 _EMA_CONTAINERS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema")
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and torch.compile
 _TRAINING_ONLY = re.compile(r"auxiliary_head\.|ema_|.*loss|.*\.num_batches_tracked$")
+_FAMILIES = {"UPerHead": "upernet_internimage", "SegformerHead": "segformer_internimage"}
 _LISTED = 8  # names shown in a message before "and N more"
 
 
@@ -91,7 +92,7 @@ def read_checkpoint(
     return Checkpoint(
         config=config,
         state_dict={name: _float32(tensor, name, path) for name, tensor in _with_counters(config, state).items()},
-        architecture=known.name if known else f"{config.head.type.removesuffix('Head').lower()}_internimage",
+        architecture=known.name if known else _FAMILIES[config.head.type],
         classes=names,
         palette=palette,
         resize=mmconfig.test_scale(training) or (known.resize if known else None),

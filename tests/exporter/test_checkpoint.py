@@ -24,6 +24,7 @@ def test_architecture_is_inferred_from_an_official_checkpoint(name, tmp_path):
     assert backbone.post_norm == case["backbone"]["post_norm"]
     assert list(backbone.level2_post_norm_block_ids) == case["backbone"].get("level2_post_norm_block_ids", [])
     assert checkpoint.config.head.type == case["head"]["type"]
+    assert checkpoint.architecture == name.split("_")[0] + "_internimage"
     assert checkpoint.classes == golden.meta(name)["CLASSES"]
     assert [list(color) for color in checkpoint.palette] == golden.meta(name)["PALETTE"]
     with torch.inference_mode():

@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,cpu,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,cpu,serve,ray,test]'
 	@touch $@
 
 test: setup ## every test

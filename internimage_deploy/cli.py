@@ -26,6 +26,8 @@ COMMANDS = {
     "segment": (f"{_RUNTIME}.segment:segment", "Segment pictures, folders, videos."),
     "verify": (f"{_RUNTIME}.verify:verify", "Check a model file and compare backends."),
     "info": (f"{_RUNTIME}.info:info", "Model card, graph size, operators, multiply-adds."),
+    "serve": (f"{_RUNTIME}.serve:serve", "Pictures over HTTP, here or on a Ray cluster."),
+    "export-triton": (f"{_RUNTIME}.export_triton:export_triton", "A model repository for Triton Inference Server."),
     "doctor": (f"{_RUNTIME}.doctor:doctor", "What is installed, what is missing, how to install it."),
 }
 

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the network runs, as the application sees it; and the engine of one machine."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from internimage_deploy.runtime.card import ModelCard
+from internimage_deploy.runtime.postprocess import Labels
+from internimage_deploy.runtime.serving.batcher import Batcher, Timing
+from internimage_deploy.runtime.serving.metrics import Metrics
+from internimage_deploy.runtime.serving.pool import Pool
+from internimage_deploy.runtime.serving.refusal import Refusal
+from internimage_deploy.runtime.serving.settings import Settings
+from internimage_deploy.runtime.serving.work import Work
+
+
+class Engine(Protocol):
+    """Runs the network somewhere."""
+
+    async def start(self) -> ModelCard:
+        """Load the model and wait until it answers. Raises `UserError` if it cannot be loaded."""
+        ...
+
+    def refusal(self) -> Refusal | None:
+        """Why a picture would be refused at this moment; None if there is room."""
+        ...
+
+    def alive(self) -> bool:
+        """True while something can answer."""
+        ...
+
+    async def segment(self, work: Work, deadline: float) -> tuple[Labels, Timing]:
+        """Labels at the picture's own size. Raises `Refusal` if there is no room or no time."""
+        ...
+
+    async def close(self) -> None:
+        """Finish accepted work, then free everything."""
+        ...
+
+
+class LocalEngine:
+    """Worker processes on this machine behind one queue; see `Engine`."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._pool = Pool(
+            settings.model,
+            count=settings.workers,
+            batch=settings.batching.size,
+            run_s=settings.run_s,
+            restarted=metrics.worker_restarts.inc,
+        )
+        self._batcher: Batcher[Work, Labels] = Batcher(
+            self._pool.run,
+            size=settings.batching.size,
+            delay_s=settings.batching.delay_s,
+            queue=settings.batching.queue,
+            runners=settings.workers,
+            observe=metrics.batch_size.observe,
+        )
+        metrics.queue.set_function(lambda: self._batcher.waiting)
+        metrics.workers.set_function(lambda: self._pool.alive)
+
+    async def start(self) -> ModelCard:
+        return await self._pool.start()
+
+    def refusal(self) -> Refusal | None:
+        return self._batcher.refusal() if self._batcher.full else None
+
+    def alive(self) -> bool:
+        return self._pool.alive > 0
+
+    async def segment(self, work: Work, deadline: float) -> tuple[Labels, Timing]:
+        return await self._batcher.submit(work, key=work.key, deadline=deadline)
+
+    async def close(self) -> None:
+        try:
+            await asyncio.wait_for(self._batcher.close(), timeout=60)
+        finally:
+            await self._pool.close()

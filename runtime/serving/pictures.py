@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures out of request bodies, and answers as PNG and run lengths."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.images import decode_image
+from internimage_deploy.runtime.postprocess import Labels
+from internimage_deploy.runtime.serving.refusal import Refusal
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+"""What clients may send: what browsers and cameras make, and no format whose decoder is rarely used by others."""
+
+MOST_RUNS = 2_000_000  # of run-length masks; about 10 MB of JSON
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """(width, height) as the header says, without decoding. Refuses with 400 what is no picture."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures; ours is the limit that counts
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                return image.width, image.height
+    except Image.DecompressionBombError as error:
+        raise Refusal(413, "the picture has far too many pixels", kind="pixels") from error
+    except Exception as error:  # whatever a damaged header makes of Pillow
+        reason = f"the body is not a picture in a known format ({', '.join(FORMATS)})"
+        raise Refusal(400, reason, kind="picture") from error
+
+
+def decode(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB; refuses with 400 or 413."""
+    width, height = picture_size(data)
+    if width * height > max_pixels:
+        raise Refusal(
+            413, f"the picture is {width}x{height}, {width * height:,} pixels; at most {max_pixels:,}", kind="pixels"
+        )
+    try:
+        return decode_image(data, what="the picture", max_pixels=max_pixels, formats=FORMATS)
+    except UserError as error:
+        raise Refusal(400, str(error), kind="picture") from error
+
+
+def png(image: npt.NDArray[Any]) -> bytes:
+    """Labels (H, W), 8-bit where they fit and else 16-bit, or a picture (H, W, 3) uint8 RGB, as a PNG file."""
+    import cv2
+
+    if image.ndim == 3:
+        image = np.ascontiguousarray(image[:, :, ::-1])
+    elif image.dtype != np.uint8:
+        image = image.astype(np.uint16)
+    done, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    if not done:
+        raise RuntimeError(f"no PNG of {image.dtype} {image.shape}")
+    return bytes(data)
+
+
+def run_lengths(labels: Labels) -> dict[int, list[int]]:
+    """COCO's uncompressed run lengths of each class that occurs in `labels` (H, W).
+
+    Down the columns, left to right: pixels outside the class, inside, outside, ...; they sum to H * W.
+
+    Raises:
+        Refusal: 406, the labels change so often that the lists would be larger than a PNG.
+    """
+    column_first = np.asarray(labels).T.ravel()
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(column_first)) + 1])
+    if len(starts) > MOST_RUNS:
+        raise Refusal(
+            406, "too many small regions for run lengths; ask for the labels with  Accept: image/png", kind="runs"
+        )
+    ends = np.append(starts[1:], column_first.size)
+    values = column_first[starts]
+    order = np.argsort(values, kind="stable")
+    masks: dict[int, list[int]] = {}
+    for part in np.split(order, np.flatnonzero(np.diff(values[order])) + 1):
+        edges = np.empty(2 * len(part) + 1, np.int64)
+        edges[0], edges[1::2], edges[2::2] = 0, starts[part], ends[part]
+        counts = np.diff(edges).tolist()
+        rest = column_first.size - int(ends[part[-1]])
+        masks[int(values[part[0]])] = [*counts, rest] if rest else counts
+    return masks

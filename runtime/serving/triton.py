@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model repository for Triton Inference Server.
+
+    REPO/NAME/config.pbtxt
+    REPO/NAME/1/model.onnx or model.plan
+    REPO/NAME/NAME OF THE PLUGIN LIBRARY    (engines that need one)
+
+Triton takes every folder of a repository for a model, so the plugin library lies in the model's own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.files import atomic_path, atomic_write, write_error
+from internimage_deploy.runtime.card import METADATA_KEY, ModelCard, TensorSpec
+from internimage_deploy.runtime.model_file import external_files, read_card, read_model
+
+_TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32"}
+_WARM_UP_SIDE = 512
+_MOUNT = "/models"
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """How Triton should run the model; times in microseconds."""
+
+    name: str
+    max_batch: int = 8
+    delay_us: int = 5000
+    queue: int = 64
+    instances: int = 1
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    plugin: Path | None = None  # the compiled DCNv3 plugin, for an engine that needs it
+
+
+def export(model: Path, repository: Path, options: TritonOptions) -> list[str]:
+    """Write `model` into `repository` and return the commands that start Triton with it.
+
+    Raises:
+        UserError: the model is not one Triton can run in one step, its plugin is missing, or a file cannot be written.
+    """
+    is_engine = model.suffix.lower() != ".onnx"
+    card = _engine_card(model) if is_engine else read_card(model)
+    _check(model, card, options, is_engine)
+    folder = repository / options.name
+    try:
+        (folder / "1").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    _copy(model, folder / "1" / ("model.plan" if is_engine else "model.onnx"))
+    if not is_engine:
+        for name in external_files(read_model(model)):
+            _copy(model.parent / name, folder / "1" / name)
+    plugin = None
+    if options.plugin is not None and card.engine is not None and card.engine.plugin_version:
+        plugin = f"{_MOUNT}/{options.name}/{options.plugin.name}"
+        _copy(options.plugin, folder / options.plugin.name)
+    # Last: a server that polls the repository must not see a model without its files.
+    atomic_write(folder / "config.pbtxt", config(card, options, is_engine=is_engine))
+    return commands(repository, plugin, gpu=is_engine or options.device == "gpu")
+
+
+def config(card: ModelCard, options: TritonOptions, *, is_engine: bool) -> str:
+    """The text of `config.pbtxt`."""
+    batch = _batch_size(card, options)
+    device = "gpu" if is_engine else options.device
+    lines = [
+        f"name: {_text(options.name)}",
+        f"platform: {_text('tensorrt_plan' if is_engine else 'onnxruntime_onnx')}",
+        f"max_batch_size: {batch}",
+        f"input [ {_tensor(card.input, batch)} ]",
+        f"output [ {_tensor(card.output, batch)} ]",
+        f"instance_group [ {{ count: {options.instances} kind: KIND_{device.upper()} }} ]",
+    ]
+    if batch > 1:
+        preferred = sorted({max(batch // 2, 1), batch})
+        lines += [
+            "dynamic_batching {",
+            f"  preferred_batch_size: [ {', '.join(map(str, preferred))} ]",
+            f"  max_queue_delay_microseconds: {options.delay_us}",
+            f"  default_queue_policy {{ timeout_action: REJECT max_queue_size: {options.queue} }}",
+            "}",
+        ]
+    warm_up = " ".join(f"dims: {side}" for side in _warm_up_shape(card, batch))
+    lines += [
+        "model_warmup [ {",
+        '  name: "black picture" batch_size: 1',
+        f"  inputs {{ key: {_text(card.input.name)} "
+        f"value {{ data_type: {_TYPES[card.input.dtype]} {warm_up} zero_data: true }} }}",
+        "} ]",
+        f"parameters {{ key: {_text(METADATA_KEY)} value {{ string_value: {_text(_facts(card))} }} }}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def commands(repository: Path, plugin: str | None, *, gpu: bool) -> list[str]:
+    """Shell commands that start Triton on `repository` and ask whether it is ready; `plugin` inside the container."""
+    gpus = "--gpus all " if gpu else ""
+    # LD_PRELOAD registers the plugin before any engine is read; it is Triton's documented way for custom layers.
+    preload = f"-e LD_PRELOAD={plugin} " if plugin else ""
+    return [
+        f"docker run --rm {gpus}{preload}-p 8000:8000 -p 8001:8001 -p 8002:8002 "
+        f"-v {repository.resolve()}:{_MOUNT}:ro nvcr.io/nvidia/tritonserver:YY.MM-py3 "
+        f"tritonserver --model-repository={_MOUNT}",
+        "curl -f localhost:8000/v2/health/ready",
+    ]
+
+
+def _check(model: Path, card: ModelCard, options: TritonOptions, is_engine: bool) -> None:
+    if not (card.takes_uint8 and card.emits_labels):
+        got = f"takes {card.input.name} ({card.input.dtype}) and answers {card.output.name}"
+        raise UserError(
+            f"{model}: the model {got}; Triton runs one step, so pictures must go in and labels come out: "
+            "export it with  --input uint8 --emit labels"
+        )
+    if not is_engine:
+        return
+    assert card.engine is not None
+    if card.engine.flavour != "tensorrt":
+        raise UserError(
+            f"{model}: an engine for {card.engine.flavour}, which Triton does not run; "
+            "build one with  build-engine --backend tensorrt"
+        )
+    needs_library = card.engine.plugin_version and not card.engine.plugin_embedded
+    if needs_library and options.plugin is None:
+        raise UserError(
+            f"{model}: the engine needs the DCNv3 plugin, and Triton must load it first; compile it with  build-plugin "
+            " against the TensorRT of your Triton image and name the library with --plugin"
+        )
+    if options.plugin is not None and not options.plugin.is_file():
+        raise UserError(f"{options.plugin}: no such file; compile the plugin with  build-plugin")
+
+
+def _engine_card(model: Path) -> ModelCard:
+    if not model.is_file():
+        raise UserError(f"{model}: no such file")
+    path = model.with_name(f"{model.name}.json")
+    try:
+        card = ModelCard.from_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{model}: neither an .onnx file nor an engine with its card {path.name} beside it; "
+            "copy both files together, or build the engine again"
+        ) from error
+    if card.engine is None:
+        raise UserError(f"{path}: a model card without facts about an engine; build the engine again")
+    return card
+
+
+def _batch_size(card: ModelCard, options: TritonOptions) -> int:
+    """Triton's max_batch_size: 0 where the batch is fixed and so an ordinary dimension."""
+    if card.batch is not None:
+        return 0
+    if card.engine is not None:
+        most = [profile["max"][0] for profile in card.engine.profiles if "max" in profile]
+        return min([options.max_batch, *most])
+    return options.max_batch
+
+
+def _tensor(spec: TensorSpec, batch: int) -> str:
+    dims = [side if isinstance(side, int) else -1 for side in spec.shape]
+    return (
+        f"{{ name: {_text(spec.name)} data_type: {_TYPES[spec.dtype]} "
+        f"dims: [ {', '.join(map(str, dims[1:] if batch else dims))} ] }}"
+    )
+
+
+def _warm_up_shape(card: ModelCard, batch: int) -> list[int]:
+    height, width = (_WARM_UP_SIDE if isinstance(side, str) else side for side in card.network_size)
+    if card.engine is not None and card.engine.profiles and card.is_dynamic:
+        _, height, width = card.engine.profiles[0]["opt"]
+    return [*([] if batch else [card.batch or 1]), height, width, 3]
+
+
+def _facts(card: ModelCard) -> str:
+    facts = {
+        "architecture": card.architecture,
+        "classes": card.classes,
+        "palette": card.palette,
+        "resize": card.resize,
+        "size_divisor": card.size_divisor,
+        "precision": card.precision,
+    }
+    return json.dumps(facts, separators=(",", ":"))
+
+
+def _text(value: str) -> str:
+    """A quoted string of protobuf's text format; JSON's escapes of ASCII text are among its own."""
+    out = []
+    for byte in value.encode():
+        char = chr(byte)
+        out.append(f"\\{char}" if char in '"\\' else char if 32 <= byte < 127 else f"\\{byte:03o}")
+    return f'"{"".join(out)}"'
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        with atomic_path(target) as path:
+            shutil.copyfile(source, path)
+    except OSError as error:
+        raise UserError(f"cannot copy {source} to {target}: {error.strerror or error}") from error

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service's own interface, against direct calls of the same model."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from served import Served, decoded, encoded, stripes
+from tiny_models import color_model, picture
+
+from internimage_deploy.runtime.segmenter import Segmenter
+
+
+@pytest.fixture(scope="module")
+def segmenter(color_path):
+    return Segmenter.load(color_path)
+
+
+def unpack(entry):
+    """A mask from COCO's run lengths, one run after another."""
+    height, width = entry["rle"]["size"]
+    flat, at, inside = np.zeros(height * width, bool), 0, False
+    for count in entry["rle"]["counts"]:
+        flat[at : at + count] = inside
+        at, inside = at + count, not inside
+    assert at == height * width
+    return flat.reshape(width, height).T
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
+def test_a_picture_becomes_its_label_map(server, segmenter, kind):
+    data = encoded(picture(50, 70)[0], kind)
+    answer = server.post("/v1/segment", content=data, headers={"Content-Type": f"image/{kind.lower()}"})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    labels = decoded(answer.content)
+    expected = segmenter(np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))).labels
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, expected)
+    assert {part.split(";")[0] for part in answer.headers["server-timing"].split(", ")} == {
+        "decode", "queue", "run", "encode",
+    }  # fmt: skip
+
+
+def test_a_form_does_as_well(server):
+    data, labels = stripes(seed=3)
+    answer = server.post("/v1/segment", files={"image": ("../../etc/passwd", data, "image/png")})
+    np.testing.assert_array_equal(decoded(answer.content), labels)
+
+
+def test_the_overlay_is_the_runtimes(server, segmenter):
+    image = picture(40, 60)[0]
+    answer = server.post("/v1/segment?view=overlay&alpha=0.25", content=encoded(image))
+    np.testing.assert_array_equal(decoded(answer.content), segmenter(image).overlay(0.25))
+
+
+def test_json_holds_shares_and_masks_that_add_up_to_the_picture(server, segmenter):
+    image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)
+    answer = server.post("/v1/segment", content=encoded(image), headers={"Accept": "application/json"})
+    facts = answer.json()
+    result = segmenter(image)
+    assert (facts["width"], facts["height"], facts["model"]) == (53, 37, "color")
+    rebuilt = np.full(result.labels.shape, 255)
+    for entry in facts["classes"]:
+        mask = unpack(entry)
+        assert mask.sum() == entry["pixels"]
+        rebuilt[mask] = entry["id"]
+        assert tuple(entry["color"]) == result.palette[entry["id"]]
+    np.testing.assert_array_equal(rebuilt, result.labels)
+    assert {entry["class"]: entry["share"] for entry in facts["classes"]} == pytest.approx(result.shares())
+
+
+@pytest.mark.parametrize(
+    ("accept", "status", "kind"),
+    [
+        ("*/*", 200, "image/png"),
+        ("image/*", 200, "image/png"),
+        ("application/json", 200, "application/json"),
+        ("image/png;q=0.2, application/json;q=0.9", 200, "application/json"),
+        ("image/png;q=0, */*", 200, "application/json"),
+        ("text/html", 406, "application/json"),
+        ("image/png;q=0", 406, "application/json"),
+    ],
+)
+def test_the_accept_header_chooses(server, accept, status, kind):
+    answer = server.post("/v1/segment", content=stripes()[0], headers={"Accept": accept})
+    assert (answer.status_code, answer.headers["content-type"]) == (status, kind)
+
+
+def test_a_batch_keeps_the_order_and_reports_a_broken_picture_in_its_place(server):
+    files = [stripes(seed=seed) for seed in range(5)]
+    parts = [("images", (f"{i}.png", data, "image/png")) for i, (data, _) in enumerate(files)]
+    parts.insert(2, ("images", ("broken.png", b"no picture", "image/png")))
+    results = server.post("/v1/segment/batch", files=parts).json()["results"]
+    assert [entry["name"] for entry in results] == ["0.png", "1.png", "broken.png", "2.png", "3.png", "4.png"]
+    broken = results.pop(2)
+    assert (broken["status"], set(broken)) == (400, {"name", "error", "status"})
+    for entry, (_, labels) in zip(results, files, strict=True):
+        for found in entry["classes"]:
+            np.testing.assert_array_equal(unpack(found), labels == found["id"])
+
+
+def test_a_batch_without_any_picture_fails(server):
+    answer = server.post("/v1/segment/batch", files=[("images", ("a.png", b"x")), ("images", ("b.png", b"y"))])
+    assert answer.status_code == 400
+    assert "no picture could be read" in answer.json()["error"]
+
+
+def test_more_than_256_classes_give_16_bit_labels(tmp_path):
+    many = color_model(tmp_path / "many.onnx", classes=tuple(f"c{i}" for i in range(300)))
+    with Served(many, tmp_path) as server:
+        data, labels = stripes()
+        answer = decoded(server.post("/v1/segment", content=data).content)
+    assert answer.dtype.itemsize == 2
+    np.testing.assert_array_equal(answer, labels)
+
+
+def test_health_metrics_and_schema(server):
+    server.post("/v1/segment", content=stripes()[0])
+    assert server.get("/healthz").json() == {"status": "ok"}
+    assert server.get("/readyz").json() == {"status": "ready"}
+    text = server.get("/metrics").text
+    for name in ("requests_total", "queue_pictures", "batch_size_bucket", "stage_seconds_bucket", "workers"):
+        assert f"\ninternimage_{name}" in text
+    for stage in ("read", "decode", "queue", "run", "encode"):
+        assert f'stage="{stage}"' in text
+    assert 'route="/v1/segment",status="200"' in text
+    assert "/v1/segment" in server.get("/openapi.json").json()["paths"]
+
+
+def test_the_number_of_series_is_not_the_clients_choice(server):
+    for number in range(3):
+        server.get(f"/made/up/{number}")
+        server.get(f"/v2/models/made-up-{number}")
+    assert "made" not in server.get("/metrics").text
+
+
+def test_a_token_is_asked_for_everywhere_but_health_and_page(color_path, tmp_path):
+    secret = "a-secret-of-enough-length"
+    (tmp_path / "token").write_text(secret + "\n")
+    with Served(color_path, tmp_path, "--token-file", tmp_path / "token") as server:
+        for path in ("/", "/page.js", "/healthz", "/readyz", "/v2/health/live"):
+            assert server.get(path).status_code == 200
+        for path in ("/metrics", "/openapi.json", "/v2", "/v2/models/color"):
+            assert server.get(path).status_code == 401
+            assert server.get(path, headers={"Authorization": f"Bearer {secret}"}).status_code == 200
+        data, labels = stripes()
+        for wrong in ({}, {"Authorization": "Bearer no"}, {"Authorization": f"Basic {secret}"},
+                      {"Authorization": f"Bearer {secret}x"}, {"Authorization": "Bearer é"}):  # fmt: skip
+            raw = {name: value.encode("latin-1") for name, value in wrong.items()}
+            answer = server.post("/v1/segment", content=data, headers=raw)
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+        answer = server.post("/v1/segment", content=data, headers={"Authorization": f"bearer {secret}"})
+        np.testing.assert_array_equal(decoded(answer.content), labels)
+        assert secret not in server.log
+
+
+def test_a_client_above_the_rate_is_told_when_to_come_back(color_path, tmp_path):
+    with Served(color_path, tmp_path, "--rate", "1") as server:
+        answers = [server.get("/v2") for _ in range(30)]
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert 1 <= len(refused) <= 10
+        assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+        assert server.get("/healthz").status_code == 200
+
+
+def test_errors_are_json_with_a_reason(server):
+    for answer, status in (
+        (server.get("/nowhere"), 404),
+        (server.get("/v1/segment"), 405),
+        (server.post("/v1/segment?view=other", content=stripes()[0]), 422),
+        (server.post("/v1/segment?alpha=nan&view=overlay", content=stripes()[0]), 422),
+        (server.post("/v1/segment"), 400),
+    ):
+        assert answer.status_code == status
+        assert json.loads(answer.content)["error"]

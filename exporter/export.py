@@ -21,7 +21,6 @@ from internimage_deploy.exporter.models import Segmentor
 from internimage_deploy.exporter.network import Network, label_dtype
 from internimage_deploy.exporter.opset import TRACED_OPSET, lower_opset
 from internimage_deploy.exporter.options import SIZE_DIVISOR, ExportOptions
-from internimage_deploy.exporter.pooling import replace_pooling
 from internimage_deploy.exporter.progress import Step, silent
 from internimage_deploy.exporter.symbolic import emit_nodes
 from internimage_deploy.files import staging_folder
@@ -111,7 +110,6 @@ def export(
 def trace(segmentor: Segmentor, options: ExportOptions) -> ir.Model:
     """The graph of `segmentor` as PyTorch's exporter writes it; the segmentor no longer runs afterwards."""
     emit_nodes(segmentor)
-    replace_pooling(segmentor)
     network = Network(segmentor, options).eval()
     batch = options.batch or (TRACED_BATCH if options.batch is None else 1)
     height, width = options.size or TRACED_SIZE

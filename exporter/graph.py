@@ -46,6 +46,9 @@ def _name_constants(graph: ir.Graph, used: Counter[str]) -> None:
         if re.fullmatch(r"[a-z_]+\.[\w.]*(weight|bias|gamma\d|running_\w+|mean|scale)", name):
             used[name] += 1
             continue
+        if not value.uses():  # PyTorch's lowering of adaptive pooling leaves such constants behind
+            del graph.initializers[name]
+            continue
         reader, index = next(iter(value.uses()))
         tensor = value.const_value
         if tensor is not None and tensor.size == 1:

@@ -21,6 +21,16 @@ def resize_like(x: Tensor, reference: Tensor) -> Tensor:
     return F.interpolate(x, size=reference.shape[2:], mode="bilinear", align_corners=False)
 
 
+class FusionModule(ConvModule):
+    """A convolution over maps of different sizes: upsampled to the first one's size, concatenated, convolved.
+
+    [(N, C_i, h_i, w_i), ...] to (N, out, h_0, w_0), sum of C_i = in.
+    """
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        return super().forward(torch.cat([maps[0], *(resize_like(x, maps[0]) for x in maps[1:])], dim=1))
+
+
 class UPerHead(nn.Module):
     """Pyramid pooling on the last map, a top-down feature pyramid, one fusion convolution.
 
@@ -34,31 +44,23 @@ class UPerHead(nn.Module):
             nn.Sequential(nn.AdaptiveAvgPool2d(scale), ConvModule(in_channels[-1], channels, 1))
             for scale in config.pool_scales
         )
-        self.bottleneck = ConvModule(in_channels[-1] + len(config.pool_scales) * channels, channels, 3)
+        self.bottleneck = FusionModule(in_channels[-1] + len(config.pool_scales) * channels, channels, 3)
         self.lateral_convs = nn.ModuleList(ConvModule(c, channels, 1) for c in in_channels[:-1])
         self.fpn_convs = nn.ModuleList(ConvModule(channels, channels, 3) for _ in in_channels[:-1])
-        self.fpn_bottleneck = ConvModule(len(in_channels) * channels, channels, 3)
+        self.fpn_bottleneck = FusionModule(len(in_channels) * channels, channels, 3)
         self.conv_seg = nn.Conv2d(channels, config.num_classes, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        return self.conv_seg(self.fuse(self.pyramid(features)))
+        return self.conv_seg(self.fpn_bottleneck(self.pyramid(features)))
 
     def pyramid(self, features: Sequence[Tensor]) -> list[Tensor]:
         """The maps that the fusion convolution reads: (N, channels, H / 2**i, W / 2**i)."""
         maps = [conv(x) for conv, x in zip(self.lateral_convs, features, strict=False)]
-        maps.append(self.pool(features[-1]))
+        last = features[-1]
+        maps.append(self.bottleneck([last, *(module(last) for module in self.psp_modules)]))
         for i in range(len(maps) - 1, 0, -1):
             maps[i - 1] = maps[i - 1] + resize_like(maps[i], maps[i - 1])
         return [conv(x) for conv, x in zip(self.fpn_convs, maps, strict=False)] + maps[-1:]
-
-    def pool(self, x: Tensor) -> Tensor:
-        """Pyramid pooling: (N, in_channels[-1], h, w) to (N, channels, h, w)."""
-        pooled = [resize_like(module(x), x) for module in self.psp_modules]
-        return self.bottleneck(torch.cat([x, *pooled], dim=1))
-
-    def fuse(self, maps: Sequence[Tensor]) -> Tensor:
-        """Upsample to the first map's size, concatenate, convolve: to (N, channels, H, W)."""
-        return self.fpn_bottleneck(torch.cat([maps[0], *(resize_like(x, maps[0]) for x in maps[1:])], dim=1))
 
 
 class SegformerHead(nn.Module):
@@ -70,12 +72,8 @@ class SegformerHead(nn.Module):
     def __init__(self, in_channels: Sequence[int], config: HeadConfig) -> None:
         super().__init__()
         self.convs = nn.ModuleList(ConvModule(c, config.channels, 1) for c in in_channels)
-        self.fusion_conv = ConvModule(config.channels * len(in_channels), config.channels, 1)
+        self.fusion_conv = FusionModule(config.channels * len(in_channels), config.channels, 1)
         self.conv_seg = nn.Conv2d(config.channels, config.num_classes, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        return self.conv_seg(self.fuse([conv(x) for conv, x in zip(self.convs, features, strict=True)]))
-
-    def fuse(self, maps: Sequence[Tensor]) -> Tensor:
-        """Upsample to the first map's size, concatenate, mix: to (N, channels, H, W)."""
-        return self.fusion_conv(torch.cat([maps[0], *(resize_like(x, maps[0]) for x in maps[1:])], dim=1))
+        return self.conv_seg(self.fusion_conv([conv(x) for conv, x in zip(self.convs, features, strict=True)]))

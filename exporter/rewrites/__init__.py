@@ -1,32 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Algebraic rewrites that make the network cheaper without changing its answer."""
+"""Algebraic rewrites that make the network cheaper without changing its answer.
+
+They work on the PyTorch modules before tracing, so a rewritten segmentor also runs, and can be compared, in PyTorch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from internimage_deploy.errors import UserError
+from internimage_deploy.exporter.models import Segmentor
+from internimage_deploy.exporter.options import ExportOptions
+from internimage_deploy.exporter.rewrites.base import Rewrite
+from internimage_deploy.exporter.rewrites.fusion import PYRAMID_POOLING, UPERNET_FUSION
+from internimage_deploy.exporter.rewrites.pooling import ADAPTIVE_POOLING
+from internimage_deploy.exporter.rewrites.segformer import SEGFORMER_FUSION
 
-if TYPE_CHECKING:
-    from internimage_deploy.exporter.models import Segmentor
-    from internimage_deploy.exporter.options import ExportOptions
+__all__ = ["REWRITES", "Rewrite", "apply", "select"]
+
+# In the order they are applied.
+REWRITES: dict[str, Rewrite] = {
+    rewrite.name: rewrite
+    for rewrite in (
+        ADAPTIVE_POOLING,
+        PYRAMID_POOLING,
+        UPERNET_FUSION,
+        SEGFORMER_FUSION,
+    )
+}
 
 
-@dataclass(frozen=True)
-class Rewrite:
-    """One rewrite: `apply` changes a segmentor in place and answers whether anything fitted."""
+def select(options: ExportOptions) -> tuple[str, ...]:
+    """The names of the rewrites that `options` asks for, in order.
 
-    name: str
-    summary: str
-    apply: Callable[[Segmentor, ExportOptions], bool]
+    Those that a graph of free size is wrong without are among them even when `options.plain`.
 
-
-REWRITES: dict[str, Rewrite] = {}
+    Raises:
+        UserError: `options.without` holds an unknown name, or one that a graph of free size needs.
+    """
+    without = set(options.without)
+    unknown = without - REWRITES.keys()
+    if unknown:
+        raise UserError(f"no rewrite '{sorted(unknown)[0]}'; choose among: {', '.join(REWRITES)}")
+    needed = {name for name, rewrite in REWRITES.items() if options.size is None and rewrite.needed_for_free_size}
+    if without & needed:
+        raise UserError(
+            f"a graph of free size is wrong without the rewrite '{sorted(without & needed)[0]}'; "
+            "leave it in, or fix the size with --size"
+        )
+    return tuple(name for name in REWRITES if name in needed or not (options.plain or name in without))
 
 
 def apply(segmentor: Segmentor, options: ExportOptions) -> tuple[str, ...]:
-    """Apply every rewrite that `options` leaves switched on; the names of those that changed something."""
-    if options.plain:
-        return ()
-    chosen = (rewrite for name, rewrite in REWRITES.items() if name not in options.without)
-    return tuple(rewrite.name for rewrite in chosen if rewrite.apply(segmentor, options))
+    """Rewrite `segmentor` in place; returns the names of the rewrites that found something to do.
+
+    The segmentor's tensors are left as they are, its modules are replaced: keep a copy to compare with.
+
+    Raises:
+        UserError: `options.without` cannot be met; see `select`.
+    """
+    return tuple(name for name in select(options) if REWRITES[name].apply(segmentor, options))

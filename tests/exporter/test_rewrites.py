@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+import torch.nn.functional as F
+
+import golden
+from internimage_deploy.errors import UserError
+from internimage_deploy.exporter import rewrites
+from internimage_deploy.exporter.models import build_with
+from internimage_deploy.exporter.options import ExportOptions
+from internimage_deploy.exporter.rewrites import resampling
+from networks import FAMILIES, small
+from test_models import config_of
+
+SIZES = [(1, 32, 32), (2, 96, 64), (1, 160, 32)]
+
+
+def rewritten(segmentor, names=None):
+    changed = copy.deepcopy(segmentor)
+    without = tuple(name for name in rewrites.REWRITES if names is not None and name not in names)
+    applied = rewrites.apply(changed, ExportOptions(size=(32, 32), without=without))
+    return changed, applied
+
+
+def share_of_range(got, expected):
+    return float((got - expected).abs().max() / (expected.max() - expected.min()))
+
+
+def picture(batch, height, width, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(height * width + batch)
+    return torch.randn(batch, 3, height, width, generator=generator).to(dtype)
+
+
+def heads_of(name):
+    return "SegformerHead" if name == "segformer-fusion" else "UPerHead"
+
+
+@pytest.mark.parametrize("name", rewrites.REWRITES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_rewrite_alone_keeps_the_answer(name, family):
+    plain = small(family, heads_of(name))
+    changed, applied = rewritten(plain, [name])
+    with torch.inference_mode():
+        x = picture(2, 64, 96)
+        assert share_of_range(changed(x), plain(x)) <= 1e-5
+    assert applied in ((), (name,))
+
+
+@pytest.mark.parametrize("head", ["UPerHead", "SegformerHead"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
+def test_all_rewrites_together_keep_the_answer(family, head, size):
+    plain = small(family, head)
+    changed, _ = rewritten(plain)
+    x = picture(*size)
+    with torch.inference_mode():
+        assert share_of_range(changed(x), plain(x)) <= 1e-5
+
+
+@pytest.mark.parametrize("head", ["UPerHead", "SegformerHead"])
+def test_rewrites_are_identities_not_approximations(head):
+    # In float64 an identity leaves rounding of 1e-16 alone, and an approximation shows.
+    plain = small("l", head).double()
+    changed, _ = rewritten(plain)
+    x = picture(2, 64, 96, torch.float64)
+    with torch.inference_mode():
+        assert share_of_range(changed(x), plain(x)) <= 1e-12
+
+
+@pytest.mark.parametrize("name", golden.NETWORKS)
+def test_rewritten_networks_equal_the_official_ones(name):
+    weights = {key: torch.from_numpy(value) for key, value in golden.state_dict(name).items()}
+    changed, applied = rewritten(build_with(config_of(golden.case(name)), weights))
+    assert applied
+    with torch.inference_mode():
+        logits = changed(torch.from_numpy(golden.network_input(name)))
+    expected = torch.from_numpy(golden.arrays(name)["logits"])
+    assert share_of_range(logits, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("head", ["UPerHead", "SegformerHead"])
+@pytest.mark.parametrize("dtype", [torch.float16], ids=["fp16"])
+def test_half_precision_is_no_worse_than_the_plain_network(head, dtype):
+    # Norms keep their statistics in float32, as a half-precision export does; summed over seeds, because the error of
+    # one small network is a matter of luck.
+    errors = {"plain": 0.0, "rewritten": 0.0}
+    for seed in range(4):
+        plain = small("t", head, seed=seed)
+        changed, _ = rewritten(plain)
+        x = picture(1, 64, 64)
+        with torch.inference_mode():
+            expected = plain(x)
+            for kind, network in (("plain", plain), ("rewritten", changed)):
+                answer = copy.deepcopy(network).to(dtype)(x.to(dtype)).float()
+                errors[kind] += float((answer - expected).square().mean().sqrt())
+    assert errors["rewritten"] <= 1.2 * errors["plain"]
+
+
+def test_the_original_and_its_tensors_stay_as_they_are():
+    plain = small("l")
+    before = {key: value.clone() for key, value in plain.state_dict().items()}
+    shared = copy.copy(plain)
+    changed, _ = rewritten(plain)
+    assert changed.state_dict().keys() != before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in shared.state_dict().items())
+
+
+def test_select_leaves_out_what_it_is_told_to():
+    fixed, free = {"size": (64, 64)}, {"size": None}
+    assert rewrites.select(ExportOptions(**fixed)) == tuple(rewrites.REWRITES)
+    assert rewrites.select(ExportOptions(**fixed, plain=True)) == ()
+    assert rewrites.select(ExportOptions(**free, plain=True)) == ("adaptive-pooling",)
+    assert "upernet-fusion" not in rewrites.select(ExportOptions(**free, without=("upernet-fusion",)))
+    with pytest.raises(UserError, match=r"no rewrite 'magic'; choose among: .*upernet-fusion"):
+        rewrites.select(ExportOptions(without=("magic",)))
+    with pytest.raises(UserError, match=r"a graph of free size is wrong without .* fix the size"):
+        rewrites.select(ExportOptions(**free, without=("adaptive-pooling",)))
+
+
+@pytest.mark.parametrize("source", [1, 2, 5, 16, 33])
+@pytest.mark.parametrize("target", [1, 3, 16, 40, 128])
+def test_resampling_matrices_equal_pytorch(source, target):
+    x = torch.randn(1, 1, source, dtype=torch.float64)
+    expected = F.interpolate(x, size=target, mode="linear", align_corners=False)[0, 0]
+    torch.testing.assert_close(resampling.interpolation(source, target, x) @ x[0, 0], expected)
+    expected = F.adaptive_avg_pool1d(x, target)[0, 0]
+    torch.testing.assert_close(resampling.adaptive_average(source, target, x) @ x[0, 0], expected)
+
+
+def test_shifted_interpolation_by_hand():
+    # Two pixels to four: weights 3/4 and 1/4; the taps before the first row and after the last read the zero padding.
+    before, middle, after = resampling.shifted_interpolation(2, 4, torch.zeros(()))
+    expected = torch.tensor([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
+    torch.testing.assert_close(middle, expected)
+    torch.testing.assert_close(before, torch.cat([torch.zeros(1, 2), expected[:3]]))
+    torch.testing.assert_close(after, torch.cat([expected[1:], torch.zeros(1, 2)]))
+
+
+@pytest.fixture(scope="module", params=["UPerHead", "SegformerHead"])
+def dynamic_head(request, tmp_path_factory):
+    """A rewritten head as a dynamic ONNX file, and the plain head."""
+    plain = small("t", request.param).decode_head
+    changed = rewritten(small("t", request.param))[0].decode_head
+    path = tmp_path_factory.mktemp("dynamic") / "head.onnx"
+    height, width = torch.export.Dim("height", min=2, max=64), torch.export.Dim("width", min=2, max=64)
+    maps = tuple(torch.randn(2, 16 * 2**i, 16 // 2**i * 2, 24 // 2**i * 2) for i in range(4))
+    shapes = tuple({0: "batch", 2: height * 2 ** (3 - i), 3: width * 2 ** (3 - i)} for i in range(4))
+    torch.onnx.export(
+        changed,
+        (maps,),
+        path,
+        dynamo=True,
+        dynamic_shapes=(shapes,),
+        input_names=[f"map{i}" for i in range(4)],
+        external_data=False,
+        verbose=False,
+    )
+    return path, plain
+
+
+@pytest.mark.parametrize("size", [(2, 2, 3), (1, 5, 4), (3, 16, 7)], ids=lambda size: "x".join(map(str, size)))
+def test_a_dynamic_graph_is_exact_at_every_size(dynamic_head, size):
+    path, plain = dynamic_head
+    batch, h, w = size
+    maps = [torch.randn(batch, 16 * 2**i, h * 2 ** (3 - i), w * 2 ** (3 - i)) for i in range(4)]
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (answer,) = session.run(None, {f"map{i}": x.numpy() for i, x in enumerate(maps)})
+    with torch.inference_mode():
+        expected = plain(maps).numpy()
+    assert np.abs(answer - expected).max() <= 1e-5 * np.ptp(expected)
+
+
+def test_a_dynamic_graph_compiles_in_tensorrt_rtx(dynamic_head):
+    trt = pytest.importorskip("tensorrt_rtx_bindings", reason="tensorrt-rtx is not installed")
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(dynamic_head[0].read_bytes()), [str(parser.get_error(i)) for i in range(parser.num_errors)]
+    profile = builder.create_optimization_profile()
+    for i in range(4):
+        sides = ((1, 2, 2), (1, 16, 16), (4, 32, 64))
+        profile.set_shape(f"map{i}", *((n, 16 * 2**i, h * 2 ** (3 - i), w * 2 ** (3 - i)) for n, h, w in sides))
+    config = builder.create_builder_config()
+    config.add_optimization_profile(profile)
+    assert builder.build_serialized_network(network, config) is not None

@@ -19,9 +19,10 @@ import numpy.typing as npt
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.preprocess import Geometry
 
-# Side of a tile in cells of the logits: small enough that few classes compete in it, large enough that the loop over
-# tiles costs little.
+# Side of a tile, in cells of the logits and at most in pixels: small enough that few classes compete in it and that
+# BLAS does a product in one thread (waking the others costs more than the product), large enough for Python's loop.
 _TILE_CELLS = 16
+_TILE_PIXELS = 96
 
 Labels = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
 
@@ -59,13 +60,17 @@ def labels_from_logits(logits: npt.NDArray[Any], geometry: Geometry) -> Labels:
     classes, low_height, low_width = logits.shape
     vertical = _two_steps(low_height, geometry.network[0], geometry.content[0], geometry.image[0])
     horizontal = _two_steps(low_width, geometry.network[1], geometry.content[1], geometry.image[1])
+    possible = _possible_winners(logits)
     labels = np.empty(geometry.image, label_dtype(classes))
     columns = _tiles(horizontal)
     for row_out, row_in, row_weights in _tiles(vertical):
-        band = logits[:, row_in]
         for column_out, column_in, column_weights in columns:
-            cells = band[:, :, column_in]
-            labels[row_out, column_out] = _tile_labels(cells, row_weights, column_weights)
+            candidates = np.flatnonzero(possible[:, row_in, column_in].any(axis=(1, 2)))
+            if len(candidates) == 1:
+                labels[row_out, column_out] = candidates[0]
+                continue
+            scores = np.matmul(np.matmul(row_weights, logits[candidates, row_in, column_in]), column_weights.T)
+            labels[row_out, column_out] = _winners(scores, candidates)
     return labels
 
 
@@ -108,7 +113,7 @@ def _two_steps(logits: int, network: int, content: int, image: int) -> npt.NDArr
 def _tiles(weights: npt.NDArray[np.float32]) -> list[tuple[slice, slice, npt.NDArray[np.float32]]]:
     """Cut (image, logits) weights into tiles: (pixels, cells they depend on, weights between them)."""
     pixels, cells = weights.shape
-    step = max(pixels * _TILE_CELLS // cells, 16)
+    step = min(max(pixels * _TILE_CELLS // cells, 16), _TILE_PIXELS)
     tiles = []
     for start in range(0, pixels, step):
         part = weights[start : start + step]
@@ -118,21 +123,26 @@ def _tiles(weights: npt.NDArray[np.float32]) -> list[tuple[slice, slice, npt.NDA
     return tiles
 
 
-def _tile_labels(
-    cells: npt.NDArray[np.float32], rows: npt.NDArray[np.float32], columns: npt.NDArray[np.float32]
-) -> npt.NDArray[Any] | int:
-    """Labels of one tile; `cells` (classes, h, w), `rows` (H, h), `columns` (W, w)."""
-    highest = cells.max(axis=(1, 2))
-    floor = cells.min(axis=(1, 2)).max()
-    # The margin covers rounding in the products below; a class that stays in without need costs time, no exactness.
-    candidates = np.flatnonzero(highest >= floor - 1e-4 * (1 + abs(floor)))
-    if len(candidates) == 1:
-        return int(candidates[0])
-    best = rows @ cells[candidates[0]] @ columns.T
-    labels = np.full(best.shape, candidates[0])
-    for candidate in candidates[1:]:
-        scores = rows @ cells[candidate] @ columns.T
-        higher = scores > best
-        labels[higher] = candidate
-        np.maximum(best, scores, out=best)
-    return labels
+def _possible_winners(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """(classes, h, w): could the class win at a pixel made of that cell and its neighbours?
+
+    A pixel is made of two pixels at network size, and these of two cells each: three cells in a row at most.
+    """
+    import cv2
+
+    around = np.ones((3, 3), np.uint8)
+    highest = np.stack([cv2.dilate(plane, around) for plane in logits])
+    floor = np.stack([cv2.erode(plane, around) for plane in logits]).max(axis=0)
+    # The margin covers rounding in the products; a class that stays in without need costs time, no exactness.
+    possible: npt.NDArray[np.bool_] = highest >= floor - 1e-4 * (1 + np.abs(floor))
+    return possible
+
+
+def _winners(scores: npt.NDArray[np.float32], candidates: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """The candidate of the highest of `scores` (candidates, H, W) at each pixel, the first of equals."""
+    best = scores[0]
+    winners = np.full(best.shape, candidates[0], np.int32)
+    for candidate, challenger in zip(candidates[1:], scores[1:], strict=True):
+        np.copyto(winners, candidate, where=challenger > best)
+        np.maximum(best, challenger, out=best)
+    return winners

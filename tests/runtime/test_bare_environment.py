@@ -18,9 +18,12 @@ REPOSITORY = Path(__file__).parents[2]
 IMPORT_EVERYTHING = """
 import importlib, json, pkgutil, sys
 import internimage_deploy.runtime, internimage_deploy.trt_plugins
+BARE = ("settings", "triton", "work", "worker")  # of serving: what export-triton and the workers use
 names = []
 for package in (internimage_deploy.runtime, internimage_deploy.trt_plugins):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if module.name.startswith("internimage_deploy.runtime.serving.") and module.name.split(".")[-1] not in BARE:
+            continue  # needs the extra `serve`
         importlib.import_module(module.name)
         names.append(module.name)
 print(json.dumps(names))

@@ -3,6 +3,7 @@ import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -62,6 +63,15 @@ def test_cmyk_jpeg(tmp_path):
     assert np.abs(read_image(save(tmp_path, red, "a.jpg", quality=100)).astype(int) - (255, 0, 0)).max() <= 3
 
 
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_jpeg_is_decoded_as_mmsegmentation_does_with_opencv(tmp_path, subsampling):
+    rng = np.random.default_rng(0)
+    smooth = cv2.resize(rng.uniform(0, 255, (9, 13, 3)).astype(np.float32), (131, 93), interpolation=cv2.INTER_CUBIC)
+    scene = np.clip(smooth + rng.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
+    path = save(tmp_path, Image.fromarray(scene), "a.jpg", quality=85, subsampling=subsampling)
+    np.testing.assert_array_equal(read_image(path), cv2.imread(str(path))[:, :, ::-1])
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied(tmp_path, orientation):
     # EXIF states which side of the scene the stored row 0 and column 0 show.
@@ -82,6 +92,7 @@ def test_exif_rotation_is_applied(tmp_path, orientation):
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp", "a.bmp", "a.gif"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9], ids="cut at {}".format)
 def test_truncated_files_are_named(tmp_path, name, share):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -134,6 +145,7 @@ def test_pillows_own_limit_is_left_as_it_was(tmp_path):
     assert before == Image.MAX_IMAGE_PIXELS
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's remarks about the damage
 def test_any_damage_gives_an_image_or_one_line(tmp_path):
     rng = np.random.default_rng(1)
     noise = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an ONNX file to a TensorRT or TensorRT-RTX engine."""

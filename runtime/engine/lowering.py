@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rewrites an operator that a parser lacks into ones it has (`operators` says which), exactly.
+
+Also what TensorRT's types ask for: it casts to uint8 from floating point only, so integer labels take a detour through
+float32, which holds every class id exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.engine.graph import (
+    BFLOAT16,
+    FLOAT,
+    Graph,
+    Names,
+    attribute,
+    element_types,
+    label,
+    words,
+)
+from internimage_deploy.runtime.engine.operators import Parser
+
+_INTEGERS = (TensorProto.INT64, TensorProto.INT32)
+
+
+class Emitter:
+    """Makes the nodes that stand for one node, named after it."""
+
+    def __init__(self, graph: Graph, names: Names, node: onnx.NodeProto, kind: int) -> None:
+        self.graph, self.names, self.node, self.kind = graph, names, node, kind
+        self.nodes: list[onnx.NodeProto] = []
+
+    def op(self, op_type: str, *inputs: str, result: str = "", **attributes: Any) -> str:
+        """Append a node; returns its output's name, `result` if given."""
+        name = self.names.new(f"{label(self.node)}/{op_type}")
+        self.nodes.append(helper.make_node(op_type, list(inputs), [result or name], name=name, **attributes))
+        return result or name
+
+    def number(self, value: float, role: str) -> str:
+        """A scalar constant of the node's element type."""
+        name = self.names.new(f"{label(self.node)}/{role}")
+        if self.kind == BFLOAT16:
+            bits = np.float32(value).view(np.uint32)
+            tensor = TensorProto(name=name, data_type=BFLOAT16)
+            tensor.raw_data = np.uint16((int(bits) + 0x7FFF + ((int(bits) >> 16) & 1)) >> 16).tobytes()
+        else:
+            tensor = numpy_helper.from_array(np.array(value, helper.tensor_dtype_to_np_dtype(self.kind)), name)
+        self.graph.model.graph.initializer.append(tensor)
+        return name
+
+
+def lower(graph: Graph, parser: Parser) -> tuple[str, ...]:
+    """Rewrite what `parser` cannot read; returns the operators that were rewritten.
+
+    Raises:
+        UserError: a node uses an option of its operator that cannot be spelled out.
+    """
+    types = element_types(graph)
+    names = Names(graph.names())
+    done: list[str] = []
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.nodes:
+        rule = None
+        if node.domain in ("", "ai.onnx"):
+            if node.op_type in RULES and not parser.reads(node.op_type):
+                rule = RULES[node.op_type]
+            elif _integers_to_uint8(node, types):
+                rule = _labels_through_float
+        if rule is None:
+            nodes.append(node)
+            continue
+        emit = Emitter(graph, names, node, types.get(node.input[0], FLOAT))
+        rule(emit, types)
+        nodes.extend(emit.nodes)
+        done.append(node.op_type)
+    graph.replace_nodes(nodes)
+    _lower_opset(graph, parser)
+    return tuple(dict.fromkeys(done))
+
+
+def lower_cast_like(graph: Graph, types: dict[str, int]) -> None:
+    """Replace every CastLike of the main graph by a Cast to the type it stands for."""
+    for node in graph.nodes:
+        if node.op_type == "CastLike" and not node.domain:
+            to = types[node.input[1]]
+            del node.input[1:], node.attribute[:]
+            node.op_type = "Cast"
+            node.attribute.append(helper.make_attribute("to", to))
+
+
+def _integers_to_uint8(node: onnx.NodeProto, types: dict[str, int]) -> bool:
+    return (
+        node.op_type == "Cast" and attribute(node, "to") == TensorProto.UINT8 and types.get(node.input[0]) in _INTEGERS
+    )
+
+
+def _labels_through_float(emit: Emitter, types: dict[str, int]) -> None:
+    real = emit.op("Cast", emit.node.input[0], to=FLOAT)
+    emit.op("Cast", real, result=emit.node.output[0], to=TensorProto.UINT8)
+
+
+def _gelu(emit: Emitter, types: dict[str, int]) -> None:
+    """x/2 * (1 + erf(x / sqrt 2)), or its tanh form x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))."""
+    x = emit.node.input[0]
+    half, one = emit.number(0.5, "half"), emit.number(1.0, "one")
+    kind = attribute(emit.node, "approximate", b"none")
+    if kind == b"tanh":
+        cube = emit.op("Mul", emit.op("Mul", x, x), x)
+        inner = emit.op("Add", x, emit.op("Mul", cube, emit.number(0.044715, "cubic")))
+        bent = emit.op("Tanh", emit.op("Mul", inner, emit.number(math.sqrt(2 / math.pi), "slope")))
+    else:
+        bent = emit.op("Erf", emit.op("Mul", x, emit.number(math.sqrt(0.5), "slope")))
+    emit.op("Mul", emit.op("Mul", x, half), emit.op("Add", bent, one), result=emit.node.output[0])
+
+
+def _cast_like(emit: Emitter, types: dict[str, int]) -> None:
+    kind = types.get(emit.node.input[1], TensorProto.UNDEFINED)
+    if kind == TensorProto.UNDEFINED:
+        raise UserError(f"node {label(emit.node)}: the type that CastLike copies is unknown; export the model again")
+    emit.nodes.append(helper.make_node("Cast", emit.node.input[:1], emit.node.output, name=label(emit.node), to=kind))
+
+
+def _layer_norm(emit: Emitter, types: dict[str, int]) -> None:
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias over the last axis."""
+    node = emit.node
+    if attribute(node, "axis", -1) != -1 or len(node.output) > 1:
+        raise UserError(
+            f"node {label(node)}: only a LayerNormalization over the last axis, with one output, is lowered"
+        )
+    x, weight, *rest = node.input
+    centred = emit.op("Sub", x, emit.op("ReduceMean", x, axes=[-1], keepdims=1))
+    variance = emit.op("ReduceMean", emit.op("Mul", centred, centred), axes=[-1], keepdims=1)
+    epsilon = emit.number(attribute(node, "epsilon", 1e-5), "epsilon")
+    scaled = emit.op("Div", centred, emit.op("Sqrt", emit.op("Add", variance, epsilon)))
+    bias = rest[0] if rest and rest[0] else ""
+    product = emit.op("Mul", scaled, weight, result="" if bias else node.output[0])
+    if bias:
+        emit.op("Add", product, bias, result=node.output[0])
+
+
+RULES: dict[str, Callable[[Emitter, dict[str, int]], None]] = {
+    "Gelu": _gelu,
+    "CastLike": _cast_like,
+    "LayerNormalization": _layer_norm,
+}
+
+# Attributes that later versions of an operator added, with defaults that mean what the older version does.
+_ADDED_ATTRIBUTES = {
+    "Cast": ("saturate", "round_mode"),
+    "Split": ("num_outputs",),
+    "Resize": ("antialias", "keep_aspect_ratio_policy"),
+}
+_ONLY_NEW_TYPES = words(
+    "Cast Concat Constant ConstantOfShape Equal Flatten Identity Reshape Shape Size Split Squeeze Transpose Unsqueeze "
+    "Conv ConvTranspose AveragePool MaxPool GlobalAveragePool Dropout Resize HardSwish Relu"
+)
+_GRID_MODES = {b"linear": b"bilinear", b"cubic": b"bicubic"}
+
+
+def _lower_opset(graph: Graph, parser: Parser) -> None:
+    """Rewrite operators of a later version than an 8.x parser knows; newer parsers follow the model's opset."""
+    newest = parser.newest_opset
+    if parser.flavour == "tensorrt-rtx" or parser.version >= (9, 1) or graph.opset <= newest:
+        return
+    stored = graph.initializers()
+    for node in graph.nodes:
+        if node.domain not in ("", "ai.onnx") or _since(node.op_type, graph.opset) <= newest:
+            continue
+        if node.op_type.startswith("Reduce"):
+            _axes_to_attribute(graph, node, stored)
+        elif node.op_type == "GridSample":
+            mode = attribute(node, "mode", b"linear")
+            _drop(node, "mode")
+            node.attribute.append(helper.make_attribute("mode", _GRID_MODES.get(mode, mode)))
+        elif node.op_type in _ONLY_NEW_TYPES:
+            for name in _ADDED_ATTRIBUTES.get(node.op_type, ()):
+                _drop(node, name)
+        else:
+            raise UserError(
+                f"node {label(node)}: {parser} reads operators up to opset {newest}, and {node.op_type} is of opset "
+                f"{_since(node.op_type, graph.opset)}; export the checkpoint again with --opset {newest}"
+            )
+    for entry in graph.model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = newest
+
+
+def _since(op_type: str, opset: int) -> int:
+    return int(onnx.defs.get_schema(op_type, opset).since_version)
+
+
+def _axes_to_attribute(graph: Graph, node: onnx.NodeProto, stored: dict[str, TensorProto]) -> None:
+    if node.op_type == "ReduceSum" or len(node.input) < 2:  # ReduceSum takes its axes as an input since opset 13
+        return
+    if node.input[1] not in stored:
+        raise UserError(f"node {label(node)}: axes that are computed have no form in opset 17; export the model again")
+    axes = graph.array(stored[node.input[1]]).tolist()
+    del node.input[1:]
+    _drop(node, "noop_with_empty_axes")
+    node.attribute.append(helper.make_attribute("axes", axes))
+
+
+def _drop(node: onnx.NodeProto, name: str) -> None:
+    for index, entry in enumerate(node.attribute):
+        if entry.name == name:
+            del node.attribute[index]
+            return

@@ -59,13 +59,16 @@ _FIXED_SLOTS = {"Resize": (1, 2), "Upsample": (1,)}
 _LARGEST_HALF = 65504.0
 
 
-def convert(graph: Graph, precision: LowPrecision, *, keep: Sequence[str] = ()) -> tuple[str, ...]:
+def convert(
+    graph: Graph, precision: LowPrecision, *, keep: Sequence[str] = (), all_products_low: bool = False
+) -> tuple[str, ...]:
     """Convert `graph` in place; see the module's rules.
 
     Args:
         graph: a float32 model. New weights land in `graph.made` until it is saved.
         precision: `fp16` or `bf16`.
         keep: further nodes to keep in float32: operator types, node names, or name patterns with `*`.
+        all_products_low: convert the pooling products too, for a target without float32 products.
 
     Returns:
         What stayed in float32: operator types of `STATISTICS` and names of other nodes.
@@ -83,16 +86,18 @@ def convert(graph: Graph, precision: LowPrecision, *, keep: Sequence[str] = ()) 
                 f"--{precision} converts float32 models, and '{name}' is {TensorProto.DataType.Name(kind).lower()}; "
                 "export the checkpoint again in float32"
             )
-    full = _nodes_in_full(graph, types, precision, keep)
+    pooling = () if all_products_low else POOLING_NAMES
+    full = _nodes_in_full(graph, types, precision, (*pooling, *keep))
     _Rewriter(graph, types, low, full).run()
     statistics = {node.op_type for node in graph.nodes if label(node) in full and node.op_type in STATISTICS}
     return (*sorted(statistics), *(name for name, kind in full.items() if kind not in STATISTICS))
 
 
-def _nodes_in_full(graph: Graph, types: dict[str, int], precision: LowPrecision, keep: Sequence[str]) -> dict[str, str]:
+def _nodes_in_full(
+    graph: Graph, types: dict[str, int], precision: LowPrecision, patterns: Sequence[str]
+) -> dict[str, str]:
     """{label: operator} of the nodes that compute in float32, in graph order."""
-    patterns = (*POOLING_NAMES, *keep)
-    unmatched = set(keep)
+    unmatched = set(patterns) - set(POOLING_NAMES)
     too_large = _beyond_half(graph) if precision == "fp16" else set()
     stored = {tensor.name for tensor in graph.model.graph.initializer}
     readers = consumers(graph.nodes)

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX to engine through the API that TensorRT 8.5 to 11 and TensorRT-RTX share.
+
+Flags and enum members are looked up by name: TensorRT 11 renumbered them, and each version lacks some.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.engine.job import FINISH, LOG, START, STEP, Job
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+Tell = Callable[[dict[str, Any]], None]
+
+# (pattern in a compiler's message, what to do about it)
+_REMEDIES = (
+    (
+        r"out of memory|OutOfMemory|insufficient (device )?memory",
+        "free GPU memory, or lower --workspace, --max or the batch",
+    ),
+    (r"[Cc]ould not find any implementation", "raise --workspace, or lower --max"),
+    (r"FP32 GEMM is not supported", "for compute capability 7.5 build with --fp16"),
+    (r"libnvinfer_lean", "this installation lacks the lean runtime; leave --version-compatible out"),
+    (
+        r"[Pp]lugin not found|no (matching )?plugin|No importer registered|getPluginCreator",
+        "build the plugin with  internimage-deploy build-plugin",
+    ),
+    (r"STRONGLY_TYPED|strongly typed", "the graph's types do not fit together; export the model again in float32"),
+    (r"Unsupported SM|compute capability", "build on the GPU that is to run the engine"),
+)
+
+
+class Cancelled(Exception):
+    """The user stopped the build."""
+
+
+def compile_engine(api: Any, job: Job, tell: Tell, cancelled: threading.Event) -> dict[str, Any]:
+    """Build `job` with the module `api` and write the engine file.
+
+    Returns:
+        Facts about the build: {"version", "device", "bytes", "inputs", "outputs", "layers"}.
+
+    Raises:
+        UserError: the model does not parse, an option is unknown to this version, or the compiler gave up.
+        Cancelled: `cancelled` was set.
+    """
+    logger = make_logger(api, tell)
+    builder = api.Builder(logger)
+    if builder is None:  # bindings answer None where the constructor failed
+        raise UserError(f"the compiler does not start{_because(logger.errors)}")
+    if job.plugin:
+        load_plugin(api, job.plugin)
+    network = builder.create_network(network_flags(api, job.strongly_typed))
+    parser = api.OnnxParser(network, logger)
+    tell({"event": START, "name": "Parsing", "parent": None, "steps": 1})
+    parse(parser, Path(job.model), job.weights_beside, logger.errors)
+    tell({"event": FINISH, "name": "Parsing"})
+    inputs, outputs = _tensors(network, "input"), _tensors(network, "output")
+    _expect(network, job)
+    config = builder.create_builder_config()
+    configure(api, builder, config, job)
+    if hasattr(api, "IProgressMonitor"):
+        config.progress_monitor = make_monitor(api, tell, cancelled)
+    cache = _load_timing_cache(config, job.timing_cache)
+    plan = builder.build_serialized_network(network, config)
+    if cancelled.is_set():
+        raise Cancelled
+    if plan is None:
+        raise UserError(failure(logger.errors, node_names(job.model)))
+    size = _write(Path(job.output), plan)
+    if cache:
+        _save_timing_cache(config, job.timing_cache)
+    return {
+        "version": api.__version__,
+        "bytes": size,
+        "inputs": inputs,
+        "outputs": outputs,
+        "layers": network.num_layers,
+        "device": _device_name(job),
+    }
+
+
+def network_flags(api: Any, strongly_typed: bool) -> int:
+    """Creation flags as this version wants them: explicit batch until 10, strong typing from 9.1 to 10 and in RTX."""
+    flags = api.NetworkDefinitionCreationFlag
+    value = 0
+    # From 10 on explicit batch is the only kind; the flag is gone in 11.
+    if hasattr(flags, "EXPLICIT_BATCH") and int(api.__version__.split(".")[0]) < 10:
+        value |= 1 << int(flags.EXPLICIT_BATCH)
+    if strongly_typed and hasattr(flags, "STRONGLY_TYPED"):
+        value |= 1 << int(flags.STRONGLY_TYPED)
+    return value
+
+
+def load_plugin(api: Any, path: str) -> None:
+    """Make the plugin library's operators known to TensorRT.
+
+    Raises:
+        UserError: the library does not load.
+    """
+    import ctypes
+
+    try:
+        if hasattr(api.IPluginRegistry, "load_library"):
+            if api.get_plugin_registry().load_library(path) is None:
+                raise OSError("the registry refused it; another copy may be loaded already")
+        else:  # 8.5: the library registers itself when it is loaded
+            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: the plugin does not load ({error}); build it again with  build-plugin") from error
+
+
+def parse(parser: trt.OnnxParser, model: Path, weights_beside: str, messages: list[str]) -> None:
+    """Parse the file; raise `UserError` naming the node at fault."""
+    if parser.parse(model.read_bytes(), weights_beside):
+        return
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        where = _error_node(error)
+        text = _clean(error.desc())
+        raise UserError(f"{where}{text}{_remedy(text)}")
+    raise UserError(f"the parser refused the model{_because(messages)}")
+
+
+def configure(api: Any, builder: trt.Builder, config: trt.IBuilderConfig, job: Job) -> None:
+    """Set memory, effort, targets, flags and profiles. Raises `UserError` for what this version lacks."""
+    if job.workspace_mib is not None:
+        config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, job.workspace_mib << 20)
+    if job.optimization_level is not None:
+        _need(hasattr(config, "builder_optimization_level"), api, "--optimization-level", "8.6")
+        config.builder_optimization_level = job.optimization_level
+    for name in job.flags:
+        _need(hasattr(api.BuilderFlag, name), api, f"the builder flag {name}", "10.0")
+        config.set_flag(getattr(api.BuilderFlag, name))
+    if job.compute_capabilities:
+        rtx: Any = config  # TensorRT itself compiles for the GPU at hand only
+        rtx.num_compute_capabilities = len(job.compute_capabilities)
+        for index, target in enumerate(job.compute_capabilities):
+            member = f"SM{target.replace('.', '')}"
+            _need(hasattr(api.ComputeCapability, member), api, f"compute capability {target}", "1.5")
+            if not rtx.set_compute_capability(getattr(api.ComputeCapability, member), index):
+                raise UserError(f"the compiler refused compute capability {target}")
+    for shapes in job.profiles:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(job.input_name, shapes["min"], shapes["opt"], shapes["max"])
+        if config.add_optimization_profile(profile) < 0:
+            raise UserError(f"the compiler refused the profile {shapes}")
+    if job.embed_plugin:
+        _need(hasattr(config, "plugins_to_serialize"), api, "embedding the plugin", "8.6")
+        config.plugins_to_serialize = [job.plugin]
+
+
+def make_logger(api: Any, tell: Tell) -> Any:
+    """A logger that keeps errors for messages and passes warnings on, but for those that mean nothing to a user."""
+    severity = api.ILogger.Severity
+
+    class Logger(api.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, level: Any, text: str) -> None:
+            if level in (severity.ERROR, severity.INTERNAL_ERROR):
+                self.errors.append(_clean(text))
+            elif level == severity.WARNING and not re.search(r"already exists, the output tensors|INT64 weights", text):
+                tell({"event": LOG, "text": _clean(text)})
+
+    return Logger()
+
+
+def make_monitor(api: Any, tell: Tell, cancelled: threading.Event) -> Any:
+    """Reports phases as events; asks the compiler to stop once `cancelled` is set."""
+
+    class Monitor(api.IProgressMonitor):
+        def __init__(self) -> None:
+            super().__init__()
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            tell({"event": START, "name": phase_name, "parent": parent_phase, "steps": num_steps})
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            tell({"event": STEP, "name": phase_name, "step": step})
+            return not cancelled.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            tell({"event": FINISH, "name": phase_name})
+
+    return Monitor()
+
+
+def failure(messages: Iterable[str], nodes: dict[str, str]) -> str:
+    """One line about a build that gave no engine: the node it stumbled over, the message, the remedy if known."""
+    texts = list(messages)
+    text = texts[-1] if texts else "the compiler gave no engine and no reason"
+    named = [name for name in nodes if name and any(name in message for message in texts)]
+    where = ""
+    if named:
+        name = max(named, key=len)  # the longest match: names are prefixes of one another
+        where = f"node {name} ({nodes[name]}): "
+    return f"{where}{text}{_remedy(' '.join(texts))}"
+
+
+def node_names(model: str) -> dict[str, str]:
+    """{node name: operator} of the model, to find them in messages."""
+    import onnx
+
+    return {node.name: node.op_type for node in onnx.load(model, load_external_data=False).graph.node}
+
+
+def _need(there: bool, api: Any, what: str, since: str) -> None:
+    if not there:
+        raise UserError(
+            f"{what} needs version {since} or later of the compiler, this is {api.__version__}; leave it out"
+        )
+
+
+def _error_node(error: trt.ParserError) -> str:
+    name = error.node_name() if hasattr(error, "node_name") else ""
+    kind = error.node_operator() if hasattr(error, "node_operator") else ""
+    if name:
+        return f"node {name} ({kind}): " if kind else f"node {name}: "
+    return f"node {error.node()}: " if error.node() >= 0 else ""
+
+
+def _remedy(text: str) -> str:
+    return next((f"; {remedy}" for pattern, remedy in _REMEDIES if re.search(pattern, text)), "")
+
+
+def _because(messages: list[str]) -> str:
+    return f": {messages[-1]}{_remedy(messages[-1])}" if messages else ""
+
+
+def _clean(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _tensors(network: trt.INetworkDefinition, kind: str) -> list[dict[str, Any]]:
+    count = getattr(network, f"num_{kind}s")
+    tensors = [getattr(network, f"get_{kind}")(index) for index in range(count)]
+    return [{"name": t.name, "dtype": numpy_name(t.dtype), "shape": list(t.shape)} for t in tensors]
+
+
+def numpy_name(dtype: Any) -> str:
+    """NumPy's name for a TensorRT data type."""
+    name = str(getattr(dtype, "name", dtype))
+    known = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "BOOL": "bool"}
+    return known.get(name, name.lower())
+
+
+def _expect(network: trt.INetworkDefinition, job: Job) -> None:
+    for kind, (name, dtype) in (("input", job.expected_input), ("output", job.expected_output)):
+        for found in _tensors(network, kind):
+            if (found["name"], found["dtype"]) != (name, dtype):
+                raise UserError(
+                    f"the model's {kind} is {found['name']} of {found['dtype']}, its card says {name} of {dtype}; "
+                    "export the model again"
+                )
+
+
+def _load_timing_cache(config: trt.IBuilderConfig, path: str) -> bool:
+    if not path:
+        return False
+    try:
+        data = Path(path).read_bytes()
+    except OSError:
+        data = b""
+    # A cache of another version or GPU is refused; an empty one is then as good.
+    if not config.set_timing_cache(config.create_timing_cache(data), False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+    return True
+
+
+def _save_timing_cache(config: trt.IBuilderConfig, path: str) -> None:
+    from internimage_deploy.files import atomic_write
+
+    cache = config.get_timing_cache()
+    if cache is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(Path(path), bytes(cache.serialize()))
+
+
+def _write(path: Path, plan: Any) -> int:
+    with path.open("wb") as file:
+        file.write(plan)
+        file.flush()
+        os.fsync(file.fileno())
+    return path.stat().st_size
+
+
+def _device_name(job: Job) -> str:
+    if job.flavour != "tensorrt":
+        return ""
+    try:
+        from internimage_deploy.runtime.cuda import device_name
+
+        return device_name()
+    except Exception:  # only a name for people; the build must not fail for it
+        return ""

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that the official repository exported: no model card, `mmdeploy::TRTDCNv3` nodes, labels of some integer type.
+
+They are turned into what the rest of the program knows: input `input` (N, 3, H, W) float32, output `labels` (N, H, W).
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.card import ModelCard, TensorSpec
+from internimage_deploy.runtime.engine.graph import FLOAT, Graph, Names
+
+Classes = tuple[str, ...]
+Palette = tuple[tuple[int, int, int], ...]
+
+
+def adopt(graph: Graph, classes: Classes, palette: Palette, size: tuple[int, int] | None) -> ModelCard:
+    """Give `graph` our input and output, and make the card it lacks.
+
+    Args:
+        graph: the model, changed in place.
+        classes: class names in the order of the ids.
+        palette: an RGB colour per class.
+        size: (height, width) in pixels, for a graph whose input size is free and is to be fixed; None to keep it.
+
+    Raises:
+        UserError: the graph has other inputs or outputs than such a file, or another size.
+    """
+    main = graph.model.graph
+    stored = {tensor.name for tensor in main.initializer}
+    inputs = [value for value in main.input if value.name not in stored]
+    if len(inputs) != 1 or len(main.output) != 1:
+        raise UserError(
+            f"the model has {len(inputs)} inputs and {len(main.output)} outputs, expected one picture and one answer"
+        )
+    source = _adopt_input(graph, inputs[0], size)
+    labels = _adopt_output(graph, main.output[0], source.shape, len(classes))
+    return ModelCard("mmdeploy export", classes, palette, source, labels, tools={"exporter": graph.model.producer_name})
+
+
+def _adopt_input(graph: Graph, value: onnx.ValueInfoProto, size: tuple[int, int] | None) -> TensorSpec:
+    shape = _shape(value)
+    if value.type.tensor_type.elem_type != FLOAT or len(shape) != 4 or shape[1] not in (3, None):
+        raise UserError(f"the model's input '{value.name}' is no float32 picture (N, 3, H, W), got {_text(shape)}")
+    if size is not None and any(have not in (None, want) for have, want in zip(shape[2:], size, strict=True)):
+        raise UserError(f"--size {size[0]}x{size[1]}, but this model takes {shape[2]}x{shape[3]} only")
+    height, width = size or shape[2:]
+    names: tuple[int | str, ...] = (shape[0] or "batch", 3, height or "height", width or "width")
+    _rename(graph, value.name, "input")
+    value.CopyFrom(helper.make_tensor_value_info("input", FLOAT, names))
+    return TensorSpec("input", "float32", names)
+
+
+def _adopt_output(graph: Graph, value: onnx.ValueInfoProto, source: tuple[int | str, ...], classes: int) -> TensorSpec:
+    """Squeeze, argmax and cast what the graph answers until it is (N, H, W) of the smallest label type."""
+    shape = _shape(value)
+    kind = value.type.tensor_type.elem_type
+    names = Names(graph.names())
+    current = names.new("official_answer")
+    _rename(graph, value.name, current)
+    nodes: list[onnx.NodeProto] = []
+    if len(shape) == 4 and kind == FLOAT:
+        nodes.append(
+            helper.make_node("ArgMax", [current], [names.new("classes")], name="labels/ArgMax", axis=1, keepdims=0)
+        )
+    elif len(shape) == 4 and shape[1] in (1, None):
+        nodes.append(_squeeze(graph, names, current))
+    elif len(shape) != 3 or kind == FLOAT:
+        raise UserError(f"the model's answer '{value.name}' of shape {_text(shape)} is neither labels nor logits")
+    if nodes:
+        current = nodes[-1].output[0]
+    to = TensorProto.UINT8 if classes <= 256 else TensorProto.INT32
+    nodes.append(helper.make_node("Cast", [current], ["labels"], name="labels/Cast", to=to))
+    graph.model.graph.node.extend(nodes)
+    spec = TensorSpec("labels", "uint8" if classes <= 256 else "int32", (source[0], *source[2:]))
+    value.CopyFrom(helper.make_tensor_value_info("labels", to, spec.shape))
+    return spec
+
+
+def _squeeze(graph: Graph, names: Names, current: str) -> onnx.NodeProto:
+    result = names.new("squeezed")
+    if graph.opset < 13:
+        return helper.make_node("Squeeze", [current], [result], name="labels/Squeeze", axes=[1])
+    import numpy as np
+
+    axes = names.new("labels/axes")
+    graph.model.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), axes))
+    return helper.make_node("Squeeze", [current, axes], [result], name="labels/Squeeze")
+
+
+def _rename(graph: Graph, old: str, new: str) -> None:
+    for node in graph.nodes:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = new
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int | None]:
+    return [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
+
+
+def _text(shape: list[int | None]) -> str:
+    return "(" + ", ".join("free" if side is None else str(side) for side in shape) + ")"

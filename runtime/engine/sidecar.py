@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's card in `MODEL.engine.json`, and the checks that come before TensorRT's own."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.card import EngineInfo, ModelCard
+
+_NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+
+
+def path_of(engine: Path) -> Path:
+    """Where the card of `engine` lies."""
+    return engine.with_name(engine.name + ".json")
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read(engine: Path) -> ModelCard:
+    """The card of an engine file.
+
+    Raises:
+        UserError: the engine or its card is missing, they do not belong together, or the engine has changed.
+    """
+    if not engine.is_file():
+        raise UserError(f"{engine}: {'is a folder, not an engine' if engine.is_dir() else 'no such file'}")
+    beside = path_of(engine)
+    if not beside.is_file():
+        raise UserError(
+            f"{engine}: its card {beside.name} is not beside it; copy both files together, or build the engine again"
+        )
+    try:
+        card = ModelCard.from_json(beside.read_text(), str(beside))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{beside}: not a model card; build the engine again") from error
+    if card.engine is None:
+        raise UserError(f"{beside}: the card of a model, not of an engine; build the engine again")
+    if sha256(engine) != card.engine.sha256:
+        raise UserError(
+            f"{engine}: the file is not the one its card describes (changed, truncated or replaced); "
+            "copy both files again, or build the engine again"
+        )
+    return card
+
+
+def check_runtime(engine: Path, info: EngineInfo, flavour: str, version: str) -> None:
+    """Refuse an engine that this library cannot load, before the library says so in its own words.
+
+    Args:
+        engine: the file, for the message.
+        info: what the engine was built with.
+        flavour: of the library at hand, `tensorrt` or `tensorrt-rtx`.
+        version: of the library at hand.
+
+    Raises:
+        UserError: another flavour, or a version that cannot read the engine.
+    """
+    if info.flavour != flavour:
+        raise UserError(
+            f"{engine}: an engine for {_NAMES[info.flavour]}, and this is {_NAMES[flavour]} {version}; "
+            f"use --backend {info.flavour}, or build it again with --backend {flavour}"
+        )
+    if info.version == version:
+        return
+    built, here = _numbers(info.version), _numbers(version)
+    if info.version_compatible and built[:1] == here[:1] and built <= here:
+        return
+    if flavour == "tensorrt-rtx" and built[:1] == here[:1]:
+        return  # TensorRT-RTX judges the engine's header itself (`get_engine_validity`)
+    compatible = "; it was built version-compatible, which reaches newer versions of the same major number only"
+    raise UserError(
+        f"{engine}: built with {_NAMES[flavour]} {info.version}, and this is {version}"
+        f"{compatible if info.version_compatible else ''}; build it again here, or install version {info.version}"
+    )
+
+
+def check_gpu(engine: Path, info: EngineInfo, capability: str, device: str) -> None:
+    """Refuse a GPU that the engine was not built for.
+
+    Args:
+        engine: the file, for the message.
+        info: what the engine was built with; an empty list of capabilities is the library's own choice.
+        capability: of the GPU at hand, such as "8.6".
+        device: its name.
+
+    Raises:
+        UserError: the engine has no code for it.
+    """
+    if info.compute_capabilities and capability not in info.compute_capabilities:
+        raise UserError(
+            f"{engine}: built for compute capability {', '.join(info.compute_capabilities)}, and this GPU ({device}) "
+            f"has {capability}; build it again for this GPU"
+        )
+
+
+def check_plugin(engine: Path, info: EngineInfo, *, available: str, trusted: bool) -> None:
+    """Refuse an engine whose plugin cannot be had.
+
+    Args:
+        engine: the file, for the message.
+        info: what the engine was built with.
+        available: version of the plugin that this machine can load, empty where there is none.
+        trusted: the user lets engines run the code they carry.
+
+    Raises:
+        UserError: the plugin is missing or of another version, or the engine carries code and is not trusted.
+    """
+    if info.plugin_embedded or info.version_compatible:
+        if not trusted:
+            raise UserError(
+                f"{engine}: the engine carries code that loading it would run; if you built it or trust its "
+                "source, load it with --trust-engine (trust_engine=True)"
+            )
+        return
+    if not info.plugin_version:
+        return
+    if not available:
+        raise UserError(
+            f"{engine}: the engine needs the DCNv3 plugin, which is not here; build it with  "
+            "internimage-deploy build-plugin"
+        )
+    if available != info.plugin_version:
+        raise UserError(
+            f"{engine}: built with version {info.plugin_version} of the DCNv3 plugin, and version {available} is here; "
+            "build the engine again"
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from internimage_deploy.errors import UserError
 
 FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
-FLOATS = (FLOAT, FLOAT16, BFLOAT16, TensorProto.DOUBLE)
+_INLINE_BYTES = 4096  # tensors below this size stay in the protobuf
 
 # Operators whose result has an element type of its own; for all others it is that of an input (`_SOURCE`, else 0).
 _RESULT = {
@@ -181,9 +181,13 @@ def save(graph: Graph, path: Path) -> None:
     with data.open("wb") as out:
         for tensor in graph.model.graph.initializer:
             array = graph.made.pop(tensor.name, None)
-            if array is None and tensor.data_location != TensorProto.EXTERNAL and tensor.ByteSize() < 4096:
+            if array is None and tensor.data_location != TensorProto.EXTERNAL and tensor.ByteSize() < _INLINE_BYTES:
                 continue
             raw = graph.array(tensor).tobytes() if array is None else array.tobytes()
+            if len(raw) < _INLINE_BYTES:  # runtimes read shapes before they look at other files
+                _clear(tensor)
+                tensor.raw_data = raw
+                continue
             out.write(b"\0" * (-out.tell() % 64))
             _point_at(tensor, data.name, out.tell(), len(raw))
             out.write(raw)
@@ -195,11 +199,15 @@ def save(graph: Graph, path: Path) -> None:
 
 
 def _point_at(tensor: TensorProto, location: str, offset: int, length: int) -> None:
-    for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "external_data"):
-        tensor.ClearField(name)
+    _clear(tensor)
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))
+
+
+def _clear(tensor: TensorProto) -> None:
+    for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "external_data", "data_location"):
+        tensor.ClearField(name)
 
 
 def consumers(nodes: Iterable[onnx.NodeProto]) -> dict[str, list[onnx.NodeProto]]:

@@ -20,7 +20,7 @@ class Network(nn.Module):
 
     def __init__(self, segmentor: Segmentor, options: ExportOptions) -> None:
         super().__init__()
-        self.preprocess = Normalize() if options.input == "uint8" else None
+        self.preprocess = Normalize(centre_only=segmentor.divides_by_std) if options.input == "uint8" else None
         self.backbone = segmentor.backbone
         self.decode_head = segmentor.decode_head
         self.postprocess = Labels(segmentor.config.head.num_classes) if options.emit == "labels" else None
@@ -34,19 +34,20 @@ class Network(nn.Module):
 
 
 class Normalize(nn.Module):
-    """(N, H, W, 3) uint8 RGB to (N, 3, H, W) float32 with ImageNet's mean and standard deviation."""
+    """(N, H, W, 3) uint8 RGB to (N, 3, H, W) float32 with ImageNet's mean and, unless `centre_only`, its deviation."""
 
     mean: Tensor
-    scale: Tensor
+    scale: Tensor | None
 
-    def __init__(self) -> None:
+    def __init__(self, *, centre_only: bool = False) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
-        self.register_buffer("scale", 1 / torch.tensor(IMAGENET_STD).view(3, 1, 1))
+        self.register_buffer("scale", None if centre_only else 1 / torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         # The cast comes first because TensorRT takes uint8 nowhere but in a cast.
-        return (x.float().permute(0, 3, 1, 2) - self.mean) * self.scale
+        x = x.float().permute(0, 3, 1, 2) - self.mean
+        return x if self.scale is None else x * self.scale
 
 
 class Labels(nn.Module):

@@ -113,8 +113,10 @@ class DCNv3(nn.Module):
             norm(channels, norm_layer, "channels_first", "channels_last"),
             activation(act_layer),
         )
-        self.offset = nn.Linear(channels, group * points * 2)
-        self.mask = nn.Linear(channels, group * points)
+        self.offset: nn.Linear | None = nn.Linear(channels, group * points * 2)
+        self.mask: nn.Linear | None = nn.Linear(channels, group * points)
+        self.offset_mask: nn.Linear | None = None  # both in one, when a rewrite has joined them
+        self.mask_softmax = False  # whether the operator takes logits and does the softmax itself
         self.input_proj = nn.Linear(channels, channels)
         self.output_proj = nn.Linear(channels, channels)
         self.center_feature_scale = center_feature_scale
@@ -126,7 +128,7 @@ class DCNv3(nn.Module):
         """(N, H, W, C) to (N, H, W, C)."""
         projected = self.input_proj(x)
         context = self.dw_conv(x.permute(0, 3, 1, 2))
-        offset, mask, mask_softmax = self.sampling(context)
+        offset, mask = self.sampling(context)
         y = self.operator(
             projected,
             offset,
@@ -137,16 +139,25 @@ class DCNv3(nn.Module):
             dilation=self.dilation,
             group=self.group,
             offset_scale=self.offset_scale,
-            mask_softmax=mask_softmax,
+            mask_softmax=self.mask_softmax,
         )
         if self.center_feature_scale:
             y = self.blend_centre(y, projected, context)
         return self.output_proj(y)
 
-    def sampling(self, context: Tensor) -> tuple[Tensor, Tensor, bool]:
-        """Offsets (N, H, W, G*K*2), mask (N, H, W, G*K), and whether the mask still needs its softmax."""
-        mask = self.mask(context).unflatten(-1, (self.group, -1)).softmax(-1).flatten(-2)
-        return self.offset(context), mask, False
+    def sampling(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets (N, H, W, G*K*2), and the mask (N, H, W, G*K) as the operator takes it."""
+        if self.offset_mask is not None:
+            both = self.offset_mask(context)
+            third = both.shape[-1] // 3
+            offset, mask = both[..., : 2 * third], both[..., 2 * third :]
+        else:
+            assert self.offset is not None
+            assert self.mask is not None
+            offset, mask = self.offset(context), self.mask(context)
+        if not self.mask_softmax:
+            mask = mask.unflatten(-1, (self.group, -1)).softmax(-1).flatten(-2)
+        return offset, mask
 
     def blend_centre(self, sampled: Tensor, projected: Tensor, context: Tensor) -> Tensor:
         """Mix the sampled features with the unsampled ones; one learnt share per group and pixel."""

@@ -20,6 +20,7 @@ class Segmentor(nn.Module):
     def __init__(self, config: SegmentorConfig) -> None:
         super().__init__()
         self.config = config
+        self.divides_by_std = False  # True: the input is centred only, and the first convolution does the division
         self.backbone = InternImage(config.backbone)
         in_channels = [config.backbone.channels * 2**i for i in range(len(config.backbone.depths))]
         head = UPerHead if config.head.type == "UPerHead" else SegformerHead

@@ -10,16 +10,27 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.exporter.models import Segmentor
 from internimage_deploy.exporter.options import ExportOptions
 from internimage_deploy.exporter.rewrites.base import Rewrite
+from internimage_deploy.exporter.rewrites.batch_norm import BATCH_NORM
 from internimage_deploy.exporter.rewrites.fusion import PYRAMID_POOLING, UPERNET_FUSION
+from internimage_deploy.exporter.rewrites.layer_scale import LAYER_SCALE
 from internimage_deploy.exporter.rewrites.pooling import ADAPTIVE_POOLING
+from internimage_deploy.exporter.rewrites.sampling import MASK_SOFTMAX, OFFSET_MASK_GEMM, OFFSET_SCALE
 from internimage_deploy.exporter.rewrites.segformer import SEGFORMER_FUSION
+from internimage_deploy.exporter.rewrites.stem import STEM_NORMALISATION
 
 __all__ = ["REWRITES", "Rewrite", "apply", "select"]
 
-# In the order they are applied.
+# In the order they are applied: batch norms before the convolutions they follow are taken apart, the offsets' scale
+# before offsets and mask are joined.
 REWRITES: dict[str, Rewrite] = {
     rewrite.name: rewrite
     for rewrite in (
+        STEM_NORMALISATION,
+        LAYER_SCALE,
+        OFFSET_SCALE,
+        OFFSET_MASK_GEMM,
+        MASK_SOFTMAX,
+        BATCH_NORM,
         ADAPTIVE_POOLING,
         PYRAMID_POOLING,
         UPERNET_FUSION,

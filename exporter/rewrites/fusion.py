@@ -17,7 +17,7 @@ Why exact: linearity only; nothing is approximated, whatever the sizes. The sums
 Cost, UPerNet fusion of InternImage-T at 512x512 (f0 is 128 x 128, all maps and the output have 512 channels), fp32:
 154.6 G multiply-adds before; after, 38.7 G (f0) + 12.7 G (1x1) + 6.0 G (products) = 57.3 G, 37%. The concatenated
 map of 134 MB is no longer written; the largest intermediate is f1's (9 * 512, 64, 64), 75 MB.
-Pyramid pooling (16 x 16 map of 512 channels, pooled maps of 1, 2, 3, 6): 3.0 G before, 0.75 G after, and
+Pyramid pooling (16 x 16 map of 512 channels, pooled maps of 1, 2, 3, 6): 3.0 G before, 0.73 G after, and
 2.6 MB of concatenated map become 0.9 MB of products' inputs.
 The weights are the same numbers in another order.
 """

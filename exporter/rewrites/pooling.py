@@ -8,7 +8,7 @@ Why exact: it is the definition. A is exact for any size, while an exporter that
 writes a graph that is right at that size only: torch 2.13 does so for a dynamic size without a word. Hence this rewrite
 is part of every dynamic export.
 
-Cost, a 16 x 16 map of 512 channels and scales 1, 2, 3, 6: 0.5 M additions before, 2.5 M multiply-adds after, either way
+Cost, a 16 x 16 map of 512 channels and scales 1, 2, 3, 6: 0.5 M additions before, 2.0 M multiply-adds after, either way
 nothing beside the network's 100 G; the map of 0.5 MB is read either way.
 """
 

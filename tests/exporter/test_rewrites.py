@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import dataclasses
 
 import numpy as np
 import onnxruntime as ort
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 import golden
 from internimage_deploy.errors import UserError
 from internimage_deploy.exporter import rewrites
-from internimage_deploy.exporter.models import build_with
+from internimage_deploy.exporter.models import HeadConfig, SegmentorConfig, build_random, build_with
+from internimage_deploy.exporter.network import Network
 from internimage_deploy.exporter.options import ExportOptions
 from internimage_deploy.exporter.rewrites import resampling
 from networks import FAMILIES, small
@@ -22,7 +24,7 @@ SIZES = [(1, 32, 32), (2, 96, 64), (1, 160, 32)]
 def rewritten(segmentor, names=None):
     changed = copy.deepcopy(segmentor)
     without = tuple(name for name in rewrites.REWRITES if names is not None and name not in names)
-    applied = rewrites.apply(changed, ExportOptions(size=(32, 32), without=without))
+    applied = rewrites.apply(changed, ExportOptions(size=(32, 32), input="float", without=without))
     return changed, applied
 
 
@@ -83,21 +85,43 @@ def test_rewritten_networks_equal_the_official_ones(name):
 
 
 @pytest.mark.parametrize("head", ["UPerHead", "SegformerHead"])
-@pytest.mark.parametrize("dtype", [torch.float16], ids=["fp16"])
-def test_half_precision_is_no_worse_than_the_plain_network(head, dtype):
-    # Norms keep their statistics in float32, as a half-precision export does; summed over seeds, because the error of
-    # one small network is a matter of luck.
+@pytest.mark.parametrize("family", ["t", "l"])
+def test_half_precision_is_no_worse_than_the_plain_network(head, family):
+    # Summed over seeds, because the error of one small network is a matter of luck.
     errors = {"plain": 0.0, "rewritten": 0.0}
     for seed in range(4):
-        plain = small("t", head, seed=seed)
+        plain = small(family, head, seed=seed)
         changed, _ = rewritten(plain)
         x = picture(1, 64, 64)
         with torch.inference_mode():
             expected = plain(x)
             for kind, network in (("plain", plain), ("rewritten", changed)):
-                answer = copy.deepcopy(network).to(dtype)(x.to(dtype)).float()
+                answer = copy.deepcopy(network).half()(x.half()).float()
                 errors[kind] += float((answer - expected).square().mean().sqrt())
     assert errors["rewritten"] <= 1.2 * errors["plain"]
+
+
+def test_standard_deviation_in_the_stem_keeps_the_border():
+    # A picture that is far from the mean at its border, where padding with black instead of the mean would show.
+    options = ExportOptions(size=(64, 96), emit="logits")
+    plain = small("t")
+    changed = copy.deepcopy(plain)
+    assert "stem-normalisation" in rewrites.apply(changed, options)
+    image = torch.full((2, 64, 96, 3), 255, dtype=torch.uint8)
+    image[:, 8:-8, 8:-8] = torch.randint(0, 256, (48, 80, 3), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, answer = Network(plain, options)(image), Network(changed, options)(image)
+    assert share_of_range(answer, expected) <= 1e-5
+
+
+def test_batch_norms_of_a_backbone_fold_too():
+    config = dataclasses.replace(FAMILIES["t"], norm_layer="BN")
+    plain = build_random(SegmentorConfig(config, HeadConfig("UPerHead", 32, 7)))
+    changed, _ = rewritten(plain, ["batch-norm"])
+    assert not [module for module in changed.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    with torch.inference_mode():
+        x = picture(2, 64, 96)
+        assert share_of_range(changed(x), plain(x)) <= 1e-5
 
 
 def test_the_original_and_its_tensors_stay_as_they_are():

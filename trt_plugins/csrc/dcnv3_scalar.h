@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Storage types, their conversion to and from float, and vector loads and stores, on the device and on the host.
+// The conversions are written in PTX: cuda_fp16.h and cuda_bf16.h would do the same, but need a further package.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +8,6 @@
 #include <type_traits>
 
 #ifdef __CUDACC__
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #define DCNV3_HD __host__ __device__ __forceinline__
 #define DCNV3_UNROLL _Pragma("unroll")
 #else
@@ -39,7 +38,9 @@ DCNV3_HD float to_float(BFloat16 value) { return bit_cast<float>(uint32_t{value.
 
 DCNV3_HD float to_float(Half value) {
 #ifdef __CUDA_ARCH__
-    return __half2float(bit_cast<__half>(value));
+    float result;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+    return result;
 #else
     const uint32_t sign = uint32_t{value.bits & 0x8000u} << 16;
     const uint32_t magnitude = value.bits & 0x7fffu;
@@ -60,8 +61,10 @@ DCNV3_HD float from_float<float>(float value) {
 // Both narrow conversions round to nearest, ties to even.
 template <>
 DCNV3_HD BFloat16 from_float<BFloat16>(float value) {
-#ifdef __CUDA_ARCH__
-    return bit_cast<BFloat16>(__float2bfloat16_rn(value));
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    BFloat16 result;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+    return result;
 #else
     const uint32_t bits = bit_cast<uint32_t>(value);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return {uint16_t((bits >> 16) | 0x40u)};  // NaN stays NaN
@@ -72,7 +75,9 @@ DCNV3_HD BFloat16 from_float<BFloat16>(float value) {
 template <>
 DCNV3_HD Half from_float<Half>(float value) {
 #ifdef __CUDA_ARCH__
-    return bit_cast<Half>(__float2half_rn(value));
+    Half result;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+    return result;
 #else
     const uint32_t bits = bit_cast<uint32_t>(value);
     const uint16_t sign = uint16_t((bits >> 16) & 0x8000u);
@@ -123,9 +128,9 @@ DCNV3_HD void unpack(const Pack<Half, N>& pack, float* values) {
     DCNV3_UNROLL
     for (int i = 0; i < N / 2; ++i) {
 #ifdef __CUDA_ARCH__
-        const float2 pair = __half22float2(bit_cast<__half2>(pack.word[i]));
-        values[2 * i] = pair.x;
-        values[2 * i + 1] = pair.y;
+        asm("{.reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+            : "=f"(values[2 * i]), "=f"(values[2 * i + 1])
+            : "r"(pack.word[i]));
 #else
         values[2 * i] = to_float(Half{uint16_t(pack.word[i])});
         values[2 * i + 1] = to_float(Half{uint16_t(pack.word[i] >> 16)});

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`internimage-deploy build-plugin`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+import click
+
+
+def _architectures(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> list[int]:
+    numbers = []
+    for text in (part.strip() for value in values for part in value.split(",")):
+        number = text.removeprefix("sm_").replace(".", "")
+        if not number.isdigit():
+            raise click.BadParameter(f"'{text}' is not an architecture such as 87, 8.7 or sm_87")
+        numbers.append(int(number))
+    return numbers
+
+
+@click.command("build-plugin", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.so",
+    help="Copy the library here; it is always kept in the user's cache, where build-engine finds it.",
+)
+@click.option(
+    "--arch",
+    "architectures",
+    multiple=True,
+    callback=_architectures,
+    metavar="87,89,...",
+    help="GPU architectures; default: every one that the CUDA compiler knows.",
+)
+@click.option(
+    "--tensorrt-include",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder of NvInfer.h; default: $TENSORRT_ROOT/include, the system, else a download.",
+)
+@click.option(
+    "--nvcc",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="CUDA compiler; default: $CUDACXX, $CUDA_HOME, the PATH, /usr/local/cuda, the PyPI wheels.",
+)
+@click.option(
+    "--interface",
+    type=click.Choice(["v2", "v3"]),
+    help="Plugin interface; default: v3 with TensorRT 10 and later, v2 before.",
+)
+def build_plugin(
+    output: Path | None,
+    architectures: list[int],
+    tensorrt_include: Path | None,
+    nvcc: Path | None,
+    interface: Literal["v2", "v3"] | None,
+) -> None:
+    """Compile the DCNv3 TensorRT plugin and print the library's path.
+
+    Needs a CUDA compiler and TensorRT's headers, neither a GPU nor TensorRT itself. What was compiled before with the
+    same sources, versions and architectures comes from the cache.
+    """
+    from internimage_deploy.trt_plugins.build import build, copy_library, make_plan
+
+    plan = make_plan(
+        nvcc=nvcc, tensorrt_include=tensorrt_include, architectures=architectures or None, interface=interface
+    )
+    for line in plan.describe():
+        click.echo(line, err=True)
+    start = time.monotonic()
+    library, built = build(plan)
+    took = f"compiled in {time.monotonic() - start:.0f} s" if built else "from the cache"
+    click.echo(f"library    {took}, {library.stat().st_size / 2**20:.1f} MiB", err=True)
+    if output is not None:
+        copy_library(library, output)
+        library = output.absolute()
+    click.echo(str(library))

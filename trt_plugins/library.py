@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding the compiled plugin library and loading it into a TensorRT registry."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.trt_plugins.contract import OFFICIAL_OP_TYPE, OP_TYPE, PLUGIN_NAMESPACE, PLUGIN_VERSION
+
+LIBRARY_VARIABLE = "INTERNIMAGE_DEPLOY_PLUGIN"
+CREATORS = (OP_TYPE, OFFICIAL_OP_TYPE)
+
+
+def find_library(path: Path | None = None, *, tensorrt: str | None = None, build: bool = False) -> Path:
+    """The plugin library.
+
+    Looked for in this order: `path`, $INTERNIMAGE_DEPLOY_PLUGIN, the user's cache (the newest that `build-plugin` made
+    of these sources; no compiler is needed for that).
+
+    Args:
+        path: The library, if the user named one.
+        tensorrt: The TensorRT version that is to load it; its major version must be that of the library's headers.
+        build: Compile the library if the cache has none.
+
+    Raises:
+        UserError: there is none; the message says how to make one.
+    """
+    named = os.environ.get(LIBRARY_VARIABLE)
+    for candidate, source in ((path, "--plugin"), (Path(named) if named else None, LIBRARY_VARIABLE)):
+        if candidate is not None:
+            if not candidate.is_file():
+                raise UserError(
+                    f"{source}: no plugin library at {candidate}; make one with  internimage-deploy build-plugin"
+                )
+            return candidate.absolute()
+
+    from internimage_deploy.trt_plugins import build as builder
+
+    cached = builder.cached_libraries(tensorrt)
+    if cached:
+        return cached[0]
+    if build:
+        return builder.build(builder.make_plan())[0]
+    version = f" for TensorRT {tensorrt}" if tensorrt else ""
+    raise UserError(f"the DCNv3 plugin library has not been compiled{version}: run  internimage-deploy build-plugin")
+
+
+def find_creator(trt: ModuleType, name: str = OP_TYPE) -> Any | None:
+    """The registered creator called `name`, or None. `trt`: the module tensorrt or tensorrt_rtx."""
+    registry = trt.get_plugin_registry()
+    # Looking in the list: asking for a creator that is not there puts an error into the user's log.
+    creators = registry.all_creators if hasattr(registry, "all_creators") else registry.plugin_creator_list
+    for creator in creators:
+        key = (creator.name, creator.plugin_version, creator.plugin_namespace)
+        if key == (name, PLUGIN_VERSION, PLUGIN_NAMESPACE):
+            return creator
+    return None
+
+
+def load_library(trt: ModuleType, path: Path | None = None, *, build: bool = False) -> Path | None:
+    """Register DCNv3 and TRTDCNv3 with TensorRT, unless they are: before parsing or deserialising anything.
+
+    Args:
+        trt: The module `tensorrt` (or `tensorrt_rtx`, whose registry takes the library though its builder does not).
+        path: The library; default: see `find_library`.
+        build: Compile the library if the cache has none.
+
+    Returns:
+        The library's path, or None if the creators had been registered before.
+
+    Raises:
+        UserError: there is no library, or it cannot be loaded; the message says why.
+    """
+    if all(find_creator(trt, name) is not None for name in CREATORS):
+        return None
+    library = find_library(path, tensorrt=trt.__version__, build=build)
+    registry = trt.get_plugin_registry()
+    if hasattr(registry, "load_library"):
+        # Opening it first gives the loader's own words (a missing library, another machine's file) if that fails.
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            raise UserError(f"cannot load the plugin library: {error}") from error
+        registry.load_library(str(library))
+    else:
+        _open_globally(library)
+    missing = [name for name in CREATORS if find_creator(trt, name) is None]
+    if missing:
+        raise UserError(
+            f"TensorRT {trt.__version__} did not take {', '.join(missing)} from {library}: it may have been built for "
+            "another TensorRT version; run  internimage-deploy build-plugin  with this version's headers"
+        )
+    return library
+
+
+def _open_globally(library: Path) -> None:
+    """TensorRT 8.5: the library registers itself when it is opened and libnvinfer's symbols are visible."""
+    try:
+        for name in ("libnvinfer.so.8", str(library)):
+            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise UserError(f"cannot load the plugin library: {error}") from error

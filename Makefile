@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,cpu,rtx,serve,ray,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,cpu,plugin,rtx,serve,ray,test]'
 	# NVIDIA's API as type stubs; the package itself would fetch TensorRT.
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt tensorrt-stubs
 	@touch $@

@@ -1,14 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
 import pytest
 
-from internimage_deploy.trt_plugins import build
-from internimage_deploy.trt_plugins.cache import CACHE_VARIABLE, cache_folder
+from internimage_deploy.trt_plugins import build, host
+from internimage_deploy.trt_plugins.cache import (
+    CACHE_VARIABLE,
+    SOURCES,
+    build_once,
+    cache_folder,
+    fingerprint,
+    run_compiler,
+)
 from internimage_deploy.trt_plugins.toolchain import find_headers, find_nvcc
+
+# test_sanitizers.py runs these tests once more in a process that has the sanitizers' runtime.
+SANITIZE = (
+    ("-g", "-fsanitize=address", "-fsanitize=undefined", "-fno-sanitize-recover=all")
+    if os.environ.get("DCNV3_TEST_SANITIZERS")
+    else ()
+)
+host.FLAGS = (*host.FLAGS, *SANITIZE)
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +48,33 @@ def plan():
 def plugin(plan):
     """The plugin library, compiled at most once per source state."""
     return build.build(plan)[0]
+
+
+DRIVER_SOURCES = (
+    *("dcnv3_attributes.cpp", "dcnv3_operator.cpp", "dcnv3_variants.cpp", "dcnv3_host.cpp"),
+    *("plugin_log.cpp", "plugin_registration.cpp"),
+)
+
+
+@pytest.fixture(scope="session")
+def driver_library(headers, nvcc):
+    """interface -> the plugin class with a stand-in for TensorRT around it and the host kernel under it."""
+    return functools.cache(lambda interface: compile_driver(interface, headers, nvcc))
+
+
+def compile_driver(interface, headers, nvcc):
+    here = Path(__file__).parent / "cpp" / "driver.cpp"
+    sources = [SOURCES / name for name in (*DRIVER_SOURCES, f"dcnv3_plugin_{interface}.cpp")] + [here]
+    host_flags = ",".join(("-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations", *SANITIZE))
+    command = [
+        *(str(nvcc.path), "-std=c++17", "-O1", "-shared", "-Xcompiler", host_flags),
+        *(f"-DDCNV3_PLUGIN_INTERFACE={interface[1]}", "-isystem", str(headers.path), f"-I{SOURCES}"),
+        *("--threads", str(os.cpu_count()), *map(str, sources)),
+    ]
+    key = fingerprint([*SOURCES.glob("*.h"), *sources], [*command, nvcc.version, headers.version])
+    target = cache_folder() / "tests" / f"driver-{key}.so"
+    build_once(target, lambda path: run_compiler([*command, "-o", str(path)], target.with_suffix(".log")))
+    return target
 
 
 @pytest.fixture

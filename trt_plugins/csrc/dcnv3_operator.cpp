@@ -2,6 +2,7 @@
 #include "dcnv3_operator.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "dcnv3_launch.h"
 #include "plugin_log.h"
@@ -195,7 +196,10 @@ std::string Dcnv3Operator::timing_id() const {
     for (const IntegerAttribute& attribute : kIntegerAttributes) {
         id += "_" + std::to_string(attributes_.*attribute.member);
     }
-    return id + "_" + std::to_string(attributes_.offset_scale);
+    // Its bits: in decimals close values would share timings.
+    uint32_t scale = 0;
+    memcpy(&scale, &attributes_.offset_scale, sizeof(scale));
+    return id + "_" + std::to_string(scale);
 }
 
 bool create_operator(const char* layer, const nvinfer1::PluginFieldCollection* fields, Attributes& attributes) {

@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both plugin classes, driven as TensorRT drives them (cpp/driver.cpp), with the kernel on the host."""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import contextmanager
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import golden
+from internimage_deploy.trt_plugins import contract, host
+
+FLOAT, HALF, INT8, BF16 = 0, 1, 2, 7
+TYPES = {"float32": (FLOAT, np.float32), "float16": (HALF, np.float16), "bfloat16": (BF16, ml_dtypes.bfloat16)}
+LINEAR, CHW4 = 0, 3
+FIELD = {"float16": 0, "float32": 1, "float64": 2, "int8": 3, "int16": 4, "int32": 5, "int64": 10}
+BASE = {"group": 2, "group_channels": 4}
+INVALID_VALUE = 1  # cudaErrorInvalidValue
+
+
+class Driver:
+    """One plugin behind the C functions of driver.cpp."""
+
+    def __init__(self, library, interface):
+        self.lib = ctypes.CDLL(str(library))
+        self.interface = interface
+        for name in ("create", "create_from_nothing", "clone", "reload"):
+            getattr(self.lib, f"driver_{name}").restype = ctypes.c_void_p
+        for name in ("take_log", "field_names", "name", "timing_id"):
+            if hasattr(self.lib, f"driver_{name}"):
+                getattr(self.lib, f"driver_{name}").restype = ctypes.c_char_p
+        self.lib.driver_start()
+        self.made = []
+
+    def log(self):
+        return self.lib.driver_take_log().decode()
+
+    def create(self, creator="DCNv3", types=None, lengths=None, **attributes):
+        types = types or {}
+        lengths = lengths or {}
+        arrays = []
+        for name, value in attributes.items():
+            default = "float32" if isinstance(value, float) else "int32"
+            arrays.append(None if value is None else np.array(value, types.get(name, default)).reshape(-1))
+        count = len(arrays)
+        codes = [FIELD[types.get(n, "float32" if isinstance(v, float) else "int32")] for n, v in attributes.items()]
+        plugin = self.lib.driver_create(
+            creator.encode(),
+            count,
+            (ctypes.c_char_p * count)(*(name.encode() for name in attributes)),
+            (ctypes.c_int32 * count)(*codes),
+            (ctypes.c_void_p * count)(*(0 if a is None else a.ctypes.data for a in arrays)),
+            (ctypes.c_int32 * count)(
+                *(lengths.get(n, 0 if a is None else a.size) for n, a in zip(attributes, arrays, strict=True))
+            ),
+        )
+        return self.keep(plugin)
+
+    def keep(self, plugin):
+        if plugin:
+            self.made.append(plugin)
+        return plugin
+
+    def call(self, name, plugin, *arguments):
+        return getattr(self.lib, f"driver_{name}")(ctypes.c_void_p(plugin), *arguments)
+
+    def close(self):
+        for plugin in self.made:
+            self.call("destroy", plugin)
+
+
+@contextmanager
+def driving(library, interface):
+    made = Driver(library(interface), interface)
+    yield made
+    made.lib.driver_fail_launches(0)
+    made.close()
+
+
+@pytest.fixture(params=["v2", "v3"])
+def driver(request, driver_library):
+    with driving(driver_library, request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def v2(driver_library):
+    """IPluginV2DynamicExt alone: it serialises to bytes of its own."""
+    with driving(driver_library, "v2") as made:
+        yield made
+
+
+@pytest.fixture
+def v3(driver_library):
+    """IPluginV3 alone: it has tactics and onShapeChange."""
+    with driving(driver_library, "v3") as made:
+        yield made
+
+
+def rows(*shapes):
+    return np.array([(len(s), *s, *([0] * (4 - len(s)))) for s in shapes], np.int64)
+
+
+def shapes_of(height=6, width=7, batch=2, *, group=2, channels=4, kernel=3):
+    points = group * kernel * kernel
+    image = (batch, height, width)
+    return [(*image, group * channels), (*image, 2 * points), (*image, points), (*image, group * channels)]
+
+
+def enqueue(driver, plugin, operands, output, type_code, dims=None):
+    dims = rows(*(a.shape for a in operands), output.shape) if dims is None else dims
+    pointers = (ctypes.c_void_p * 3)(*(a.ctypes.data for a in operands))
+    return driver.call(
+        "enqueue", plugin, ctypes.c_void_p(dims.ctypes.data), type_code, pointers, ctypes.c_void_p(output.ctypes.data)
+    )
+
+
+def golden_operands(name, dtype):
+    case = golden.case("dcnv3_op")[name]
+    arrays = golden.arrays("dcnv3_op")
+    attributes = {"group": case["group"], "group_channels": case["group_channels"]}
+    attributes["offset_scale"] = float(case["offset_scale"])
+    for key in ("kernel", "stride", "pad", "dilation"):
+        attributes |= {f"{key}_h": case[key], f"{key}_w": case[key]}
+    operands = [np.ascontiguousarray(arrays[f"{name}.{part}"].astype(dtype)) for part in ("input", "offset", "mask")]
+    return attributes, operands, arrays[f"{name}.output"]
+
+
+@pytest.mark.parametrize("dtype", list(TYPES))
+@pytest.mark.parametrize("creator", ["DCNv3", "TRTDCNv3"])
+@pytest.mark.parametrize("name", list(golden.case("dcnv3_op")))
+def test_computes_the_golden_cases_also_when_cloned_and_reloaded(driver, name, creator, dtype):
+    code, numpy_type = TYPES[dtype]
+    attributes, operands, expected = golden_operands(name, numpy_type)
+    plugin = driver.create(creator, **attributes)
+    clone = driver.keep(driver.call("clone", plugin))
+    reloaded = driver.keep(driver.call("reload", clone, 0))
+    tolerance = {"float32": 1e-5, "float16": 2e-2, "bfloat16": 1.5e-1}[dtype]
+    results = []
+    for each in (plugin, clone, reloaded):
+        assert driver.call("name", each).decode() == creator
+        output = np.full(expected.shape, np.nan, numpy_type)
+        assert enqueue(driver, each, operands, output, code) == 0, driver.log()
+        results.append(output.astype(np.float32))
+    np.testing.assert_allclose(results[0], expected, atol=tolerance)
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_every_attribute_reaches_the_kernel(driver):
+    # All different, so that no two can be swapped unseen.
+    attributes = {
+        "kernel_h": 2, "kernel_w": 3, "stride_h": 3, "stride_w": 2, "pad_h": 4, "pad_w": 1, "dilation_h": 2,
+        "dilation_w": 4, "group": 3, "group_channels": 5, "offset_scale": 1.25, "mask_softmax": 1,
+    }  # fmt: skip
+    assert set(attributes) == {a.name for a in contract.ATTRIBUTES}
+    op = {key: (attributes[f"{key}_h"], attributes[f"{key}_w"]) for key in ("kernel", "stride", "pad", "dilation")}
+    sides = [contract.output_size(s, *(op[k][i] for k in op)) for i, s in enumerate((9, 17))]
+    rng = np.random.default_rng(0)
+    operands = [
+        rng.standard_normal((2, 9, 17, 15), np.float32),
+        rng.standard_normal((2, *sides, 36), np.float32),
+        rng.standard_normal((2, *sides, 18), np.float32),
+    ]
+    expected = host.dcnv3(*operands, group=3, offset_scale=1.25, mask_softmax=True, **op)
+    plugin = driver.create(**attributes)
+    reloaded = driver.keep(driver.call("reload", plugin, 0))
+    for each in (plugin, reloaded):
+        output = np.full_like(expected, np.nan)
+        assert enqueue(driver, each, operands, output, FLOAT) == 0, driver.log()
+        np.testing.assert_array_equal(output, expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (31, 32), (223, 1024)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("pad", [1, 5])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_output_shape_is_exact_for_dynamic_inputs(driver, size, stride, pad, dilation):
+    settings = {"stride_h": stride, "stride_w": stride + 1, "pad_h": pad + 1, "pad_w": pad,
+                "dilation_h": dilation, "dilation_w": 1, "kernel_h": 3, "kernel_w": 2}  # fmt: skip
+    plugin = driver.create(**settings, **BASE)
+    shape = np.array([7, *size, 8], np.int64)
+    result = np.zeros(4, np.int64)
+    arguments = (3, 4, ctypes.c_void_p(shape.ctypes.data), ctypes.c_void_p(result.ctypes.data))
+    assert driver.call("output_shape", plugin, *arguments) == 0
+    expected = [contract.output_size(s, *(settings[f"{k}_{a}"] for k in ("kernel", "stride", "pad", "dilation")))
+                for s, a in zip(size, "hw", strict=True)]  # fmt: skip
+    assert result.tolist() == [7, *expected, 8]
+
+
+def test_output_shape_refuses_other_ranks_and_counts(driver):
+    plugin = driver.create(**BASE)
+    pointer = ctypes.c_void_p(np.ones(4, np.int64).ctypes.data)
+    assert driver.call("output_shape", plugin, 3, 3, pointer, pointer) != 0
+    assert "4 dimensions" in driver.log()
+    assert driver.call("output_shape", plugin, 2, 4, pointer, pointer) != 0
+    assert "3 inputs" in driver.log()
+
+
+def test_formats_are_linear_of_one_floating_type(driver):
+    plugin = driver.create(**BASE)
+
+    def supported(position, types, formats=(LINEAR,) * 4, counts=(3, 1)):
+        four = ctypes.c_int32 * 4
+        return bool(driver.call("supports", plugin, position, four(*types), four(*formats), *counts))
+
+    for code, _ in TYPES.values():
+        assert all(supported(position, (code,) * 4) for position in range(4))
+    assert not supported(0, (INT8,) * 4)
+    for position in (1, 2, 3):
+        types = [HALF] * 4
+        types[position] = FLOAT
+        assert not supported(position, types)
+    for position in range(4):
+        formats = [LINEAR] * 4
+        formats[position] = CHW4
+        assert not supported(position, (HALF,) * 4, formats)
+    assert not supported(0, (HALF,) * 4, counts=(4, 1))
+    assert not supported(0, (HALF,) * 4, counts=(3, 2))
+    assert [driver.call("output_type", plugin, code) for code in (FLOAT, HALF, BF16)] == [FLOAT, HALF, BF16]
+
+
+def test_field_names_are_the_contract(driver):
+    names = {a.name for a in contract.ATTRIBUTES}
+    driver.lib.driver_field_names.argtypes = [ctypes.c_char_p]
+    assert set(driver.lib.driver_field_names(b"DCNv3").decode().split()) == names
+    assert set(driver.lib.driver_field_names(b"TRTDCNv3").decode().split()) == names | {"im2col_step"}
+
+
+def test_defaults_are_the_contract(driver):
+    defaults = {a.name: a.default for a in contract.ATTRIBUTES if a.default is not None}
+    op = {k: defaults[f"{k}_h"] for k in ("kernel", "stride", "pad", "dilation")}
+    rng = np.random.default_rng(1)
+    operands = [rng.standard_normal(shape, np.float32) for shape in shapes_of()[:3]]
+    expected = host.dcnv3(*operands, group=2, offset_scale=defaults["offset_scale"], **op)
+    output = np.empty_like(expected)
+    assert enqueue(driver, driver.create(**BASE), operands, output, FLOAT) == 0
+    np.testing.assert_array_equal(output, expected)
+
+
+@pytest.mark.parametrize("attribute", contract.ATTRIBUTES, ids=lambda a: a.name)
+def test_out_of_range_and_mistyped_attributes_are_refused_by_name(driver, attribute):
+    def refused(value, kind=None, length=None):
+        given = BASE | {attribute.name: value}
+        types = {} if kind is None else {attribute.name: kind}
+        lengths = {} if length is None else {attribute.name: length}
+        assert driver.create(types=types, lengths=lengths, **given) is None
+        message = driver.log()
+        assert f"'layer7': {attribute.name}" in message, message
+
+    if attribute.type == "int":
+        refused(attribute.minimum - 1)
+        refused(attribute.minimum - 1, "int64")
+        refused(2**33 + 1, "int64")
+        if attribute.maximum is not None:
+            refused(attribute.maximum + 1)
+        for wrong in ("float32", "float64", "int8", "int16", "float16"):
+            refused(1, wrong)
+    else:
+        refused(1, "int32")
+        refused(1, "int64")
+        for value in (float("nan"), float("inf"), 1e300):
+            refused(value, "float64")
+    refused([1, 1])
+    refused(None)
+    refused(None, length=1)
+
+
+@pytest.mark.parametrize("attribute", contract.ATTRIBUTES, ids=lambda a: a.name)
+def test_integers_come_as_32_or_64_bits_and_floats_too(driver, attribute):
+    value = max(attribute.minimum or 0, 1)
+    for kind in ("int32", "int64") if attribute.type == "int" else ("float32", "float64"):
+        assert driver.create(types={attribute.name: kind}, **(BASE | {attribute.name: value})), driver.log()
+
+
+def test_missing_and_unknown_attributes_are_refused_by_name(driver):
+    assert driver.create(group=2) is None
+    assert "group_channels is missing" in driver.log()
+    assert driver.create(group_channels=2) is None
+    assert "group is missing" in driver.log()
+    assert driver.create(**BASE, stride=2) is None
+    assert "unknown attribute 'stride'" in driver.log()
+    driver.lib.driver_create_from_nothing.argtypes = [ctypes.c_char_p]
+    assert driver.lib.driver_create_from_nothing(b"DCNv3") is None
+    assert "no attributes" in driver.log()
+
+
+def test_official_extras_are_ignored(driver):
+    assert driver.create("TRTDCNv3", **BASE, im2col_step=256)
+    assert driver.log() == ""
+
+
+BAD_SHAPES = {
+    "channels": (0, 3, 9, "input has 9 in dimension 3: expected 8"),
+    "offset height": (1, 1, 5, "offset has 5 in dimension 1: expected 6"),
+    "offset depth": (1, 3, 18, "offset has 18 in dimension 3: expected 36"),
+    "mask batch": (2, 0, 1, "mask has 1 in dimension 0: expected 2"),
+    "mask depth": (2, 3, 9, "mask has 9 in dimension 3: expected 18"),
+    "output width": (3, 2, 9, "output has 9 in dimension 2: expected 7"),
+}
+
+
+@pytest.mark.parametrize(("tensor", "dimension", "value", "message"), BAD_SHAPES.values(), ids=list(BAD_SHAPES))
+def test_bad_shapes_are_refused_with_all_shapes(driver, tensor, dimension, value, message):
+    shapes = [list(s) for s in shapes_of()]
+    shapes[tensor][dimension] = value
+    dims = rows(*shapes)
+    pointer = ctypes.c_void_p(dims.ctypes.data)
+    plugin = driver.create(**BASE)
+
+    status = driver.call("configure", plugin, pointer, HALF, 3)
+    log = driver.log()
+    assert message in log
+    assert "mask (" in log
+    assert "'layer7'" in log
+    if driver.interface == "v3":
+        assert status != 0
+        assert driver.call("shape_change", plugin, pointer, HALF) != 0
+        assert message in driver.log()
+    operands = [np.zeros(shape, np.float16) for shape in shapes_of()[:3]]
+    output = np.zeros(shapes_of()[3], np.float16)
+    assert enqueue(driver, plugin, operands, output, HALF, dims) == INVALID_VALUE
+    assert message in driver.log()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "shape", "message"),
+    [
+        ({"dilation_h": 4}, (2, 6, 7, 8), "exceeds the padded height"),
+        ({"kernel_w": 10}, (2, 6, 7, 8), "exceeds the padded width"),
+        ({}, (1, 1, 2**21, 8), "width with padding is above 2097152"),
+        ({}, (6, 7, 8), "input must have 4 dimensions"),
+    ],
+    ids=["dilation", "kernel", "too wide", "rank"],
+)
+def test_impossible_inputs_are_refused(driver, attributes, shape, message):
+    plugin = driver.create(**BASE, **attributes)
+    dims = rows(shape, (1, 1, 1, 1), (1, 1, 1, 1), (1, 1, 1, 1))
+    driver.call("configure", plugin, ctypes.c_void_p(dims.ctypes.data), HALF, 3)
+    assert message in driver.log()
+
+
+def test_a_wrong_number_of_tensors_is_refused(driver):
+    plugin = driver.create(**BASE)
+    dims = rows(*shapes_of())
+    driver.call("configure", plugin, ctypes.c_void_p(dims.ctypes.data), HALF, 2)
+    assert "2 inputs" in driver.log()
+
+
+def test_unknown_dimensions_are_accepted_while_configuring(driver):
+    plugin = driver.create(**BASE)
+    shapes = [(-1, -1, -1, s[3]) for s in shapes_of()]
+    dims = rows(*shapes)
+    assert driver.call("configure", plugin, ctypes.c_void_p(dims.ctypes.data), HALF, 3) == 0
+    assert driver.log() == ""
+    shapes[2] = (-1, -1, -1, 17)
+    dims = rows(*shapes)
+    driver.call("configure", plugin, ctypes.c_void_p(dims.ctypes.data), HALF, 3)
+    assert "mask has 17 in dimension 3: expected 18" in driver.log()
+
+
+def test_an_empty_batch_is_no_launch(driver):
+    plugin = driver.create(**BASE)
+    shapes = shapes_of(batch=0)
+    operands = [np.zeros(shape, np.float32) for shape in shapes[:3]]
+    driver.lib.driver_fail_launches(INVALID_VALUE)
+    assert enqueue(driver, plugin, operands, np.zeros(shapes[3], np.float32), FLOAT) == 0
+
+
+def test_a_failed_launch_is_reported_with_shapes(driver):
+    plugin = driver.create(**BASE)
+    operands = [np.zeros(shape, np.float32) for shape in shapes_of()[:3]]
+    driver.lib.driver_fail_launches(701)  # cudaErrorLaunchOutOfResources
+    assert enqueue(driver, plugin, operands, np.zeros(shapes_of()[3], np.float32), FLOAT) == 701
+    log = driver.log()
+    assert "too many resources" in log
+    assert "input (2, 6, 7, 8)" in log
+
+
+@pytest.mark.parametrize("damage", [1, 2, 3], ids=["short", "other tag", "out of range"])
+def test_damaged_engines_are_refused(v2, damage):
+    assert v2.call("reload", v2.create(**BASE), damage) is None
+    assert ("rebuild the engine" if damage < 3 else "kernel_h") in v2.log()
+
+
+def test_tactics_are_offered_set_cloned_and_used(v3):
+    plugin = v3.create(**(BASE | {"group_channels": 16}))
+    shapes = shapes_of(32, 64, channels=16)
+    dims = rows(*shapes)
+    assert v3.call("configure", plugin, ctypes.c_void_p(dims.ctypes.data), HALF, 3) == 0
+    buffer = (ctypes.c_int32 * 64)()
+    count = v3.call("tactics", plugin, buffer)
+    assert count == 12
+    offered = list(buffer[:count])
+    assert len(set(offered)) == count
+    assert 0 not in offered
+    operands = [np.ones(shape, np.float16) for shape in shapes[:3]]
+    results = []
+    for tactic in (0, *offered):
+        assert v3.call("set_tactic", plugin, tactic) == 0
+        clone = v3.keep(v3.call("clone", plugin))
+        output = np.empty(shapes[3], np.float16)
+        assert enqueue(v3, clone, operands, output, HALF) == 0
+        assert v3.lib.driver_last_tactic() == tactic
+        results.append(output)
+    assert all(np.array_equal(results[0], other) for other in results)
+    for tactic in (-1, 13):
+        assert v3.call("set_tactic", plugin, tactic) != 0
+        assert "does not exist" in v3.log()
+
+
+def test_equal_tactics_are_offered_once(v3):
+    plugin = v3.create(**BASE)  # four channels per group: no pairs of vectors
+    dims = rows(*shapes_of(32, 64))
+    v3.call("configure", plugin, ctypes.c_void_p(dims.ctypes.data), HALF, 3)
+    assert v3.call("tactics", plugin, (ctypes.c_int32 * 64)()) == 6
+
+
+def test_timing_cache_id_tells_attributes_apart(v3):
+    def identity(**changed):
+        return v3.call("timing_id", v3.create(**(BASE | changed))).decode()
+
+    base = identity()
+    changes = [identity(**{a.name: 7 if a.maximum is None else 1}) for a in contract.ATTRIBUTES if a.type == "int"]
+    assert len({base, identity(offset_scale=2.0), identity(offset_scale=1.0000001), *changes}) == len(changes) + 3
+    assert identity() == base

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import logging
 import os
@@ -119,14 +120,17 @@ def _serve_on_ray(settings: Any, options: dict[str, Any]) -> None:
         raise click.BadParameter(
             f"{options['replicas']!r} is neither a number nor a range such as 1-4", param_hint="--replicas"
         )
+    if options["port"] == 0:
+        raise click.BadParameter("a cluster needs a port that is the same on every machine", param_hint="--port")
     ray_serve.serve(
-        settings,
+        dataclasses.replace(settings, workers=int(high or low)),
         host=options["host"],
         port=options["port"],
         address=options["ray_address"],
         replicas=(int(low), int(high or low)),
         gpus=options["gpus"],
         cpus=options["cpus"],
+        drain_s=options["drain"],
     )
 
 

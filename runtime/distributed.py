@@ -8,6 +8,7 @@ goes on where it stopped. A picture that fails is reported and leaves the others
 from __future__ import annotations
 
 import json
+import logging
 import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -126,12 +127,11 @@ def segment(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_rich_progress_bars = False
+    arguments = {"model": model, "source": source, "outputs": outputs, "batch": batch, "max_pixels": max_pixels}
     pieces = min(len(todo), max(4 * cluster.replicas[1], len(todo) // 64))
     rows = ray.data.from_items(todo, override_num_blocks=pieces).map_batches(
         _Worker,
-        fn_constructor_kwargs={
-            "model": model, "source": source, "outputs": outputs, "batch": batch, "max_pixels": max_pixels
-        },  # fmt: skip
+        fn_constructor_kwargs=arguments,
         batch_size=max(batch, 1),
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(min_size=cluster.replicas[0], max_size=cluster.replicas[1]),
@@ -157,9 +157,7 @@ def segment(
 class _Worker:
     """On a machine of the cluster: the loaded model, and where to read and write."""
 
-    def __init__(
-        self, *, model: ModelSettings, source: Place, outputs: Outputs, batch: int, max_pixels: int
-    ) -> None:
+    def __init__(self, *, model: ModelSettings, source: Place, outputs: Outputs, batch: int, max_pixels: int) -> None:
         self._segmenter = work.load(model, batch)
         self._model = model.path.name
         self._outputs = outputs
@@ -267,9 +265,15 @@ def _write_failures(place: Place, report: Report) -> None:
 def _connect(address: str | None) -> None:
     import ray
 
+    for name in ("ray", "ray.data"):  # their remarks about every step are for people who debug Ray
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         ray.init(
-            address=address or "local", include_dashboard=False if address is None else None, ignore_reinit_error=True
+            address=address or "local",
+            include_dashboard=False if address is None else None,
+            ignore_reinit_error=True,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"no Ray cluster at {address or 'this machine'}: {_line(error)}") from error

@@ -15,14 +15,20 @@ import numpy.typing as npt
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import atomic_write, write_error
+from internimage_deploy.runtime.commands.cluster import (
+    PathOrAddress,
+    check_local,
+    cluster_options,
+    segment_on_cluster,
+)
 from internimage_deploy.runtime.commands.options import Size, backend_option, model_argument, threads_option
 from internimage_deploy.runtime.images import MAX_PIXELS
 
 
 @click.command()
 @model_argument
-@click.argument("inputs", metavar="PICTURE|FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.argument("inputs", metavar="PICTURE|FOLDER...", nargs=-1, required=True, type=PathOrAddress(path_type=Path))
+@click.option("-o", "--output", required=True, type=PathOrAddress(path_type=Path), help="Folder for the results.")
 @click.option("--overlay", is_flag=True, help="Also write STEM.overlay.png, the picture with its labels over it.")
 @click.option("--json", "as_json", is_flag=True, help="Also write STEM.json: class, pixels, share.")
 @click.option(
@@ -39,6 +45,7 @@ from internimage_deploy.runtime.images import MAX_PIXELS
 @click.option("--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True, help="Refuse larger ones.")
 @backend_option
 @threads_option
+@cluster_options
 def segment(
     model: Path,
     inputs: tuple[Path, ...],
@@ -54,6 +61,8 @@ def segment(
     max_pixels: int,
     backend: str,
     threads: int | None,
+    engine: str,
+    **cluster: Any,
 ) -> None:
     """Segment pictures, or all pictures of folders.
 
@@ -68,6 +77,13 @@ def segment(
 
     if (crop or stride) and not slide:
         raise click.UsageError("--crop and --stride need --slide")
+    window = _window(crop, stride) if slide else None
+    if engine == "ray":
+        settings = {"backend": backend, "threads": threads, "resize": resize, "window": window, "batch": batch}
+        results = {"overlay": overlay, "as_json": as_json, "recursive": recursive, "max_pixels": max_pixels}
+        segment_on_cluster(model, inputs, output, cluster, **settings, **results)
+        return
+    check_local((*inputs, output))
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks about odd metadata: the pixels decide
     todo = jobs.plan(inputs, recursive=recursive)
     segmenter = Segmenter.load(
@@ -75,7 +91,7 @@ def segment(
         backend=backend,
         threads=threads,
         resize=resize,
-        window=_window(crop, stride) if slide else None,
+        window=window,
         batch=batch,
         max_pixels=max_pixels,
     )

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from internimage_deploy.errors import MissingDependency, UserError
+from internimage_deploy.runtime.commands.cluster import cluster_options
 from internimage_deploy.runtime.commands.options import Size, backend_option, model_argument, threads_option
 
 TOKEN_VARIABLE = "INTERNIMAGE_DEPLOY_TOKEN"
@@ -48,15 +49,7 @@ TOKEN_VARIABLE = "INTERNIMAGE_DEPLOY_TOKEN"
 @click.option("--drain", type=click.FloatRange(1, 3600), default=30, show_default=True,
               help="Seconds to finish accepted requests after SIGTERM.")  # fmt: skip
 @click.option("--resize", type=Size("LONGxSHORT", ("own",)), help="As in `segment`.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
-              help="This machine, or Ray Serve on a cluster.")  # fmt: skip
-@click.option("--ray-address", help="With --engine ray: the cluster; 'auto' for the running one.  [default: start one]")
-@click.option("--replicas", default="1", show_default=True, metavar="N|MIN-MAX",
-              help="With --engine ray: copies of the model; a range scales with the load.")  # fmt: skip
-@click.option("--gpus", type=click.FloatRange(0), default=0, show_default=True,
-              help="With --engine ray: GPUs of each copy, may be a fraction.")  # fmt: skip
-@click.option("--cpus", type=click.FloatRange(0), default=1, show_default=True,
-              help="With --engine ray: CPUs of each copy.")  # fmt: skip
+@cluster_options
 @backend_option
 @threads_option
 def serve(model: Path, **options: Any) -> None:
@@ -115,19 +108,14 @@ def _serve_on_ray(settings: Any, options: dict[str, Any]) -> None:
         from internimage_deploy.runtime.serving import ray_serve
     except ImportError as error:
         raise MissingDependency("ray[serve]", "serve,ray", "serving on a cluster") from error
-    low, _, high = options["replicas"].partition("-")
-    if not low.isdecimal() or not (high or low).isdecimal() or not 0 < int(low) <= int(high or low):
-        raise click.BadParameter(
-            f"{options['replicas']!r} is neither a number nor a range such as 1-4", param_hint="--replicas"
-        )
     if options["port"] == 0:
         raise click.BadParameter("a cluster needs a port that is the same on every machine", param_hint="--port")
     ray_serve.serve(
-        dataclasses.replace(settings, workers=int(high or low)),
+        dataclasses.replace(settings, workers=options["replicas"][1]),
         host=options["host"],
         port=options["port"],
         address=options["ray_address"],
-        replicas=(int(low), int(high or low)),
+        replicas=options["replicas"],
         gpus=options["gpus"],
         cpus=options["cpus"],
         drain_s=options["drain"],

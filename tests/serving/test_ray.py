@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Ray cluster of two nodes on this machine, each with processes of its own: serving, and segmenting a folder."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import load
+import numpy as np
+import pytest
+from served import decoded, stripes
+from test_load import samples
+
+pytest.importorskip("ray", reason="pip install 'ray[data,serve]'")
+pytestmark = pytest.mark.slow
+
+WAIT_S = 180
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 << 20}
+    running = Cluster(initialize_head=True, head_node_args=node)
+    running.add_node(num_cpus=2, object_store_memory=100 << 20)
+    yield running.address
+    running.shutdown()
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "internimage_deploy", *map(str, arguments)]
+
+
+def ray_processes(name):
+    """Process ids of the Ray actors of a class."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                title = (folder / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if title.startswith("ray::") and name in title:
+                found.append(int(folder.name))
+    return found
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def served(cluster, color_path, tmp_path):
+    """`serve --engine ray` on the cluster; its address."""
+    port = free_port()
+    log_path = tmp_path / "serve.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            command("serve", color_path, "--engine", "ray", "--ray-address", cluster, "--port", port, "--replicas", 2,
+                    "--cpus", 0.5, "--threads", 1),
+            stdout=log, stderr=log,
+        )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    give_up = time.monotonic() + WAIT_S
+    while not (f"listening on {url}" in log_path.read_text() and httpx.get(f"{url}/readyz").status_code == 200):
+        assert process.poll() is None, log_path.read_text()
+        assert time.monotonic() < give_up, log_path.read_text()
+        time.sleep(0.2)
+    yield url
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(WAIT_S) == 0
+    assert not answers(url), "the application is still there"
+
+
+def answers(url):
+    try:
+        return httpx.get(f"{url}/healthz", timeout=10).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_the_same_application_on_ray_serve_survives_the_loss_of_a_replica(served, color_path):
+    data, labels = stripes()
+    answer = httpx.post(f"{served}/v1/segment", content=data, timeout=60)
+    np.testing.assert_array_equal(decoded(answer.content), labels)
+    assert "default-src 'none'" in httpx.get(f"{served}/").headers["content-security-policy"]
+    assert httpx.post(f"{served}/v1/segment", content=b"x").status_code == 400
+    assert httpx.post(f"{served}/v1/segment", content=bytes(40 << 20), timeout=60).status_code == 413
+    assert httpx.get(f"{served}/v2/models/color").json()["outputs"][0]["name"] == "labels"
+
+    replicas = ray_processes("internimage:Model")
+    assert len(replicas) == 2
+
+    def kill():
+        time.sleep(1)
+        os.kill(replicas[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    report = asyncio.run(load.run(int(served.rpartition(":")[2]), samples(color_path), clients=12, seconds=4))
+    killer.join()
+    assert report.wrong == []
+    assert report.identical > 12
+    give_up = time.monotonic() + WAIT_S
+    while len(set(ray_processes("internimage:Model")) - {replicas[0]}) < 2:
+        assert time.monotonic() < give_up, "no new replica"
+        time.sleep(0.2)
+    np.testing.assert_array_equal(decoded(httpx.post(f"{served}/v1/segment", content=data).content), labels)
+
+
+def test_a_folder_is_segmented_once_whatever_breaks(cluster, color_path, tmp_path):
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    (pictures / "deep").mkdir(parents=True)
+    expected = {}
+    for seed in range(40):
+        stem = f"deep/{seed}" if seed % 3 == 0 else str(seed)
+        data, expected[stem] = stripes(40 + seed, 64, seed=seed)
+        (pictures / f"{stem}.png").write_bytes(data)
+    (pictures / "broken.png").write_bytes(b"no picture")
+    run = command("segment", color_path, pictures, "-o", out, "--recursive", "--json", "--engine", "ray",
+                  "--ray-address", cluster, "--replicas", 2, "--cpus", 0.5, "--threads", 1)  # fmt: skip
+
+    done = out / "1.labels.png"
+    out.mkdir()
+    done.write_bytes(b"done already")
+    process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    give_up = time.monotonic() + WAIT_S
+    while not (workers := ray_processes("MapWorker")):
+        assert time.monotonic() < give_up, "no worker appeared"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.kill(workers[0], signal.SIGKILL)
+    text, errors = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0, errors
+    assert "segmented 39 of 40 pictures" in text
+    assert "1 were there already" in text
+    assert "broken.png" in errors
+    assert done.read_bytes() == b"done already"
+    (failure,) = map(json.loads, (out / "failures.jsonl").read_text().splitlines())
+    assert failure["source"].endswith("broken.png")
+    for stem, labels in expected.items():
+        if stem != "1":
+            np.testing.assert_array_equal(decoded((out / f"{stem}.labels.png").read_bytes()), labels)
+            assert json.loads((out / f"{stem}.json").read_text())["height"] == labels.shape[0]
+
+    (pictures / "broken.png").unlink()
+    again = subprocess.run(run, capture_output=True, text=True, timeout=WAIT_S)
+    assert again.returncode == 0, again.stderr
+    assert "segmented 0 of 0 pictures" in again.stdout
+    assert "40 were there already" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["s3://bucket/in", "-o", "out"], 2, "--engine ray reads"),
+        (["a.png", "b.png", "-o", "out", "--engine", "ray"], 2, "takes one folder"),
+        (["nowhere://x/y", "-o", "out", "--engine", "ray"], 1, "not a place that can be opened"),
+        (["/nonexistent-folder", "-o", "out", "--engine", "ray"], 2, "takes one folder"),
+        ([".", "-o", "out", "--engine", "ray"], 1, "no picture here"),
+        ([".", "-o", "out", "--engine", "ray", "--replicas", "4-2"], 2, "expected a number or a range"),
+    ],
+    ids=["address without a cluster", "two files", "unknown store", "no folder", "no picture", "replicas"],
+)
+def test_wrong_usage_is_told(color_path, tmp_path, arguments, code, words):
+    result = subprocess.run(command("segment", color_path, *arguments), capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == code, result.stderr
+    assert words in " ".join(result.stderr.split())

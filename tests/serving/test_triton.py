@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`export-triton`, its configuration read by Triton's own protobuf classes."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+from google.protobuf import text_format
+from tiny_models import color_model, picture
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.card import EngineInfo
+from internimage_deploy.runtime.model_file import read_card
+from internimage_deploy.runtime.serving.triton import TritonOptions, export
+
+grpc = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="pip install tritonclient grpcio protobuf")
+
+
+def config(repository, name):
+    return text_format.Parse((repository / name / "config.pbtxt").read_text(), grpc.ModelConfig())
+
+
+@pytest.fixture
+def labels_model(tmp_path):
+    return color_model(tmp_path / "labels.onnx", size=(64, 96), labels=True)
+
+
+def engine(tmp_path, card, **facts):
+    """A stand-in for an engine file with its card; Triton's repository does not look inside."""
+    path = tmp_path / "street.engine"
+    path.write_bytes(b"engine")
+    info = EngineInfo("tensorrt", "10.14", "0" * 64, ("8.6",), **facts)
+    (tmp_path / "street.engine.json").write_text(dataclasses.replace(card, engine=info).to_json())
+    return path
+
+
+def test_an_onnx_model_becomes_a_repository(labels_model, tmp_path):
+    repository = tmp_path / "repository"
+    commands = export(labels_model, repository, TritonOptions("street", max_batch=16, instances=2, delay_us=700))
+    parsed = config(repository, "street")
+    assert (parsed.name, parsed.platform, parsed.max_batch_size) == ("street", "onnxruntime_onnx", 16)
+    (given,), (answer,) = parsed.input, parsed.output
+    assert (given.name, given.data_type, list(given.dims)) == ("image", grpc.TYPE_UINT8, [64, 96, 3])
+    assert (answer.name, answer.data_type, list(answer.dims)) == ("labels", grpc.TYPE_UINT8, [64, 96])
+    assert parsed.instance_group[0].count == 2
+    assert parsed.instance_group[0].kind == grpc.ModelInstanceGroup.KIND_AUTO
+    assert parsed.dynamic_batching.max_queue_delay_microseconds == 700
+    assert list(parsed.dynamic_batching.preferred_batch_size) == [8, 16]
+    assert parsed.dynamic_batching.default_queue_policy.max_queue_size == 64
+    warm_up = parsed.model_warmup[0]
+    assert warm_up.batch_size == 1
+    assert list(warm_up.inputs["image"].dims) == [64, 96, 3]
+    assert json.loads(parsed.parameters["internimage_deploy"].string_value)["classes"] == ["red", "green", "blue"]
+    assert (repository / "street" / "1" / "model.onnx").read_bytes() == labels_model.read_bytes()
+    assert f"-v {repository.resolve()}:/models:ro" in commands[0]
+    assert "LD_PRELOAD" not in commands[0]
+
+
+def test_the_copied_model_takes_and_answers_what_the_configuration_says(labels_model, tmp_path):
+    export(labels_model, tmp_path / "r", TritonOptions("m"))
+    parsed = config(tmp_path / "r", "m")
+    session = onnxruntime.InferenceSession(
+        tmp_path / "r" / "m" / "1" / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    warm_up = np.zeros((2, *parsed.model_warmup[0].inputs["image"].dims), np.uint8)
+    image, expected = picture(64, 96)
+    (answer,) = session.run([parsed.output[0].name], {parsed.input[0].name: np.stack([warm_up[0], image])})
+    assert answer.shape == (2, *parsed.output[0].dims)
+    assert answer.dtype == np.uint8
+    assert (answer[1] == expected).mean() > 0.95
+
+
+def test_a_fixed_batch_is_an_ordinary_dimension(tmp_path):
+    model = color_model(tmp_path / "m.onnx", size=(32, 32), batch=2, labels=True)
+    export(model, tmp_path / "r", TritonOptions("m"))
+    parsed = config(tmp_path / "r", "m")
+    assert parsed.max_batch_size == 0
+    assert list(parsed.input[0].dims) == [2, 32, 32, 3]
+    assert list(parsed.model_warmup[0].inputs["image"].dims) == [2, 32, 32, 3]
+    assert not parsed.HasField("dynamic_batching")
+
+
+def test_free_sizes_and_external_weights(tmp_path):
+    model = color_model(tmp_path / "m.onnx", labels=True, external=True)
+    export(model, tmp_path / "r", TritonOptions("m"))
+    parsed = config(tmp_path / "r", "m")
+    assert list(parsed.input[0].dims) == [-1, -1, 3]
+    assert list(parsed.model_warmup[0].inputs["image"].dims) == [512, 512, 3]
+    copied = tmp_path / "r" / "m" / "1"
+    assert sorted(path.name for path in copied.iterdir()) == ["m.onnx.data", "model.onnx"]
+    assert (copied / "m.onnx.data").read_bytes() == (tmp_path / "m.onnx.data").read_bytes()
+
+
+def test_names_and_classes_with_special_characters_survive(tmp_path):
+    classes = ('"quoted"', "back\\slash", "Straße\n")
+    model = color_model(tmp_path / "m.onnx", size=(32, 32), labels=True, classes=classes)
+    export(model, tmp_path / "r", TritonOptions("m"))
+    facts = json.loads(config(tmp_path / "r", "m").parameters["internimage_deploy"].string_value)
+    assert tuple(facts["classes"]) == classes
+
+
+def test_an_engine_takes_its_plugin_along(labels_model, tmp_path):
+    profile = {"min": (1, 64, 96), "opt": (2, 64, 96), "max": (4, 64, 96)}
+    model = engine(tmp_path, read_card(labels_model), plugin_version="1", profiles=(profile,))
+    plugin = tmp_path / "libdcnv3.so"
+    plugin.write_bytes(b"library")
+    commands = export(model, tmp_path / "r", TritonOptions("street", plugin=plugin, device="cpu"))
+    parsed = config(tmp_path / "r", "street")
+    assert (parsed.platform, parsed.max_batch_size) == ("tensorrt_plan", 4)
+    assert parsed.instance_group[0].kind == grpc.ModelInstanceGroup.KIND_GPU
+    folder = tmp_path / "r" / "street"
+    assert (folder / "1" / "model.plan").read_bytes() == b"engine"
+    assert (folder / "libdcnv3.so").read_bytes() == b"library"
+    assert "-e LD_PRELOAD=/models/street/libdcnv3.so" in commands[0]
+    assert "--gpus all" in commands[0]
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["street"], "Triton takes every folder for a model"
+
+
+def test_what_triton_cannot_run_is_refused(labels_model, tmp_path):
+    card = read_card(labels_model)
+    logits = color_model(tmp_path / "logits.onnx")
+    with pytest.raises(UserError, match="--input uint8 --emit labels"):
+        export(logits, tmp_path / "r", TritonOptions("m"))
+    with pytest.raises(UserError, match="needs the DCNv3 plugin"):
+        export(engine(tmp_path, card, plugin_version="1"), tmp_path / "r", TritonOptions("m"))
+    missing = TritonOptions("m", plugin=tmp_path / "none.so")
+    with pytest.raises(UserError, match="no such file"):
+        export(engine(tmp_path, card, plugin_version="1"), tmp_path / "r", missing)
+    path = engine(tmp_path, card)
+    facts = json.loads((tmp_path / "street.engine.json").read_text())
+    facts["engine"]["flavour"] = "tensorrt-rtx"
+    (tmp_path / "street.engine.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="tensorrt-rtx, which Triton does not run"):
+        export(path, tmp_path / "r", TritonOptions("m"))
+    (tmp_path / "street.engine.json").unlink()
+    with pytest.raises(UserError, match=r"neither an \.onnx file nor an engine with its card"):
+        export(path, tmp_path / "r", TritonOptions("m"))
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_command_writes_and_says_how_to_start(labels_model, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "internimage_deploy", "export-triton", labels_model, "-o", tmp_path / "r",
+         "--name", "a b"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert config(tmp_path / "r", "a_b").name == "a_b"
+    assert "tritonserver --model-repository=/models" in result.stdout

@@ -7,7 +7,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup test lint demo bench clean
+.PHONY: help setup test soak lint demo bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,10 @@ $(STAMP): pyproject.toml constraints.txt
 test: setup ## every test
 	@echo "== tests"
 	$(BIN)/python -m pytest
+
+soak: setup ## load, faults and fuzzing of the service, about six minutes; figures in benchmarks/results/serving.json
+	@echo "== soak"
+	$(BIN)/python tests/serving/soak.py -o benchmarks/results/serving.json
 
 lint: setup ## ruff, mypy, clang-format
 	$(BIN)/python -m pip install --quiet -c constraints.txt ruff mypy clang-format

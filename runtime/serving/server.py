@@ -7,6 +7,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 from typing import Any
 
 import uvicorn
@@ -79,6 +80,9 @@ def serve(settings: Settings, *, host: str, port: int, drain_s: float) -> None:
         failure.append(error)
         server.should_exit = True
 
+    # Pictures are decoded in threads of this process. With the usual 5 ms between switches a burst of requests would
+    # wait for them again and again, and refusing takes far less time than that.
+    sys.setswitchinterval(0.0005)
     limits = settings.limits
     config = uvicorn.Config(
         create_app(settings, failed=failed),

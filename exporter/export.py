@@ -140,7 +140,6 @@ def finish(model: ir.Model, options: ExportOptions, card: ModelCard) -> None:
     lower_opset(model, options.opset)
     graph.name_everything(model, card.input.name, card.output.name)
     graph.name_sizes(model)
-    rewrites.apply_to_graph(model, card.rewrites)
     graph.add_function(model)
     graph.strip(model)
     model.ir_version = IR_VERSION

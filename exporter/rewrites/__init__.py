@@ -6,26 +6,19 @@ They work on the PyTorch modules before tracing, so a rewritten segmentor also r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
 from internimage_deploy.errors import UserError
 from internimage_deploy.exporter.models import Segmentor
 from internimage_deploy.exporter.options import ExportOptions
 from internimage_deploy.exporter.rewrites.base import Rewrite
 from internimage_deploy.exporter.rewrites.batch_norm import BATCH_NORM
 from internimage_deploy.exporter.rewrites.fusion import PYRAMID_POOLING, UPERNET_FUSION
-from internimage_deploy.exporter.rewrites.labels import LABELS_LAYOUT
 from internimage_deploy.exporter.rewrites.layer_scale import LAYER_SCALE
 from internimage_deploy.exporter.rewrites.pooling import ADAPTIVE_POOLING
 from internimage_deploy.exporter.rewrites.sampling import MASK_SOFTMAX, OFFSET_MASK_GEMM, OFFSET_SCALE
 from internimage_deploy.exporter.rewrites.segformer import SEGFORMER_FUSION
 from internimage_deploy.exporter.rewrites.stem import STEM_NORMALISATION
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-__all__ = ["REWRITES", "Rewrite", "apply", "apply_to_graph", "select"]
+__all__ = ["REWRITES", "Rewrite", "apply", "select"]
 
 # In the order they are applied: batch norms before the convolutions they follow are taken apart, the offsets' scale
 # before offsets and mask are joined.
@@ -42,7 +35,6 @@ REWRITES: dict[str, Rewrite] = {
         PYRAMID_POOLING,
         UPERNET_FUSION,
         SEGFORMER_FUSION,
-        LABELS_LAYOUT,
     )
 }
 
@@ -77,11 +69,3 @@ def apply(segmentor: Segmentor, options: ExportOptions) -> tuple[str, ...]:
         UserError: `options.without` cannot be met; see `select`.
     """
     return tuple(name for name in select(options) if REWRITES[name].apply(segmentor, options))
-
-
-def apply_to_graph(model: ir.Model, applied: Iterable[str]) -> None:
-    """Do what the rewrites called `applied` do to the traced graph, whose nodes and values have their final names."""
-    for name in applied:
-        change = REWRITES[name].apply_to_graph
-        if change is not None:
-            change(model)

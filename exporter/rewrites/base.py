@@ -5,15 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
 from internimage_deploy.exporter.models import Segmentor
 from internimage_deploy.exporter.options import ExportOptions
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -25,14 +22,13 @@ class Rewrite:
     `apply` replaces submodules of a segmentor in evaluation mode, in place, as the export's options need it, and says
     whether it found any. It makes new tensors and leaves the old ones as they are, so that segmentors which share
     weights stay independent. `needed_for_free_size` marks a rewrite without which a graph of free height and width is
-    wrong. `apply_to_graph`, if there is one, then works on the traced graph of a segmentor it applied to.
+    wrong.
     """
 
     name: str
     summary: str
     apply: Callable[[Segmentor, ExportOptions], bool]
     needed_for_free_size: bool = False
-    apply_to_graph: Callable[[ir.Model], None] | None = None
 
 
 def modules_of(root: nn.Module, kind: type[Module]) -> Iterator[Module]:

@@ -225,7 +225,7 @@ def test_labels_are_those_of_the_plain_export(tmp_path):
         path = tmp_path / f"{kind}.onnx"
         options = ExportOptions(size=(96, 160), batch=2, plain=kind == "plain")
         exported = export(small("l"), options, facts, path, check=None)
-        assert ("labels-layout" in exported.card.rewrites) == (kind == "rewritten")
+        assert bool(exported.card.rewrites) == (kind == "rewritten")
         session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         (labels[kind],) = session.run(None, {"image": image})
     assert len(np.unique(labels["plain"])) > 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,10 +73,10 @@ def _pair(value: Pair, name: str) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-def compile_library(target: Path, flags: Sequence[str] = FLAGS) -> None:
+def compile_library(target: Path) -> None:
     """Compile the host library to `target`. Raises `UserError` with the compiler's output if that fails."""
     sources = [str(SOURCES / name) for name in HOST_SOURCES]
-    run_compiler([host_compiler(), *flags, *sources, "-o", str(target)], cache_folder() / "host" / "build.log")
+    run_compiler([host_compiler(), *FLAGS, *sources, "-o", str(target)], cache_folder() / "host" / "build.log")
 
 
 @functools.cache

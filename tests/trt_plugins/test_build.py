@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding tools, the cache, its key, its lock and its failures; the command; CMake and the ptxas table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.trt_plugins import build, cache, library, toolchain
+from internimage_deploy.trt_plugins.command import build_plugin
+
+ROOM = Path(build.__file__).parent
+REPOSITORY = Path(__file__).parents[2]
+
+
+def tool(name):
+    """A program of this environment, which need not be activated, or of the machine."""
+    return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+
+
+def exported(path):
+    """Names in the dynamic symbol table that the library defines."""
+    listing = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True).stdout
+    return {line.split()[-1] for line in listing.splitlines()}
+
+
+def needed(path):
+    """Libraries the dynamic loader will look for."""
+    listing = subprocess.run(["readelf", "-d", path], capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"NEEDED.*\[(.+?)\.so", listing))
+
+
+def test_library_exports_the_entry_points_and_links_neither_tensorrt_nor_cuda(plugin):
+    assert exported(plugin) == {"setLoggerFinder", "getCreators"}
+    assert needed(plugin) <= {
+        "libstdc++",
+        "libm",
+        "libgcc_s",
+        "libc",
+        "ld-linux-x86-64",
+        "libpthread",
+        "libdl",
+        "librt",
+    }
+
+
+def test_second_build_takes_the_cached_file(plan, plugin):
+    again, built = build.build(plan)
+    assert (again, built) == (plugin, False)
+    assert plugin in build.cached_libraries()
+    assert plugin in build.cached_libraries(plan.headers.version)
+    assert plugin not in build.cached_libraries("7.0.0")
+
+
+def test_command_copies_the_cached_library_and_says_what_it_found(plan, plugin, tmp_path):
+    target = tmp_path / "plugin.so"
+    result = CliRunner().invoke(build_plugin, ["--arch", "8.7", "-o", str(target)])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == str(target)
+    assert target.read_bytes() == plugin.read_bytes()
+    for fact in (str(plan.nvcc.path), plan.nvcc.version, plan.headers.version, "IPluginV3", "sm_87", "from the cache"):
+        assert fact in result.stderr
+
+
+@pytest.mark.parametrize("text", ["87", "8.7", "sm_87"])
+def test_architectures_are_written_in_any_usual_way(plugin, text):
+    result = CliRunner().invoke(build_plugin, ["--arch", text])
+    assert result.stdout.strip() == str(plugin)
+
+
+def test_wrong_arguments():
+    assert CliRunner().invoke(build_plugin, ["--arch", "fast"]).exit_code == 2
+    unknown = CliRunner().invoke(build_plugin, ["--arch", "12"])
+    assert isinstance(unknown.exception, UserError)
+    assert "--arch 12" in str(unknown.exception)
+
+
+def test_key_follows_everything_the_library_depends_on(plan, monkeypatch, tmp_path):
+    other_cuda = dataclasses.replace(plan.nvcc, version="12.6")
+    other_headers = dataclasses.replace(plan.headers, version="10.3.0")
+    plans = [
+        plan,
+        dataclasses.replace(plan, architectures=(87, 89)),
+        dataclasses.replace(plan, interface="v2"),
+        dataclasses.replace(plan, nvcc=other_cuda),
+        dataclasses.replace(plan, headers=other_headers),
+    ]
+    keys = {p.key for p in plans}
+    # Where tools and headers lie does not matter.
+    moved = dataclasses.replace(plan, headers=dataclasses.replace(plan.headers, path=Path("/elsewhere")))
+    assert moved.key == plan.key
+    shutil.copytree(build.SOURCES, tmp_path / "csrc")
+    with (tmp_path / "csrc" / "dcnv3_math.h").open("a") as file:
+        file.write("\n")
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
+    keys.add(plan.key)
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
+    keys.add(plan.key)
+    assert len(keys) == len(plans) + 2
+
+
+def test_compiler_errors_are_shown_whole_and_kept(plan, monkeypatch, tmp_path, empty_cache):
+    shutil.copytree(build.SOURCES, tmp_path / "csrc")
+    broken = "".join(f"#warning line {n}\n" for n in range(100)) + "#error no such thing\n"
+    (tmp_path / "csrc" / "dcnv3_attributes.cpp").write_text(broken)
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
+    monkeypatch.setattr(build, "PLUGIN_SOURCES", ("dcnv3_attributes.cpp",))
+    with pytest.raises(UserError) as caught:
+        build.build(plan)
+    message = str(caught.value)
+    log = Path(re.search(r"complete output is in (\S+)", message)[1])
+    for text in (message, log.read_text()):
+        assert "no such thing" in text
+        assert "line 0" in text
+    assert str(plan.nvcc.path) in log.read_text()
+    assert not plan.target.exists()
+    assert build.cached_libraries() == []
+
+
+def test_of_many_builders_one_builds(empty_cache):
+    target = empty_cache / "thing" / "lib.so"
+    calls = []
+
+    def slow(path):
+        calls.append(path)
+        time.sleep(0.2)
+        path.write_text("whole")
+
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(cache.build_once(target, slow))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    assert sorted(results) == [False] * 7 + [True]
+    assert target.read_text() == "whole"
+
+
+def test_a_failed_build_leaves_nothing_and_the_next_one_works(empty_cache):
+    target = empty_cache / "thing" / "lib.so"
+
+    def fail(path):
+        path.write_text("half")
+        raise UserError("stopped")
+
+    with pytest.raises(UserError, match="stopped"):
+        cache.build_once(target, fail)
+    assert not target.exists()
+    assert cache.build_once(target, lambda path: path.write_text("whole"))
+
+
+def test_a_cache_that_cannot_be_written_to(monkeypatch, tmp_path, plan):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "file"))
+    with pytest.raises(UserError, match="cannot write"):
+        build.build(plan)
+
+
+HEADER_VERSIONS = {
+    "8.6.1": "#define NV_TENSORRT_MAJOR 8 //!< x\n#define NV_TENSORRT_MINOR 6\n#define NV_TENSORRT_PATCH 1\n",
+    "11.1.0": "#define TRT_MAJOR_ENTERPRISE 11\n#define TRT_MINOR_ENTERPRISE 1\n#define TRT_PATCH_ENTERPRISE 0\n"
+    "#define NV_TENSORRT_MAJOR TRT_MAJOR_ENTERPRISE //!< x\n#define NV_TENSORRT_MINOR TRT_MINOR_ENTERPRISE\n"
+    "#define NV_TENSORRT_PATCH TRT_PATCH_ENTERPRISE\n",
+}
+
+
+def fake_headers(folder, version):
+    folder.mkdir(parents=True)
+    (folder / "NvInferRuntime.h").write_text("")
+    (folder / "NvInferVersion.h").write_text(HEADER_VERSIONS[version])
+    return folder
+
+
+def test_headers_are_found_in_order(tmp_path, monkeypatch):
+    named = fake_headers(tmp_path / "named", "11.1.0")
+    fake_headers(tmp_path / "root" / "include", "8.6.1")
+    monkeypatch.setenv("TENSORRT_ROOT", str(tmp_path / "root"))
+    assert toolchain.find_headers(named).version == "11.1.0"
+    found = toolchain.find_headers()
+    assert (found.version, found.major, found.source) == ("8.6.1", 8, "TENSORRT_ROOT")
+    with pytest.raises(UserError, match="--tensorrt-include"):
+        toolchain.find_headers(tmp_path)
+
+
+def test_interface_follows_the_headers(tmp_path, monkeypatch):
+    old = fake_headers(tmp_path / "old", "8.6.1")
+    new = fake_headers(tmp_path / "new", "11.1.0")
+    assert build.make_plan(tensorrt_include=old).interface == "v2"
+    assert build.make_plan(tensorrt_include=new).interface == "v3"
+    assert build.make_plan(tensorrt_include=new, interface="v2").interface == "v2"
+    with pytest.raises(UserError, match="needs TensorRT 10"):
+        build.make_plan(tensorrt_include=old, interface="v3")
+
+
+def fake_nvcc(path, release, codes):
+    path.parent.mkdir(parents=True)
+    script = f'#!/bin/sh\ncase "$1" in --version) echo "release {release}, V{release}.1";; *) printf "{codes}";; esac\n'
+    path.write_text(script)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("release", "codes", "expected"),
+    [
+        ("11.4", r"sm_35\nsm_72\nsm_75\nsm_80\nsm_86\nsm_87\n", (72, 75, 80, 86, 87)),
+        ("12.9", r"sm_72\nsm_75\nsm_90\nsm_100\nsm_101\nsm_120\n", (72, 75, 90, 100, 101, 120)),
+        ("13.0", r"sm_75\nsm_87\nsm_88\nsm_110\nsm_121\n", (75, 87, 110, 121)),
+    ],
+)
+def test_architectures_follow_the_toolkit(tmp_path, monkeypatch, release, codes, expected):
+    path = fake_nvcc(tmp_path / "bin" / "nvcc", release, codes)
+    found = toolchain.find_nvcc(path)
+    assert (found.version, found.architectures) == (release, expected)
+    monkeypatch.setenv("CUDACXX", str(path))
+    assert toolchain.find_nvcc() == found
+    # CMake asks the same question.
+    script = tmp_path / "ask.cmake"
+    script.write_text(
+        f"include({ROOM}/cmake/architectures.cmake)\ndcnv3_architectures({path} found)\nmessage(STATUS ${{found}})\n"
+    )
+    said = subprocess.run([tool("cmake"), "-P", script], capture_output=True, text=True, check=True).stdout
+    *real, newest = expected
+    assert "".join(f"{number}-real" for number in real) + str(newest) in said.replace(";", "")
+
+
+def test_no_compiler_says_what_to_install(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="pip install nvidia-cuda-nvcc"):
+        toolchain.find_nvcc(tmp_path / "nvcc")
+
+
+def test_cmake_lists_the_same_sources():
+    listed = re.findall(r"csrc/(\S+\.(?:cpp|cu))", (ROOM / "CMakeLists.txt").read_text())
+    assert sorted(listed) == sorted(build.PLUGIN_SOURCES)
+
+
+def test_wheel_holds_every_source(tmp_path):
+    configuration = (REPOSITORY / "pyproject.toml").read_text()
+    patterns = re.search(r'"internimage_deploy.trt_plugins" = (\[.*?\])', configuration, re.S)[1]
+    held = {path for pattern in json.loads(patterns) for path in ROOM.glob(pattern)}
+    wanted = {path for folder in ("csrc", "cmake") for path in (ROOM / folder).iterdir()} | {ROOM / "CMakeLists.txt"}
+    assert held == wanted
+
+
+def test_library_lookup_order(plugin, monkeypatch, tmp_path, empty_cache):
+    with pytest.raises(UserError, match="build-plugin"):
+        library.find_library()
+    monkeypatch.setenv(library.LIBRARY_VARIABLE, str(plugin))
+    assert library.find_library() == plugin
+    other = tmp_path / "other.so"
+    other.write_text("")
+    assert library.find_library(other) == other
+    monkeypatch.setenv(library.LIBRARY_VARIABLE, str(tmp_path / "gone.so"))
+    with pytest.raises(UserError, match="INTERNIMAGE_DEPLOY_PLUGIN: no plugin library"):
+        library.find_library()
+
+
+def test_importing_compiles_nothing(tmp_path):
+    code = (
+        "import importlib, pkgutil, internimage_deploy.trt_plugins as room\n"
+        "for module in pkgutil.iter_modules(room.__path__): importlib.import_module(f'{room.__name__}.{module.name}')\n"
+        "import sys; assert 'torch' not in sys.modules and 'tensorrt' not in sys.modules"
+    )
+    environment = os.environ | {cache.CACHE_VARIABLE: str(tmp_path / "cache"), "PATH": ""}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_ptxas_has_no_spills_and_no_more_registers():
+    command = [sys.executable, "benchmarks/ptxas.py", "--arch", "87", "--check"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sm_87   35 kernels" in done.stdout
+
+
+def test_ptxas_table_covers_every_architecture_and_variant():
+    table = json.loads((REPOSITORY / "benchmarks/results/ptxas.json").read_text())["kernels"]
+    assert set(table) == {f"sm_{n}" for n in (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)}
+    for kernels in table.values():
+        assert len(kernels) == 35
+        assert all(k["stack"] == k["spill_stores"] == k["spill_loads"] == 0 for k in kernels.values())
+
+
+def test_ptxas_check_sees_a_worse_kernel():
+    sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+    try:
+        import ptxas
+    finally:
+        sys.path.pop(0)
+    log = (
+        "ptxas info    : Compiling entry function '_ZN11internimage12dcnv3_kernelINS_7VariantINS_4HalfELi8ELi2ELi16ELb1"
+        "EEEEEvNS_11Dcnv3ParamsENS_8GeometryE' for 'sm_87'\n"
+        "    8 bytes stack frame, 12 bytes spill stores, 4 bytes spill loads\n"
+        "ptxas info    : Used 81 registers, used 0 barriers\n"
+    )
+    table = ptxas.parse(log)
+    name = "float16 C16 8x2 softmax"
+    assert table == {"sm_87": {name: {"registers": 81, "stack": 8, "spill_stores": 12, "spill_loads": 4}}}
+    kept = {"sm_87": {name: {"registers": 80}}}
+    assert len(ptxas.worse(table, kept, same_compiler=True)) == 4
+    assert len(ptxas.worse(table, kept, same_compiler=False)) == 3
+    table["sm_87"][name] |= {"stack": 0, "spill_stores": 0, "spill_loads": 0, "registers": 80}
+    assert ptxas.worse(table, kept, same_compiler=True) == []
+    assert ptxas.worse(table, {"sm_87": {**kept["sm_87"], "lost": {}}}, same_compiler=True) != []

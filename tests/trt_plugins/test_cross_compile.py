@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CMake build and its aarch64 toolchain: a library for Jetson, made on x86."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from test_build import ROOM, exported, needed, tool
+
+from internimage_deploy.trt_plugins.cache import build_once, cache_folder
+
+
+@pytest.fixture(scope="session")
+def aarch64_runtime(nvcc):
+    """The CUDA runtime for aarch64, of the compiler's version, unpacked from NVIDIA's wheel."""
+    folder = cache_folder() / "tests" / f"cudart-aarch64-{nvcc.version}"
+
+    def download(stamp):
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
+        command += ["--platform", "manylinux2014_aarch64", "-d", str(folder), f"nvidia-cuda-runtime=={nvcc.version}.*"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no aarch64 CUDA runtime {nvcc.version} to link with: {done.stderr.strip()[-300:]}")
+        for wheel in folder.glob("*.whl"):
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(folder)
+            wheel.unlink()
+        stamp.write_text("")
+
+    build_once(folder / "complete", download)
+    return next(folder.glob("nvidia/*/lib/libcudart_static.a")).parents[1]
+
+
+@pytest.mark.slow
+def test_cross_compiles_for_jetson(tmp_path, aarch64_runtime, headers, nvcc):
+    compiler = shutil.which("aarch64-linux-gnu-g++-12")
+    if compiler is None:
+        pytest.skip("no aarch64 compiler: apt install g++-12-aarch64-linux-gnu")
+    assert platform.machine() == "x86_64"
+    configure = [
+        *(
+            tool("cmake"),
+            "-G",
+            "Ninja",
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+            "-B",
+            tmp_path,
+            "-S",
+            ROOM,
+            "-DDCNV3_INTERFACE=v2",
+        ),
+        *("-DCMAKE_TOOLCHAIN_FILE=cmake/toolchain-aarch64-linux.cmake", f"-DCUDA_AARCH64_ROOT={aarch64_runtime}"),
+        *(f"-DCMAKE_CUDA_COMPILER={nvcc.path}", f"-DTENSORRT_INCLUDE_DIR={headers.path}"),
+    ]
+    for command in (configure, [tool("cmake"), "--build", tmp_path]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    library = tmp_path / "libinternimage_trt_plugins.so"
+    header = subprocess.run(["readelf", "-h", library], capture_output=True, text=True, check=True).stdout
+    assert "AArch64" in header
+    assert exported(library) == {"setLoggerFinder", "getCreators", "getPluginCreators"}
+    assert needed(library) <= {
+        "libstdc++",
+        "libm",
+        "libgcc_s",
+        "libc",
+        "ld-linux-aarch64",
+        "libpthread",
+        "libdl",
+        "librt",
+    }
+    # The fat binary names its code: Orin and, with CUDA 13, Thor.
+    wanted = {n for n in (72, 87, 101, 110) if n in nvcc.architectures}
+    lines = (tmp_path / "build.ninja").read_text()
+    assert all(f"code=[sm_{n}]" in lines or f"sm_{n}" in lines for n in wanted)

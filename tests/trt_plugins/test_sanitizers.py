@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel and both plugin classes once more, compiled with AddressSanitizer and UndefinedBehaviorSanitizer."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from internimage_deploy.trt_plugins.cache import host_compiler
+
+HERE = Path(__file__).parent
+
+
+def sanitized(*arguments):
+    """Run pytest in a process that starts with the sanitizers' runtime; conftest.py compiles accordingly."""
+    runtime = subprocess.run([host_compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
+    if not Path(runtime.stdout.strip()).is_file():
+        pytest.skip(f"{host_compiler()} has no AddressSanitizer runtime: install libasan")
+    environment = os.environ | {
+        "DCNV3_TEST_SANITIZERS": "1",
+        "LD_PRELOAD": runtime.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",  # Python itself leaks by design
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE)
+
+
+def test_kernel_and_plugins_are_clean():
+    chosen = "not beyond_32 and not side_limit and not random_settings and not 4096"
+    files = [str(HERE / name) for name in ("test_kernel.py", "test_variants.py", "test_plugin.py")]
+    done = sanitized("-k", chosen, *files)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) > 300
+
+
+def test_the_sanitizer_would_see_a_read_outside(tmp_path):
+    # The same set-up on a call that lies about its input's size: without this, a clean run would prove nothing.
+    (tmp_path / "test_outside.py").write_text(
+        "import numpy as np\n"
+        "from internimage_deploy.trt_plugins import host\n"
+        "def test_outside():\n"
+        "    arrays = [np.ones((1, 8, 8, c), np.float32) for c in (64, 72, 36)]\n"
+        "    settings = dict(kernel=3, stride=1, pad=1, dilation=1, group=4, offset_scale=1.0)\n"
+        "    params, output = host.make_params(*arrays, **settings)\n"
+        "    params.input_strides.row *= 2\n"
+        "    host.run(params, 'float32')\n"
+    )
+    (tmp_path / "conftest.py").write_text((HERE / "conftest.py").read_text())
+    done = sanitized(str(tmp_path / "test_outside.py"), "--rootdir", str(tmp_path))
+    assert done.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stdout + done.stderr

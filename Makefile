@@ -7,7 +7,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup test soak lint demo bench clean
+.PHONY: ptxas help setup test soak lint demo bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,10 @@ lint: setup ## ruff, mypy, clang-format
 	$(BIN)/python -m pip install --quiet -c constraints.txt ruff mypy clang-format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy internimage_deploy exporter trt_plugins runtime
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
+
+ptxas: setup ## registers and spills of every kernel on every GPU architecture; compare with the kept table
+	$(BIN)/python benchmarks/ptxas.py --check
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) out build

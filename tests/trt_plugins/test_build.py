@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.trt_plugins import build, cache, library, toolchain
+from internimage_deploy.trt_plugins import build, cache, contract, library, toolchain
 from internimage_deploy.trt_plugins.command import build_plugin
 
 ROOM = Path(build.__file__).parent
@@ -315,3 +315,42 @@ def test_ptxas_check_sees_a_worse_kernel():
     table["sm_87"][name] |= {"stack": 0, "spill_stores": 0, "spill_loads": 0, "registers": 80}
     assert ptxas.worse(table, kept, same_compiler=True) == []
     assert ptxas.worse(table, {"sm_87": {**kept["sm_87"], "lost": {}}}, same_compiler=True) != []
+
+
+def test_readme_states_the_contract():
+    readme = (REPOSITORY / "README.md").read_text()
+    rows = {}
+    for line in readme.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == 4 and cells[1] in ("int", "float"):
+            rows |= dict.fromkeys(re.findall(r"`(\w+)`", cells[0]), cells[1:])
+    assert set(rows) == {a.name for a in contract.ATTRIBUTES}
+    for attribute in contract.ATTRIBUTES:
+        kind, default, domain = rows[attribute.name]
+        assert kind == attribute.type
+        assert default == ("required" if attribute.default is None else str(attribute.default))
+        if attribute.minimum is None:
+            assert domain == "finite"
+        elif attribute.maximum is None:
+            assert domain == f"{attribute.minimum} and more"
+        else:
+            assert domain.startswith(f"{attribute.minimum} to {attribute.maximum}")
+
+
+def test_gpu_benchmark_lists_its_cases_without_a_gpu():
+    command = [sys.executable, "benchmarks/gpu/dcnv3.py"]
+    listed = subprocess.run([*command, "--dry-run"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    lines = listed.stdout.splitlines()
+    assert len(lines) == 4 * 2 * 4 * 3 * 2  # models, sizes, stages, batches, types
+    # 8 images of 128x128 pixels, 4 groups of 16 channels in and out, 27 offsets and weights, 2 bytes
+    megabytes = 8 * 128 * 128 * 4 * (16 + 16 + 27) * 2 / 1e6
+    assert any(line.startswith("t/512x512/stage1/b8/float16 ") and f"{megabytes:.1f} MB" in line for line in lines)
+
+
+def test_gpu_benchmark_claims_nothing_without_a_gpu():
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "benchmarks/gpu/dcnv3.py"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert "nothing was measured" in done.stderr
+    assert done.stdout == ""

@@ -28,19 +28,17 @@ struct Variant {
     static_assert(group % (width * vectors) == 0, "a thread's channels belong to one group");
 };
 
+// clang-format off
 // Every kernel that is compiled for a 16-bit type and for float: X(T, width, vectors, group, softmax).
-#define DCNV3_VARIANTS_16(X, T)                                                                                \
-    X(T, 8, 1, 16, false)                                                                                      \
-    X(T, 8, 1, 16, true)                                                                                       \
-    X(T, 8, 2, 16, false)                                                                                      \
-    X(T, 8, 2, 16, true) X(T, 8, 1, 32, false) X(T, 8, 1, 32, true) X(T, 8, 2, 32, false) X(T, 8, 2, 32, true) \
-        X(T, 8, 1, 0, false) X(T, 4, 1, 0, false) X(T, 2, 1, 0, false) X(T, 1, 1, 0, false)
-#define DCNV3_VARIANTS_32(X, T)                                                                                \
-    X(T, 4, 1, 16, false)                                                                                      \
-    X(T, 4, 1, 16, true)                                                                                       \
-    X(T, 4, 2, 16, false)                                                                                      \
-    X(T, 4, 2, 16, true) X(T, 4, 1, 32, false) X(T, 4, 1, 32, true) X(T, 4, 2, 32, false) X(T, 4, 2, 32, true) \
-        X(T, 4, 1, 0, false) X(T, 2, 1, 0, false) X(T, 1, 1, 0, false)
+#define DCNV3_VARIANTS_16(X, T)                                                           \
+    X(T, 8, 1, 16, false) X(T, 8, 1, 16, true) X(T, 8, 2, 16, false) X(T, 8, 2, 16, true) \
+    X(T, 8, 1, 32, false) X(T, 8, 1, 32, true) X(T, 8, 2, 32, false) X(T, 8, 2, 32, true) \
+    X(T, 8, 1, 0, false) X(T, 4, 1, 0, false) X(T, 2, 1, 0, false) X(T, 1, 1, 0, false)
+#define DCNV3_VARIANTS_32(X, T)                                                           \
+    X(T, 4, 1, 16, false) X(T, 4, 1, 16, true) X(T, 4, 2, 16, false) X(T, 4, 2, 16, true) \
+    X(T, 4, 1, 32, false) X(T, 4, 1, 32, true) X(T, 4, 2, 32, false) X(T, 4, 2, 32, true) \
+    X(T, 4, 1, 0, false) X(T, 2, 1, 0, false) X(T, 1, 1, 0, false)
+// clang-format on
 
 // What selects a variant at run time.
 struct Choice {

@@ -64,7 +64,9 @@ class Service:
     async def start(self) -> None:
         """Load the model. Raises `UserError` if it cannot be loaded."""
         card = await self.engine.start()
-        self._preparer = work.preparer(card, self.settings.model, self.settings.limits.pixels)
+        preparer = work.preparer(card, self.settings.model, self.settings.limits.pixels)
+        await self.in_thread(_warm_up, preparer)
+        self._preparer = preparer
 
     async def close(self) -> None:
         """Finish what was accepted and free everything."""
@@ -142,3 +144,9 @@ class Service:
             yield
         finally:
             self._taken -= 1
+
+
+def _warm_up(preparer: Segmenter) -> None:
+    """Load what decoding and encoding load on first use, so that the first client does not wait for it."""
+    black = pictures.png(np.zeros((8, 8, 3), np.uint8))
+    preparer.prepare(pictures.decode(black, 64))

@@ -98,6 +98,7 @@ function show(data, bitmap, name, total) {
   labels = unpack(data);
   hidden = new Set();
   for (const id of ["picture", "overlay"]) { $(id).width = data.width; $(id).height = data.height; }
+  $("picture").parentElement.style.setProperty("--ratio", data.width / data.height);
   $("picture").getContext("2d").drawImage(bitmap, 0, 0, data.width, data.height);
   const summary = data.classes.map((entry) => `${entry.class} ${percent(entry.share)}`).join(", ");
   $("picture").setAttribute("aria-label", `${name}, segmented: ${summary}`);

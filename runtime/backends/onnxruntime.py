@@ -10,6 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.backends import cpu_graph
 from internimage_deploy.runtime.backends.base import check_answer
 from internimage_deploy.runtime.card import ModelCard
 from internimage_deploy.runtime.model_file import read_card
@@ -30,7 +31,8 @@ class OnnxRuntimeBackend:
         options.intra_op_num_threads = threads or available_cpus()
         options.inter_op_num_threads = 1  # the graph is a chain: nodes have nothing to run beside each other
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            model = cpu_graph.changed(path) or str(path)
+            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise UserError(f"{path}: ONNX Runtime cannot load this model ({_first_line(error)})") from error
         inputs = [tensor.name for tensor in self._session.get_inputs()]

@@ -15,7 +15,7 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.files import staging_folder, write_error
 from internimage_deploy.runtime.card import METADATA_KEY, EngineInfo, ModelCard
 from internimage_deploy.runtime.engine import sidecar
-from internimage_deploy.runtime.engine.compilers import Compiler
+from internimage_deploy.runtime.engine.compilers import Compiler, gpu_problem
 from internimage_deploy.runtime.engine.graph import Graph, save
 from internimage_deploy.runtime.engine.job import Job
 from internimage_deploy.runtime.engine.lowering import lower
@@ -205,6 +205,10 @@ def _check_options(compiler: Compiler, options: Options) -> None:
         )
     if options.version_compatible:
         raise UserError("TensorRT-RTX comes without the lean runtime that --version-compatible needs; leave it out")
+    if options.strip_weights and (problem := gpu_problem()):
+        raise UserError(
+            f"TensorRT-RTX strips weights only where it finds a GPU, and {problem}; leave --strip-weights out"
+        )
     if TURING in options.compute_capabilities and options.precision != "fp16":
         raise UserError(
             "TensorRT-RTX has no matrix products in float32 or bfloat16 for compute capability 7.5 (Turing); "

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX Runtime on an NVIDIA GPU: the CUDA and the TensorRT execution provider."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.backends.base import check_answer
+from internimage_deploy.runtime.card import ModelCard
+from internimage_deploy.runtime.cuda import OutOfDeviceMemory
+from internimage_deploy.runtime.model_file import read_card
+
+_CUDA, _TENSORRT, _CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+
+
+class OnnxRuntimeGpuBackend:
+    """An ONNX Runtime session on a GPU; see `Backend`."""
+
+    def __init__(self, path: Path, provider: str, *, threads: int | None = None) -> None:
+        import onnxruntime as ort
+
+        self.name = "onnxruntime-tensorrt" if provider == _TENSORRT else "onnxruntime-cuda"
+        self.card: ModelCard = read_card(path)
+        if provider not in ort.get_available_providers():
+            raise UserError(
+                f"this onnxruntime has no {provider} (it has {', '.join(ort.get_available_providers())}); run  "
+                "pip uninstall onnxruntime && pip install 'internimage-deploy[gpu]'"
+            )
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        providers: list[Any] = [(_CUDA, _cuda_options()), _CPU]
+        if provider == _TENSORRT:
+            providers.insert(0, (_TENSORRT, _tensorrt_options()))
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise UserError(f"{path}: {self.name} cannot load this model ({_first_line(error)})") from error
+        # ONNX Runtime goes on with the CPU, saying so only in its log, where a GPU library is missing.
+        if self._session.get_providers()[0] != provider:
+            raise UserError(
+                f"{self.name} fell back to {self._session.get_providers()[0]}: a CUDA, cuDNN or TensorRT library that "
+                "this onnxruntime needs is missing or of another version; use --backend onnxruntime for the CPU"
+            )
+
+    def run(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        try:
+            (answer,) = self._session.run([self.card.output.name], {self.card.input.name: batch})
+        except Exception as error:
+            text = _first_line(error)
+            if "out of memory" in text.lower() or "alloc" in text.lower():
+                raise OutOfDeviceMemory(
+                    f"not enough GPU memory for an input of {batch.shape}; use a smaller batch or --resize"
+                ) from error
+            raise
+        return check_answer(answer, self.card, len(batch))
+
+    def close(self) -> None:
+        del self._session
+
+
+def load_cuda(path: Path, *, threads: int | None = None, **unused: Any) -> OnnxRuntimeGpuBackend:
+    """Load `path` with the CUDA execution provider. Raises `UserError`."""
+    return OnnxRuntimeGpuBackend(path, _CUDA, threads=threads)
+
+
+def load_tensorrt(path: Path, *, threads: int | None = None, **unused: Any) -> OnnxRuntimeGpuBackend:
+    """Load `path` with the TensorRT execution provider, which builds engines as it goes. Raises `UserError`."""
+    return OnnxRuntimeGpuBackend(path, _TENSORRT, threads=threads)
+
+
+def _cuda_options() -> dict[str, str]:
+    # Searching all convolution algorithms once per shape pays off from a few pictures on.
+    return {"device_id": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}
+
+
+def _tensorrt_options() -> dict[str, str]:
+    import platformdirs
+
+    cache = platformdirs.user_cache_path("internimage-deploy") / "onnxruntime-tensorrt"
+    cache.mkdir(parents=True, exist_ok=True)
+    return {
+        "device_id": "0",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(cache),
+        "trt_timing_cache_enable": "1",
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Profiles from the card, and the checks of the card beside an engine."""
+
+import dataclasses
+import re
+
+import pytest
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.card import EngineInfo, ModelCard, TensorSpec
+from internimage_deploy.runtime.engine import sidecar
+from internimage_deploy.runtime.engine.profiles import Profile, fitting, parse_size, plan, tensor_shape
+
+FREE = TensorSpec("image", "uint8", ("batch", "height", "width", 3))
+LABELS = TensorSpec("labels", "uint8", ("batch", "height", "width"))
+CARD = ModelCard("net", ("a", "b"), ((0, 0, 0), (1, 1, 1)), FREE, LABELS)
+
+
+def test_default_profiles_hold_what_the_resize_rule_makes():
+    """ADE20K's (2048, 512): the short side is at most 512, the long one 2048, upright or wide."""
+    wide, upright = plan(dataclasses.replace(CARD, resize=(2048, 512)), (), (), ())
+    assert wide == Profile((1, 64, 64), (1, 512, 704), (1, 512, 2048))
+    assert upright == Profile((1, 64, 64), (1, 704, 512), (1, 2048, 512))
+    for size in ((1, 512, 704), (1, 256, 2048), (1, 64, 512)):
+        assert fitting((wide, upright), size) == 0
+    assert fitting((wide, upright), (1, 1024, 512)) == 1
+    assert fitting((wide, upright), (2, 512, 512)) is None
+    (cityscapes, _) = plan(dataclasses.replace(CARD, resize=(2048, 1024)), (), (), ())
+    assert cityscapes.opt == (1, 1024, 2048)
+    assert plan(CARD, (), (), ()) == (Profile((1, 64, 64), (1, 512, 512), (1, 1024, 1024)),)
+
+
+def test_what_was_left_out_follows_from_the_rest():
+    assert plan(CARD, (), (), ((4, 512, 1024),)) == (Profile((1, 64, 64), (4, 512, 1024), (4, 512, 1024)),)
+    assert plan(CARD, ((2, 32, 32),), ((2, 64, 64),), ()) == (Profile((2, 32, 32), (2, 64, 64), (2, 64, 64)),)
+    fixed = dataclasses.replace(CARD, input=TensorSpec("image", "uint8", ("batch", 512, 512, 3)))
+    assert plan(fixed, (), (), ((8, 512, 512),)) == (Profile((1, 512, 512), (8, 512, 512), (8, 512, 512)),)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((((1, 64, 64),) * 2, (), ((1, 64, 64),)), "got 2 --min, 0 --opt and 1 --max"),
+        ((((1, 64, 64),), (), ((1, 32, 64),)), "height: --min 64, --opt 32, --max 32 are out of order"),
+        (((), (), ((1, 100, 64),)), "--opt has height 100, expected a multiple of 32; the next one is 128"),
+    ],
+    ids=["counts", "order", "divisor"],
+)
+def test_profiles_that_cannot_be(sizes, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan(CARD, *sizes)
+
+
+def test_a_fixed_batch_is_kept():
+    card = dataclasses.replace(CARD, input=TensorSpec("input", "float32", (4, 3, "height", "width")))
+    (profile,) = plan(card, (), (), ())
+    assert profile.max == (4, 1024, 1024)
+    assert tensor_shape(card.input, profile.max) == (4, 3, 1024, 1024)
+    with pytest.raises(UserError, match=r"has batch \d, but this model's is fixed to 4"):
+        plan(card, (), (), ((2, 64, 64),))
+
+
+@pytest.mark.parametrize("text", ["512x512", "1x0x512", "1x2x3x4", "axbxc"])
+def test_sizes_that_are_none(text):
+    with pytest.raises(ValueError, match="expected NxHxW, such as 1x512x512"):
+        parse_size(text)
+
+
+INFO = EngineInfo("tensorrt", "10.3.0", "", (), plugin_version="1")
+
+
+@pytest.fixture
+def engine(tmp_path):
+    path = tmp_path / "model.engine"
+    path.write_bytes(b"plan")
+    info = dataclasses.replace(INFO, sha256=sidecar.sha256(path))
+    sidecar.path_of(path).write_text(dataclasses.replace(CARD, engine=info).to_json())
+    return path
+
+
+def test_a_card_and_its_engine(engine):
+    assert sidecar.path_of(engine).name == "model.engine.json"
+    assert sidecar.read(engine).engine.plugin_version == "1"
+    # sha256sum of the four letters "plan"
+    assert sidecar.read(engine).engine.sha256.startswith("64879f7d6b960a01")
+
+
+def test_files_that_do_not_belong_together(engine):
+    engine.write_bytes(b"plan2")
+    with pytest.raises(UserError, match="the file is not the one its card describes"):
+        sidecar.read(engine)
+    sidecar.path_of(engine).write_text(CARD.to_json())
+    with pytest.raises(UserError, match="the card of a model, not of an engine"):
+        sidecar.read(engine)
+    sidecar.path_of(engine).write_text("{")
+    with pytest.raises(UserError, match="not a model card"):
+        sidecar.read(engine)
+    sidecar.path_of(engine).unlink()
+    with pytest.raises(UserError, match=r"its card model.engine.json is not beside it; copy both files together"):
+        sidecar.read(engine)
+    with pytest.raises(UserError, match="no such file"):
+        sidecar.read(engine.with_name("none.engine"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "flavour", "version", "message"),
+    [
+        ({}, "tensorrt", "10.3.0", ""),
+        ({}, "tensorrt-rtx", "1.7.1", "an engine for TensorRT, and this is TensorRT-RTX 1.7.1; use --backend tensorrt"),
+        ({}, "tensorrt", "10.16.0", "built with TensorRT 10.3.0, and this is 10.16.0; build it again here, or install"),
+        ({"version_compatible": True}, "tensorrt", "10.16.0", ""),
+        ({"version_compatible": True}, "tensorrt", "11.1.0", "which reaches newer versions of the same major number"),
+        ({"version_compatible": True}, "tensorrt", "10.1.0", "which reaches newer versions of the same major number"),
+        ({"flavour": "tensorrt-rtx", "version": "1.7.1"}, "tensorrt-rtx", "1.8.0", ""),
+    ],
+    ids=["same", "flavour", "newer", "compatible", "next major", "older", "rtx asks the header"],
+)
+def test_libraries(changes, flavour, version, message, tmp_path):
+    info = dataclasses.replace(INFO, **changes)
+    if not message:
+        sidecar.check_runtime(tmp_path, info, flavour, version)
+        return
+    with pytest.raises(UserError, match=re.escape(message)):
+        sidecar.check_runtime(tmp_path, info, flavour, version)
+
+
+def test_another_gpu(tmp_path):
+    info = dataclasses.replace(INFO, compute_capabilities=("8.6", "8.9"))
+    sidecar.check_gpu(tmp_path, info, "8.9", "L4")
+    with pytest.raises(UserError, match=r"built for compute capability 8.6, 8.9, and this GPU \(T4\) has 7.5"):
+        sidecar.check_gpu(tmp_path, info, "7.5", "T4")
+    sidecar.check_gpu(tmp_path, INFO, "7.5", "T4")
+
+
+def test_plugins(tmp_path):
+    sidecar.check_plugin(tmp_path, INFO, available="1", trusted=False)
+    with pytest.raises(UserError, match=r"needs the DCNv3 plugin, which is not here; build it with"):
+        sidecar.check_plugin(tmp_path, INFO, available="", trusted=False)
+    with pytest.raises(UserError, match="built with version 1 of the DCNv3 plugin, and version 2 is here"):
+        sidecar.check_plugin(tmp_path, INFO, available="2", trusted=False)
+    embedded = dataclasses.replace(INFO, plugin_embedded=True)
+    with pytest.raises(UserError, match=r"carries code that loading it would run; .* --trust-engine"):
+        sidecar.check_plugin(tmp_path, embedded, available="", trusted=False)
+    sidecar.check_plugin(tmp_path, embedded, available="", trusted=True)

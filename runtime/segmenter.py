@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime import postprocess, preprocess, sliding
-from internimage_deploy.runtime.backends.base import Backend, load_backend
+from internimage_deploy.runtime.backends.base import Backend, answers, load_backend
 from internimage_deploy.runtime.card import ModelCard
 from internimage_deploy.runtime.images import MAX_PIXELS, check_array, read_image
 from internimage_deploy.runtime.segmentation import Segmentation
@@ -75,6 +75,8 @@ class Segmenter:
         window: Literal["slide"] | Window | None = None,
         batch: int = 1,
         max_pixels: int = MAX_PIXELS,
+        trust_engine: bool = False,
+        cuda_graphs: bool = True,
     ) -> Segmenter:
         """Load a model file.
 
@@ -88,11 +90,13 @@ class Segmenter:
                 size, or a `Window`. Needs a model that answers logits.
             batch: most pictures (or crops) in one run of the network; a model of fixed batch ignores it.
             max_pixels: refuse picture files with more pixels.
+            trust_engine: let an engine run the code it carries, which version-compatible engines do.
+            cuda_graphs: let engines record their launches and replay them.
 
         Raises:
             UserError: the model cannot be loaded, or the options do not fit it.
         """
-        loaded = load_backend(Path(path), backend, threads=threads)
+        loaded = load_backend(Path(path), backend, threads=threads, trust_engine=trust_engine, cuda_graphs=cuda_graphs)
         return cls(loaded, resize=resize, window=window, batch=batch, max_pixels=max_pixels)
 
     @overload
@@ -185,14 +189,11 @@ class Segmenter:
 
     def _run(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[Any]:
         """The network's answers to `pictures` of one size, `self.batch` at a time."""
-        answers = []
-        for start in range(0, len(pictures), self.batch):
-            part = list(pictures[start : start + self.batch])
-            count = len(part)
-            if self.card.batch is not None:
-                part += [part[-1]] * (self.card.batch - count)
-            answers.append(self.backend.run(preprocess.network_input(part, self.card))[:count])
-        return answers[0] if len(answers) == 1 else np.concatenate(answers)
+        parts = [list(pictures[start : start + self.batch]) for start in range(0, len(pictures), self.batch)]
+        filled = (part + [part[-1]] * ((self.card.batch or len(part)) - len(part)) for part in parts)
+        batches = (preprocess.network_input(part, self.card) for part in filled)
+        found = [answer[: len(part)] for part, answer in zip(parts, answers(self.backend, batches), strict=True)]
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def _window(card: ModelCard, asked: Literal["slide"] | Window | None) -> Window | None:

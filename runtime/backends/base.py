@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,21 +39,35 @@ class Backend(Protocol):
 class Entry:
     """How to find a backend without importing it.
 
-    `location` is `module:function`; the function is called as `function(path, threads=int | None)` and returns a
-    `Backend`. `package` is the import name that must be there, `extra` the extra that installs it.
+    `location` is `module:function`; the function is called as `function(path, threads=int | None)`, with those of
+    `options` that were given besides, and returns a `Backend`. `package` is the import name that must be there, `extra`
+    the extra that installs it, `provider` the execution provider that the package must have been built with.
     """
 
     location: str
     suffixes: tuple[str, ...]
     package: str
     extra: str
+    options: tuple[str, ...] = ()
+    provider: str = ""
 
 
 _HERE = "internimage_deploy.runtime.backends"
 
-# In order of preference: `auto` takes the first that is installed and reads the file.
+_ENGINES = (".engine", ".plan", ".trt")
+_ENGINE_OPTIONS = ("trust_engine", "cuda_graphs")
+
+# In order of preference: `auto` takes the first that is installed and reads the file; an engine names its own.
 REGISTRY: dict[str, Entry] = {
     "onnxruntime": Entry(f"{_HERE}.onnxruntime:load", (".onnx",), "onnxruntime", "cpu"),
+    "tensorrt": Entry(f"{_HERE}.tensorrt:load_tensorrt", _ENGINES, "tensorrt", "gpu", _ENGINE_OPTIONS),
+    "tensorrt-rtx": Entry(f"{_HERE}.tensorrt:load_rtx", _ENGINES, "tensorrt_rtx_bindings", "rtx", _ENGINE_OPTIONS),
+    "onnxruntime-cuda": Entry(
+        f"{_HERE}.ort_gpu:load_cuda", (".onnx",), "onnxruntime", "gpu", provider="CUDAExecutionProvider"
+    ),
+    "onnxruntime-tensorrt": Entry(
+        f"{_HERE}.ort_gpu:load_tensorrt", (".onnx",), "onnxruntime", "gpu", provider="TensorrtExecutionProvider"
+    ),
 }
 
 
@@ -62,7 +77,9 @@ def installed(entry: Entry) -> bool:
         spec = importlib.util.find_spec(entry.package)
     except (ImportError, ValueError):
         return False
-    return spec is not None and spec.origin is not None  # a folder left over from an uninstall has no origin
+    if spec is None or spec.origin is None:  # a folder left over from an uninstall has no origin
+        return False
+    return not entry.provider or entry.provider in importlib.import_module(entry.package).get_available_providers()
 
 
 def choose(path: Path, backend: str = "auto") -> str:
@@ -80,20 +97,53 @@ def choose(path: Path, backend: str = "auto") -> str:
         known = sorted({suffix for name in names for suffix in REGISTRY[name].suffixes})
         who = "no backend reads" if backend == "auto" else f"the backend '{backend}' does not read"
         raise UserError(f"{path}: {who} this kind of file, expected a name ending in {' or '.join(known)}")
+    if backend == "auto" and path.suffix.lower() in _ENGINES:
+        from internimage_deploy.runtime.engine import sidecar
+
+        fitting = [sidecar.info_of(path).flavour]
     for name in fitting:
         if installed(REGISTRY[name]):
             return name
     entry = REGISTRY[fitting[0]]
+    if entry.provider and installed(replace(entry, provider="")):
+        raise UserError(
+            f"this {entry.package} has no {entry.provider}; install internimage-deploy[{entry.extra}] instead"
+        )
     raise MissingDependency(entry.package, entry.extra, f"running {path.name}")
 
 
-def load_backend(path: Path, backend: str = "auto", *, threads: int | None = None) -> Backend:
-    """Load `path` into `backend`. Raises `UserError` if that cannot be done."""
+def load_backend(path: Path, backend: str = "auto", *, threads: int | None = None, **options: Any) -> Backend:
+    """Load `path` into `backend`. Raises `UserError` if that cannot be done.
+
+    Args:
+        path: the model file.
+        backend: a name of `REGISTRY`, or "auto".
+        threads: CPU threads of the network; None for all.
+        options: `trust_engine`, `cuda_graphs`: see `backends.tensorrt`; other backends have no use for them.
+    """
     if not path.is_file():
         raise UserError(f"{path}: {'is a folder, not a model file' if path.is_dir() else 'no such file'}")
-    module, _, function = REGISTRY[choose(path, backend)].location.partition(":")
-    loaded: Backend = getattr(importlib.import_module(module), function)(path, threads=threads)
+    entry = REGISTRY[choose(path, backend)]
+    module, _, function = entry.location.partition(":")
+    fitting = {name: value for name, value in options.items() if name in entry.options}
+    loaded: Backend = getattr(importlib.import_module(module), function)(path, threads=threads, **fitting)
     return loaded
+
+
+def answers(backend: Backend, batches: Iterable[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
+    """The answers to `batches`, in order; a backend that can start a batch beside another gets two at a time."""
+    submit: Callable[[npt.NDArray[Any]], Callable[[], npt.NDArray[Any]]] | None = getattr(backend, "submit", None)
+    if submit is None:
+        yield from map(backend.run, batches)
+        return
+    waiting: Callable[[], npt.NDArray[Any]] | None = None
+    for batch in batches:
+        started = submit(batch)
+        if waiting is not None:
+            yield waiting()
+        waiting = started
+    if waiting is not None:
+        yield waiting()
 
 
 def check_answer(answer: npt.NDArray[Any], card: ModelCard, images: int) -> npt.NDArray[Any]:

@@ -120,7 +120,8 @@ class Lane:
             missing = self.context.infer_shapes()
             if missing:
                 raise DeviceError(f"infer_shapes: the engine misses the shapes of {', '.join(missing)}")
-            self._answer_shape = tuple(self.context.get_tensor_shape(self.output_name))
+            answer = self.context.get_tensor_shape(self.output_name)
+            self._answer_shape = tuple(answer[axis] for axis in range(len(answer)))
             self._shape = shape
         answer_bytes = math.prod(self._answer_shape) * self.output_dtype.itemsize
         moved = self._source.reserve(nbytes) | self._answer.reserve(answer_bytes)

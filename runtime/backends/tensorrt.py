@@ -224,35 +224,40 @@ class TensorRTBackend:
 
 
 class _Lanes:
-    """A thread's lanes, used in turn. Tickets number the batches."""
+    """A thread's lanes. A batch takes a lane that is free, else the one that has been busy longest; tickets number them.
+
+    Lanes are made when they are first needed, so who waits for every answer uses one.
+    """
 
     def __init__(self, make: Callable[[], Lane]) -> None:
         self._make = make
         self._lanes: list[Lane] = []
-        self._busy: dict[int, int] = {}  # lane index -> ticket
+        self._busy: dict[int, int] = {}  # ticket -> lane, the longest busy first
         self._answers: dict[int, npt.NDArray[Any]] = {}  # of batches whose lane was needed again
         self._next = 0
         self._lock = threading.Lock()  # a ticket may be waited for in another thread
 
     def start(self, batch: npt.NDArray[Any], profile: int) -> int:
         with self._lock:
+            if len(self._busy) == _IN_FLIGHT:
+                self._empty(next(iter(self._busy)))
+            index = next(lane for lane in range(_IN_FLIGHT) if lane not in self._busy.values())
+            self._lane(index).start(batch, profile)
             ticket = self._next
             self._next += 1
-            index = ticket % _IN_FLIGHT
-            self._empty(index)
-            self._lane(index).start(batch, profile)
-            self._busy[index] = ticket
+            self._busy[ticket] = index
             return ticket
 
     def finish(self, ticket: int) -> npt.NDArray[Any]:
         with self._lock:
-            if self._busy.get(ticket % _IN_FLIGHT) == ticket:
-                self._empty(ticket % _IN_FLIGHT)
+            if ticket in self._busy:
+                self._empty(ticket)
             return self._answers.pop(ticket)
 
     def on_device(self, batch: DeviceArray, profile: int) -> DeviceArray:
         with self._lock:
-            self._empty(0)
+            for ticket in list(self._busy):
+                self._empty(ticket)
             return self._lane(0).run_on_device(batch, profile)
 
     def close(self) -> None:
@@ -265,9 +270,8 @@ class _Lanes:
             self._lanes.append(self._make())
         return self._lanes[index]
 
-    def _empty(self, index: int) -> None:
-        if index in self._busy:
-            self._answers[self._busy.pop(index)] = self._lanes[index].finish()
+    def _empty(self, ticket: int) -> None:
+        self._answers[ticket] = self._lanes[self._busy.pop(ticket)].finish()
 
 
 def load_tensorrt(path: Path, *, threads: int | None = None, **options: Any) -> TensorRTBackend:

@@ -62,6 +62,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--no-timing-cache", is_flag=True, help="Measure every kernel afresh.")
 @click.option("--version-compatible", is_flag=True, help="Loads in newer TensorRT versions of the same major number.")
 @click.option("--strip-weights", is_flag=True, help="Leave out weights that can be refitted.")
+@click.option("--plugin", "library", type=_PATH, help="The plugin library (TensorRT).  [default: found, else built]")
 @click.option("--no-embed-plugin", is_flag=True, help="Keep the plugin in a file of its own (TensorRT).")
 @click.option("--save-onnx", type=_PATH, help="Also write the graph that was handed to the compiler.")
 @click.option("--classes", help="For a file without a card: a data set such as ade20k, or a file with a name a line.")
@@ -82,6 +83,7 @@ def build_engine(
     no_timing_cache: bool,
     version_compatible: bool,
     strip_weights: bool,
+    library: Path | None,
     no_embed_plugin: bool,
     save_onnx: Path | None,
     classes: str | None,
@@ -125,7 +127,13 @@ def build_engine(
     )
     with BuildTree(f"{_called(compiler)}: {model.name}") as tree:
         built = build(
-            model, output, compiler, options, follow=tree.follow, save_onnx=save_onnx, plugin=_plugin_finder(compiler)
+            model,
+            output,
+            compiler,
+            options,
+            follow=tree.follow,
+            save_onnx=save_onnx,
+            plugin=_plugin_finder(compiler, library),
         )
     for warning in tree.warnings:
         click.echo(f"compiler: {warning}", err=True)
@@ -164,11 +172,11 @@ def _classes(text: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ..
     return found
 
 
-def _plugin_finder(compiler: Compiler) -> Any:
+def _plugin_finder(compiler: Compiler, library: Path | None) -> Any:
     def find() -> tuple[Path, str]:
         from internimage_deploy.runtime.engine.plugin import ensure
 
-        return ensure(compiler)
+        return ensure(compiler, library)
 
     return find
 

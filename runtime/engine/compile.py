@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.engine.job import FINISH, LOG, START, STEP, Job
+from internimage_deploy.trt_plugins import library
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -58,7 +59,7 @@ def compile_engine(api: Any, job: Job, tell: Tell, cancelled: threading.Event) -
     if builder is None:  # bindings answer None where the constructor failed
         raise UserError(f"the compiler does not start{_because(logger.errors)}")
     if job.plugin:
-        load_plugin(api, job.plugin)
+        library.load_library(api, Path(job.plugin))
     network = builder.create_network(network_flags(api, job.strongly_typed))
     parser = api.OnnxParser(network, logger)
     tell({"event": START, "name": "Parsing", "parent": None, "steps": 1})
@@ -99,24 +100,6 @@ def network_flags(api: Any, strongly_typed: bool) -> int:
     if strongly_typed and hasattr(flags, "STRONGLY_TYPED"):
         value |= 1 << int(flags.STRONGLY_TYPED)
     return value
-
-
-def load_plugin(api: Any, path: str) -> None:
-    """Make the plugin library's operators known to TensorRT.
-
-    Raises:
-        UserError: the library does not load.
-    """
-    import ctypes
-
-    try:
-        if hasattr(api.IPluginRegistry, "load_library"):
-            if api.get_plugin_registry().load_library(path) is None:
-                raise OSError("the registry refused it; another copy may be loaded already")
-        else:  # 8.5: the library registers itself when it is loaded
-            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: the plugin does not load ({error}); build it again with  build-plugin") from error
 
 
 def parse(parser: trt.OnnxParser, model: Path, weights_beside: str, messages: list[str]) -> None:

@@ -32,6 +32,21 @@ def read(engine: Path) -> ModelCard:
     Raises:
         UserError: the engine or its card is missing, they do not belong together, or the engine has changed.
     """
+    card, info = _card_and_info(engine)
+    if sha256(engine) != info.sha256:
+        raise UserError(
+            f"{engine}: the file is not the one its card describes (changed, truncated or replaced); "
+            "copy both files again, or build the engine again"
+        )
+    return card
+
+
+def info_of(engine: Path) -> EngineInfo:
+    """What an engine was built with, without a look at the engine itself. Raises `UserError`."""
+    return _card_and_info(engine)[1]
+
+
+def _card_and_info(engine: Path) -> tuple[ModelCard, EngineInfo]:
     if not engine.is_file():
         raise UserError(f"{engine}: {'is a folder, not an engine' if engine.is_dir() else 'no such file'}")
     beside = path_of(engine)
@@ -45,12 +60,7 @@ def read(engine: Path) -> ModelCard:
         raise UserError(f"{beside}: not a model card; build the engine again") from error
     if card.engine is None:
         raise UserError(f"{beside}: the card of a model, not of an engine; build the engine again")
-    if sha256(engine) != card.engine.sha256:
-        raise UserError(
-            f"{engine}: the file is not the one its card describes (changed, truncated or replaced); "
-            "copy both files again, or build the engine again"
-        )
-    return card
+    return card, card.engine
 
 
 def check_runtime(engine: Path, info: EngineInfo, flavour: str, version: str) -> None:

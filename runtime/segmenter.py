@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -180,20 +180,30 @@ class Segmenter:
             groups.setdefault(item.geometry.network, []).append(index)
         results: dict[int, Segmentation] = {}
         for indices in groups.values():
-            for start in range(0, len(indices), self.batch):
-                part = indices[start : start + self.batch]
-                answers = self.forward([items[index] for index in part])
-                for index, answer in zip(part, answers, strict=True):
+            parts = [indices[start : start + self.batch] for start in range(0, len(indices), self.batch)]
+            pictures = [[items[index] for index in part] for part in parts]
+            if self.window is None:
+                forward: Iterator[Iterable[npt.NDArray[Any]]] = self._stream(
+                    [[item.network for item in group] for group in pictures]
+                )
+            else:
+                forward = map(self.forward, pictures)
+            for part, found in zip(parts, forward, strict=True):
+                for index, answer in zip(part, found, strict=True):
                     results[index] = self.finish(items[index], answer)
         return [results[index] for index in range(len(items))]
 
     def _run(self, pictures: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[Any]:
         """The network's answers to `pictures` of one size, `self.batch` at a time."""
-        parts = [list(pictures[start : start + self.batch]) for start in range(0, len(pictures), self.batch)]
-        filled = (part + [part[-1]] * ((self.card.batch or len(part)) - len(part)) for part in parts)
-        batches = (preprocess.network_input(part, self.card) for part in filled)
-        found = [answer[: len(part)] for part, answer in zip(parts, answers(self.backend, batches), strict=True)]
+        found = list(self._stream([pictures[i : i + self.batch] for i in range(0, len(pictures), self.batch)]))
         return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _stream(self, parts: Sequence[Sequence[npt.NDArray[np.uint8]]]) -> Iterator[npt.NDArray[Any]]:
+        """The answers to each part of at most `batch` pictures, the next one started before one is waited for."""
+        filled = ([*part, *[part[-1]] * ((self.card.batch or 0) - len(part))] for part in parts)
+        batches = (preprocess.network_input(part, self.card) for part in filled)
+        for part, answer in zip(parts, answers(self.backend, batches), strict=True):
+            yield answer[: len(part)]
 
 
 def _window(card: ModelCard, asked: Literal["slide"] | Window | None) -> Window | None:

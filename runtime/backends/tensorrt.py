@@ -224,7 +224,7 @@ class TensorRTBackend:
 
 
 class _Lanes:
-    """A thread's lanes. A batch takes a lane that is free, else the one that has been busy longest; tickets number them.
+    """A thread's lanes. A batch takes a lane that is free, else the one that has been busy longest.
 
     Lanes are made when they are first needed, so who waits for every answer uses one.
     """

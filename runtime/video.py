@@ -92,18 +92,22 @@ def segment_video(
         writer = _Writer(stack.enter_context(atomic_path(target)), fps, alpha, segmenter) if target else None
         if writer is not None:
             stack.callback(writer.abandon)
-        stack.callback(stop.set)
         frames = _Reader(segmenter, capture, fps if live else None, stop, paced=live and not _is_stream(source))
         stack.callback(frames.join)
-        for index, prepared in frames:
-            (answer,) = segmenter.forward([prepared])
-            if writer is not None:
-                writer.put(index, prepared, answer)
-            count = progress.frames + 1
-            progress = Progress(count, index + 1 - count, time.monotonic() - start)
-            report(progress)
-            if count == most_frames:
-                break
+        stack.callback(stop.set)
+        try:
+            for index, prepared in frames:
+                (answer,) = segmenter.forward([prepared])
+                if writer is not None:
+                    writer.put(index, prepared, answer)
+                count = progress.frames + 1
+                progress = Progress(count, index + 1 - count, time.monotonic() - start)
+                report(progress)
+                if count == most_frames:
+                    break
+        except KeyboardInterrupt:
+            if not _is_stream(source):  # a camera has no end of its own: Ctrl-C ends the video and keeps it
+                raise
         if not progress.frames:
             raise UserError(f"{source}: holds no frame that OpenCV can decode")
         if writer is not None:

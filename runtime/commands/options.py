@@ -54,3 +54,13 @@ def threads_option(command: Command) -> Command:
     return click.option(
         "--threads", type=click.IntRange(1), help="CPU threads of the network.  [default: all that are available]"
     )(command)
+
+
+def engine_options(command: Command) -> Command:
+    """--trust-engine and --no-cuda-graphs."""
+    command = click.option(
+        "--cuda-graphs/--no-cuda-graphs", default=True, help="Engines: record launches and replay them.  [default: on]"
+    )(command)
+    return click.option(
+        "--trust-engine", is_flag=True, help="Let an engine run the code it carries; only for engines you trust."
+    )(command)

@@ -21,13 +21,21 @@ from internimage_deploy.runtime.commands.cluster import (
     cluster_options,
     segment_on_cluster,
 )
-from internimage_deploy.runtime.commands.options import Size, backend_option, model_argument, threads_option
+from internimage_deploy.runtime.commands.options import (
+    Size,
+    backend_option,
+    engine_options,
+    model_argument,
+    threads_option,
+)
 from internimage_deploy.runtime.images import MAX_PIXELS
 
 
 @click.command()
 @model_argument
-@click.argument("inputs", metavar="PICTURE|FOLDER...", nargs=-1, required=True, type=PathOrAddress(path_type=Path))
+@click.argument(
+    "inputs", metavar="PICTURE|FOLDER|VIDEO...", nargs=-1, required=True, type=PathOrAddress(path_type=Path)
+)
 @click.option("-o", "--output", required=True, type=PathOrAddress(path_type=Path), help="Folder for the results.")
 @click.option("--overlay", is_flag=True, help="Also write STEM.overlay.png, the picture with its labels over it.")
 @click.option("--json", "as_json", is_flag=True, help="Also write STEM.json: class, pixels, share.")
@@ -43,7 +51,10 @@ from internimage_deploy.runtime.images import MAX_PIXELS
 @click.option("--crop", type=Size("HxW"), help="With --slide: the window.  [default: the model's fixed size]")
 @click.option("--stride", type=Size("HxW"), help="With --slide: its step.  [default: two thirds of the window]")
 @click.option("--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True, help="Refuse larger ones.")
+@click.option("--live", is_flag=True, help="Videos: drop frames rather than fall behind.")
+@click.option("--frames", type=click.IntRange(1), help="Videos: stop after so many frames.")
 @backend_option
+@engine_options
 @threads_option
 @cluster_options
 def segment(
@@ -59,21 +70,30 @@ def segment(
     crop: tuple[int, int] | None,
     stride: tuple[int, int] | None,
     max_pixels: int,
+    live: bool,
+    frames: int | None,
     backend: str,
+    trust_engine: bool,
+    cuda_graphs: bool,
     threads: int | None,
     engine: str,
     **cluster: Any,
 ) -> None:
-    """Segment pictures, or all pictures of folders.
+    """Segment pictures, all pictures of folders, and videos.
 
     Writes STEM.labels.png into the output folder: class ids at the picture's own size, 8-bit (16-bit above 256
     classes). A picture that cannot be read is named at the end, the others are done, and the exit code is 1.
+
+    A video is a file, a camera's number, an address (rtsp://...) or a GStreamer pipeline; with --overlay it is written
+    to STEM.overlay.mp4, without it only measured in frames per second.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from internimage_deploy.runtime import jobs
+    from internimage_deploy.runtime.commands.video import segment_one_video
     from internimage_deploy.runtime.segmenter import Segmenter
+    from internimage_deploy.runtime.video import is_video
 
     if (crop or stride) and not slide:
         raise click.UsageError("--crop and --stride need --slide")
@@ -83,9 +103,13 @@ def segment(
         results = {"overlay": overlay, "as_json": as_json, "recursive": recursive, "max_pixels": max_pixels}
         segment_on_cluster(model, inputs, output, cluster, **settings, **results)
         return
+    videos = [str(given) for given in inputs if is_video(str(given))]
+    inputs = tuple(given for given in inputs if str(given) not in videos)
     check_local((*inputs, output))
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks about odd metadata: the pixels decide
     todo = jobs.plan(inputs, recursive=recursive)
+    if (live or frames) and not videos:
+        raise click.UsageError("--live and --frames are for videos")
     segmenter = Segmenter.load(
         model,
         backend=backend,
@@ -94,8 +118,15 @@ def segment(
         window=window,
         batch=batch,
         max_pixels=max_pixels,
+        trust_engine=trust_engine,
+        cuda_graphs=cuda_graphs,
     )
     _make_folder(output)
+    for source in videos:
+        segment_one_video(segmenter, source, output, overlay=overlay, live=live, most_frames=frames)
+    if not todo:
+        segmenter.close()
+        return
     failures: list[tuple[jobs.Job, UserError]] = []
     bar = Progress(
         TextColumn("segmenting"),

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+import time
+
+import cv2
+import numpy as np
+import pytest
+from tiny_models import PALETTE, color_model, picture
+
+from internimage_deploy import Segmenter, cli
+from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.video import is_video, segment_video, stem
+
+HEIGHT, WIDTH, FRAMES, FPS = 64, 96, 12, 10
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A video whose three stripes move by a third of the width with each frame."""
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), FPS, (WIDTH, HEIGHT))
+    for image in frames():
+        writer.write(np.ascontiguousarray(image[:, :, ::-1]))
+    writer.release()
+    return path
+
+
+def frames():
+    image, _ = picture(HEIGHT, WIDTH)
+    return [np.roll(image, WIDTH // 3 * step, axis=1) for step in range(FRAMES)]
+
+
+@pytest.fixture
+def segmenter(tmp_path):
+    return Segmenter.load(color_model(tmp_path / "m.onnx"))
+
+
+def read(path):
+    capture = cv2.VideoCapture(str(path))
+    found = []
+    while (frame := capture.read())[0]:
+        found.append(frame[1][:, :, ::-1])
+    return found, capture.get(cv2.CAP_PROP_FPS)
+
+
+def stripes(image):
+    """The palette colour nearest to the middle of each third of a picture."""
+    columns = [int((third + 0.5) * WIDTH / 3) for third in range(3)]
+    pixels = image[HEIGHT // 2, columns].astype(int)
+    return [int(np.abs(np.array(PALETTE) - pixel).sum(1).argmin()) for pixel in pixels]
+
+
+def test_each_frame_is_written_in_order(clip, segmenter, tmp_path):
+    done = segment_video(segmenter, str(clip), tmp_path / "out.avi", alpha=1.0)
+    assert (done.frames, done.dropped) == (FRAMES, 0)
+    found, fps = read(tmp_path / "out.avi")
+    assert (len(found), fps) == (FRAMES, FPS)
+    assert [stripes(image) for image in found] == [[(t - step) % 3 for t in range(3)] for step in range(FRAMES)]
+
+
+def test_live_drops_frames_and_keeps_the_time(clip, segmenter, tmp_path, monkeypatch):
+    forward = segmenter.forward
+
+    def slow(group):
+        time.sleep(2.5 / FPS)
+        return forward(group)
+
+    monkeypatch.setattr(segmenter, "forward", slow)
+    done = segment_video(segmenter, str(clip), tmp_path / "out.avi", live=True, alpha=1.0)
+    assert done.dropped > 0
+    assert done.frames + done.dropped <= FRAMES
+    found, _ = read(tmp_path / "out.avi")
+    assert len(found) == done.frames + done.dropped  # a dropped frame shows the one before it
+
+
+def test_stopping_early_leaves_no_thread(clip, segmenter):
+    import threading
+
+    before = threading.active_count()
+    done = segment_video(segmenter, str(clip), most_frames=3)
+    assert done.frames == 3
+    assert threading.active_count() == before
+
+
+def test_a_failure_leaves_no_file(clip, segmenter, tmp_path, monkeypatch):
+    def fail(group):
+        raise UserError("no more")
+
+    monkeypatch.setattr(segmenter, "forward", fail)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with pytest.raises(UserError, match="no more"):
+        segment_video(segmenter, str(clip), folder / "out.avi")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("none.mp4", "none.mp4: no such file"), ("rtsp://127.0.0.1:1/x", "OpenCV cannot open it"), ("7", "camera 7: ")],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_sources_that_cannot_be_opened(source, message, segmenter):
+    with pytest.raises(UserError, match=message):
+        segment_video(segmenter, source)
+
+
+def test_a_file_that_is_no_video(segmenter, tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(UserError, match="OpenCV cannot open it"):
+        segment_video(segmenter, str(tmp_path / "text.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected", "name"),
+    [
+        ("a/clip.MP4", True, "clip"),
+        ("0", True, "camera0"),
+        ("rtsp://host/path", True, "stream"),
+        ("videotestsrc ! appsink", True, "stream"),
+        ("picture.png", False, "picture"),
+        ("folder", False, "folder"),
+        ("s3://bucket/pictures", False, None),
+    ],
+)
+def test_what_is_a_video(source, expected, name):
+    assert is_video(source) == expected
+    if name is not None:
+        assert stem(source) == name
+
+
+def command(*arguments):
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(cli.group, [str(argument) for argument in arguments])
+    return exit_.value.code or 0
+
+
+def test_the_command(clip, tmp_path, capsys):
+    model = color_model(tmp_path / "m.onnx")
+    assert command("segment", model, clip, "-o", tmp_path / "out", "--overlay", "--frames", 5) == 0
+    assert "5 frames, " in capsys.readouterr().out
+    found, _ = read(tmp_path / "out" / "clip.overlay.mp4")
+    assert len(found) == 5
+    image = tmp_path / "a.png"
+    cv2.imwrite(str(image), picture(HEIGHT, WIDTH)[0])
+    assert command("segment", model, image, "-o", tmp_path / "out", "--live") == 2
+    assert "--live and --frames are for videos" in capsys.readouterr().err

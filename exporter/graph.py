@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from internimage_deploy._version import __version__
-from internimage_deploy.exporter.onnx_function import dcnv3_function
 from internimage_deploy.exporter.options import SIZE_DIVISOR
 from internimage_deploy.trt_plugins import contract
+from internimage_deploy.trt_plugins.onnx_function import dcnv3_function
 
 LOGITS = "logits"  # the value of this name is the decode head's answer in every export, whatever the output is
 _SCOPES = "pkg.torch.onnx.name_scopes"

@@ -20,7 +20,7 @@ from internimage_deploy.runtime.engine.graph import Graph, save
 from internimage_deploy.runtime.engine.job import Job
 from internimage_deploy.runtime.engine.lowering import lower
 from internimage_deploy.runtime.engine.operators import Parser, check, parser_of
-from internimage_deploy.runtime.engine.plugin_nodes import dcnv3_nodes, for_plugin, rename_official
+from internimage_deploy.runtime.engine.plugin_nodes import dcnv3_nodes, for_plugin
 from internimage_deploy.runtime.engine.precision import convert
 from internimage_deploy.runtime.engine.process import run
 from internimage_deploy.runtime.engine.profiles import Profile, Size, plan, tensor_shape
@@ -103,8 +103,6 @@ def prepare(model: Path, compiler: Compiler, options: Options) -> Prepared:
     graph = Graph(read_model(model), model.parent)
     card = _card(graph, model, options)
     profiles = plan(card, options.least, options.usual, options.most)
-    if rename_official(graph):
-        card = dataclasses.replace(card, tools={**card.tools, "operator": "mmdeploy::TRTDCNv3"})
     kept: tuple[str, ...] = ()
     if options.precision != "fp32":
         if card.precision != "fp32":
@@ -217,7 +215,7 @@ def _check_options(compiler: Compiler, options: Options) -> None:
 
 
 def _card(graph: Graph, model: Path, options: Options) -> ModelCard:
-    from internimage_deploy.runtime.engine.official import adopt
+    from internimage_deploy.runtime.engine.official import adopt, modernise
 
     for entry in graph.model.metadata_props:
         if entry.key == METADATA_KEY:
@@ -229,6 +227,7 @@ def _card(graph: Graph, model: Path, options: Options) -> ModelCard:
             f"{model}: an ONNX file without a model card; export the checkpoint with export-onnx, or, for a file that "
             "the official repository exported, name its classes: --classes ade20k (or a file with a name a line)"
         )
+    modernise(graph)
     return adopt(graph, options.classes, options.palette, options.size)
 
 

@@ -6,15 +6,42 @@ They are turned into what the rest of the program knows: input `input` (N, 3, H,
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.card import ModelCard, TensorSpec
 from internimage_deploy.runtime.engine.graph import FLOAT, Graph, Names
+from internimage_deploy.runtime.engine.plugin_nodes import rename_official
+from internimage_deploy.trt_plugins.onnx_function import dcnv3_function
 
 Classes = tuple[str, ...]
 Palette = tuple[tuple[int, int, int], ...]
+
+
+OPSET = 17  # the function needs 16, and every parser from TensorRT 8.5 on reads 17
+
+
+def modernise(graph: Graph) -> None:
+    """Bring the file's operators (opset 11 as a rule) to `OPSET`, and give its DCNv3 nodes the function.
+
+    Raises:
+        UserError: onnx cannot convert one of its operators.
+    """
+    from onnx import version_converter
+
+    if graph.opset < OPSET:
+        onnx.load_external_data_for_model(graph.model, str(graph.folder))
+        try:
+            graph.model = version_converter.convert_version(graph.model, OPSET)
+        except RuntimeError as error:
+            raise UserError(
+                f"the file's operators cannot be brought from opset {graph.opset} to {OPSET}: {error}"
+            ) from error
+    if rename_official(graph):
+        graph.model.functions.append(dcnv3_function(graph.opset))
+        graph.model.ir_version = max(graph.model.ir_version, 9)  # the first whose functions have default attributes
 
 
 def adopt(graph: Graph, classes: Classes, palette: Palette, size: tuple[int, int] | None) -> ModelCard:
@@ -82,10 +109,6 @@ def _adopt_output(graph: Graph, value: onnx.ValueInfoProto, source: tuple[int | 
 
 def _squeeze(graph: Graph, names: Names, current: str) -> onnx.NodeProto:
     result = names.new("squeezed")
-    if graph.opset < 13:
-        return helper.make_node("Squeeze", [current], [result], name="labels/Squeeze", axes=[1])
-    import numpy as np
-
     axes = names.new("labels/axes")
     graph.model.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), axes))
     return helper.make_node("Squeeze", [current, axes], [result], name="labels/Squeeze")

@@ -4,7 +4,8 @@
 TensorRT 11 and TensorRT-RTX take element types from the graph, so precision is decided here, node by node:
 
 - matrix products, convolutions, DCNv3 and what moves or rescales features run in the low precision;
-- normalisation, softmax, reductions and pooling stay in float32 (`STATISTICS`), because their sums are long;
+- normalisation (spelled out in simple operators, too), softmax, reductions and pooling stay in float32, because their
+  sums are long (`STATISTICS`);
 - whatever follows from integers alone (pixel values before the first layer, sizes, sampling coordinates,
   interpolation matrices) stays in float32 up to the first layer that computes features with it;
 - the residual sums of post-normalised blocks stay in float32: the sum grows over the depth of the network;
@@ -52,6 +53,7 @@ STATISTICS = words(
 POOLING_NAMES = ("*psp_modules.*.0/MatMul*",)
 # Operators that make features out of whatever they are given; a chain of exact values ends at them.
 _FEATURES = words("Conv ConvTranspose MatMul Gemm Einsum DCNv3")
+_ELEMENTWISE = words("Add Sub Mul Div")
 # A normalised branch reaches its residual sum through these.
 _AFTER_NORM = words("Mul Identity Cast Reshape Transpose Squeeze Unsqueeze Dropout")
 # Inputs whose type the operator fixes to float32.
@@ -103,6 +105,8 @@ def _nodes_in_full(
     readers = consumers(graph.nodes)
     exact: set[str] = set()
     normed: set[str] = set()
+    spelled: set[str] = set()  # mean and deviation of a normalisation that is spelled out in simple operators
+    centred: set[str] = set()  # the input less its mean
     full: dict[str, str] = {}
     for node in graph.nodes:
         floats = [name for name in node.input if types.get(name) == FLOAT]
@@ -118,8 +122,20 @@ def _nodes_in_full(
         ):
             # A value with further readers is the trunk itself after a norm, not a branch on its way to the sum.
             normed.update(name for name in results if len(readers.get(name, ())) == 1)
+        if node.op_type in ("ReduceMean", "Sqrt"):
+            spelled.update(results)
+        part_of_norm = node.op_type in _ELEMENTWISE and any(name in spelled for name in varying)
+        part_of_norm |= node.op_type == "Mul" and len(set(varying)) == 1 and varying[0] in centred
+        if part_of_norm and node.op_type == "Sub":
+            centred.update(results)
         residual = node.op_type == "Add" and len(varying) == 2 and any(name in normed for name in varying)
-        keeps = node.op_type in STATISTICS or matches or residual or any(name in too_large for name in floats)
+        keeps = (
+            node.op_type in STATISTICS
+            or matches
+            or residual
+            or part_of_norm
+            or any(name in too_large for name in floats)
+        )
         if keeps and (floats or results):
             full[label(node)] = node.op_type
     if unmatched:

@@ -85,3 +85,49 @@ FLOAT = TensorProto.FLOAT
 def normal(*shape, seed=0, scale=1.0):
     """float32 numbers of a normal distribution."""
     return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def official(opset=11):
+    """A small network as the official exporter writes one: old operators, spelled-out norm, `mmdeploy::TRTDCNv3`."""
+    channels, groups, points = 16, 2, 9
+    constants = {
+        "stem": normal(channels, 3, 4, 4, scale=0.1),
+        "offset_weight": normal(channels, groups * points * 2, scale=0.1, seed=1),
+        "mask_weight": normal(channels, groups * points, scale=0.1, seed=2),
+        "classes": normal(5, channels, 1, 1, seed=3),
+        "epsilon": np.float32(1e-6),
+        "two": np.float32(2),
+        "split": np.int64([1, 8, 8, groups, points]),
+        "join": np.int64([1, 8, 8, groups * points]),
+        "roi": np.float32([]),
+        "scales": np.float32([1, 1, 4, 4]),
+    }
+    numbers = {f"{name}_{axis}": value for name, value in DCNV3.items() for axis in "hw"}
+    numbers |= {"group": groups, "group_channels": channels // groups, "offset_scale": 1.0, "im2col_step": 256}
+    n = helper.make_node
+    nodes = [
+        n("Conv", ["input", "stem"], ["f"], "stem", kernel_shape=[4, 4], strides=[4, 4]),
+        n("Transpose", ["f"], ["x"], "nhwc", perm=[0, 2, 3, 1]),
+        n("ReduceMean", ["x"], ["mean"], "mean", axes=[-1]),
+        n("Sub", ["x", "mean"], ["centred"], "centre"),
+        n("Pow", ["centred", "two"], ["squares"], "square"),
+        n("ReduceMean", ["squares"], ["variance"], "variance", axes=[-1]),
+        n("Add", ["variance", "epsilon"], ["positive"], "positive"),
+        n("Sqrt", ["positive"], ["deviation"], "root"),
+        n("Div", ["centred", "deviation"], ["normal"], "divide"),
+        n("MatMul", ["normal", "offset_weight"], ["offset"], "offset"),
+        n("MatMul", ["normal", "mask_weight"], ["logits"], "mask"),
+        n("Reshape", ["logits", "split"], ["grouped"], "split"),
+        n("Softmax", ["grouped"], ["weights"], "softmax", axis=4),
+        n("Reshape", ["weights", "join"], ["joined"], "join"),
+        n("TRTDCNv3", ["normal", "offset", "joined"], ["y"], "dcn", domain="mmdeploy", **numbers),
+        n("Transpose", ["y"], ["nchw"], "nchw", perm=[0, 3, 1, 2]),
+        n("Conv", ["nchw", "classes"], ["scores"], "classify", kernel_shape=[1, 1]),
+        n("Resize", ["scores", "roi", "scales"], ["grown"], "grow", mode="linear"),
+        n("ArgMax", ["grown"], ["output"], "best", axis=1, keepdims=1),
+    ]
+    shapes = {"input": (FLOAT, [1, 3, 32, 32])}, {"output": (TensorProto.INT64, [1, 1, 32, 32])}
+    return small(nodes, *shapes, opset=opset, constants=constants, domains=("mmdeploy",))
+
+
+DCNV3 = {"kernel": 3, "stride": 1, "pad": 1, "dilation": 1}

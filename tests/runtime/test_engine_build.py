@@ -13,7 +13,7 @@ import time
 import numpy as np
 import onnx
 import pytest
-from engine_models import DYNAMIC, STATIC_LOGITS, T, exported, graph_of, rtx
+from engine_models import DYNAMIC, STATIC_LOGITS, T, answer, exported, graph_of, normal, official, rtx
 from onnx import numpy_helper
 
 from internimage_deploy import cli
@@ -209,3 +209,41 @@ def test_tensorrt_takes_no_targets(tmp_path):
         build(exported(*STATIC_LOGITS), tmp_path / "x", compiler, Options(compute_capabilities=("8.6",)))
     with pytest.raises(UserError, match=r"TensorRT 8.6 does not know bfloat16; use --fp16"):
         build(exported(*STATIC_LOGITS), tmp_path / "x", Compiler("tensorrt", "8.6.1", "x"), Options(precision="bf16"))
+
+
+def test_a_file_of_the_official_exporter(tmp_path, capsys):
+    """No card, opset 11, `mmdeploy::TRTDCNv3` and int64 labels (N, 1, H, W)."""
+    source = tmp_path / "official.onnx"
+    source.write_bytes(official().model.SerializeToString())
+    (tmp_path / "names.txt").write_text("road\nbuilding\nsky\ntree\ncar\n")
+    engine, kept = tmp_path / "o.engine", tmp_path / "kept.onnx"
+    basics = (source, "-o", engine, "--backend", "tensorrt-rtx", "--fp16", "--save-onnx", kept)
+    assert command(*basics, "--classes", tmp_path / "names.txt", "--size", "64x64") == 1
+    assert "--size 64x64, but this model takes 32x32 only" in capsys.readouterr().err
+    assert command(*basics, "--classes", "nobody") == 1
+    assert "neither a data set nor a file; expected one of ade20k" in capsys.readouterr().err
+    assert command(*basics, "--classes", tmp_path / "names.txt") == 0
+    card = sidecar.read(engine)
+    assert card.classes == ("road", "building", "sky", "tree", "car")
+    assert (card.input.name, card.input.shape) == ("input", (1, 3, 32, 32))
+    assert (card.output.name, card.output.dtype, card.output.shape) == ("labels", "uint8", (1, 32, 32))
+    # The spelled-out normalisation is kept in float32 as the operator is.
+    assert {"centre", "positive", "divide"} <= set(card.kept_fp32)
+    import onnxruntime as ort
+
+    def labels(path):
+        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return session.run(None, {"input": normal(1, 3, 32, 32)})[0]
+
+    half = labels(kept)
+    assert (half.shape, half.dtype) == ((1, 32, 32), np.uint8)
+    assert (half == official_labels()).mean() > 0.98
+
+
+def official_labels():
+    """What the official file computes: its nodes as ours, in float32."""
+    from internimage_deploy.runtime.engine.official import modernise
+
+    graph = official()
+    modernise(graph)
+    return answer(graph, input=normal(1, 3, 32, 32))[:, 0]

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 
 import golden
 from internimage_deploy.exporter.models import dcnv3
-from internimage_deploy.exporter.onnx_function import dcnv3_function
 from internimage_deploy.trt_plugins import contract
+from internimage_deploy.trt_plugins.onnx_function import dcnv3_function
 
 _ONNX_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 

@@ -49,7 +49,7 @@ def sources_key() -> str:
 
 
 def cached_libraries(tensorrt: str | None = None) -> list[Path]:
-    """Libraries in the cache that were built from these sources, the newest first.
+    """Libraries in the cache that were built from these sources: those for most GPUs first, then the newest.
 
     Args:
         tensorrt: A TensorRT version; only libraries built with headers of its major version are returned.
@@ -62,10 +62,10 @@ def cached_libraries(tensorrt: str | None = None) -> list[Path]:
             fits = facts["sources"] == sources_key() and facts["machine"] == platform.machine()
             fits = fits and (tensorrt is None or facts["tensorrt"].split(".")[0] == tensorrt.split(".")[0])
             if fits:
-                found.append((library.stat().st_mtime, library))
+                found.append((len(facts["architectures"]), library.stat().st_mtime, library))
         except (OSError, ValueError, KeyError):
             continue  # not a whole entry: another process may be writing it
-    return [library for _, library in sorted(found, reverse=True)]
+    return [library for *_, library in sorted(found, reverse=True)]
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ CREATORS = (OP_TYPE, OFFICIAL_OP_TYPE)
 def find_library(path: Path | None = None, *, tensorrt: str | None = None, build: bool = False) -> Path:
     """The plugin library.
 
-    Looked for in this order: `path`, $INTERNIMAGE_DEPLOY_PLUGIN, the user's cache (the newest that `build-plugin` made
-    of these sources; no compiler is needed for that).
+    Looked for in this order: `path`, $INTERNIMAGE_DEPLOY_PLUGIN, the user's cache (of what `build-plugin` made of
+    these sources the one for most GPUs; no compiler is needed for that).
 
     Args:
         path: The library, if the user named one.

@@ -18,6 +18,10 @@ from internimage_deploy.trt_plugins.cache import (
 )
 from internimage_deploy.trt_plugins.toolchain import find_headers, find_nvcc
 
+# What the tests compile stays apart from the libraries that the user's engines are built with.
+if CACHE_VARIABLE not in os.environ:
+    os.environ[CACHE_VARIABLE] = str(cache_folder() / "tests")
+
 # test_sanitizers.py runs these tests once more in a process that has the sanitizers' runtime.
 SANITIZE = (
     ("-g", "-fsanitize=address", "-fsanitize=undefined", "-fno-sanitize-recover=all")

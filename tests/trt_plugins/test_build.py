@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -266,6 +267,22 @@ def test_library_lookup_order(plugin, monkeypatch, tmp_path, empty_cache):
     monkeypatch.setenv(library.LIBRARY_VARIABLE, str(tmp_path / "gone.so"))
     with pytest.raises(UserError, match="INTERNIMAGE_DEPLOY_PLUGIN: no plugin library"):
         library.find_library()
+
+
+def test_of_cached_libraries_the_one_for_most_gpus_comes_first(plan, empty_cache):
+    for number, architectures in enumerate([(87,), (75, 80, 87), (89,)]):
+        folder = empty_cache / "plugin" / str(number)
+        folder.mkdir(parents=True)
+        (folder / build.LIBRARY).write_text("")
+        record = {"sources": build.sources_key(), "machine": platform.machine(), "tensorrt": "10.14.1"}
+        (folder / build.RECORD).write_text(json.dumps(record | {"architectures": architectures}))
+        os.utime(folder / build.LIBRARY, (number, number))
+    (empty_cache / "plugin" / "half").mkdir()
+    (empty_cache / "plugin" / "half" / build.RECORD).write_text("{")
+    assert [path.parent.name for path in build.cached_libraries("10.3.0")] == ["1", "2", "0"]
+    assert library.find_library(tensorrt="10.3.0").parent.name == "1"
+    with pytest.raises(UserError, match=r"for TensorRT 8\.6"):
+        library.find_library(tensorrt="8.6.1")
 
 
 def test_importing_compiles_nothing(tmp_path):

@@ -32,6 +32,8 @@ def sanitized(*arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_kernel_and_plugins_are_clean():
     chosen = "not beyond_32 and not side_limit and not random_settings and not 4096"
     files = [str(HERE / name) for name in ("test_kernel.py", "test_variants.py", "test_plugin.py")]

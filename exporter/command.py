@@ -124,7 +124,7 @@ def export_onnx(
     """
     _need_torch()
     from internimage_deploy.exporter.presets import PRESETS
-    from internimage_deploy.exporter.rewrites import REWRITES
+    from internimage_deploy.exporter.rewrites import REWRITES, select
 
     if list_presets:
         click.echo("\n".join(PRESETS))
@@ -138,7 +138,7 @@ def export_onnx(
     _expect_known("--random", preset, PRESETS, "export-onnx --list names the released models")
     _expect_known("--arch", arch, PRESETS, "export-onnx --list names the released models")
     for name in without:
-        _expect_known("--without", name, REWRITES, f"expected one of {', '.join(REWRITES) or '(none exists)'}")
+        _expect_known("--without", name, REWRITES, f"expected one of {', '.join(REWRITES)}")
     options = ExportOptions(
         size=size,
         batch=1 if batch is None and size is not None else batch,
@@ -148,6 +148,7 @@ def export_onnx(
         without=without,
         opset=int(opset),
     )
+    select(options)  # tells of rewrites that cannot be left out before any work is done
 
     from internimage_deploy.exporter.export import export
     from internimage_deploy.exporter.progress import on_terminal

@@ -17,6 +17,8 @@ import torch
 
 from internimage_deploy import __version__
 from internimage_deploy.exporter import graph, rewrites, verify
+from internimage_deploy.exporter.gelu import replace_gelu
+from internimage_deploy.exporter.interrupt import insistent_interrupt
 from internimage_deploy.exporter.models import Segmentor
 from internimage_deploy.exporter.network import Network, label_dtype
 from internimage_deploy.exporter.opset import TRACED_OPSET, lower_opset
@@ -90,7 +92,7 @@ def export(
                 references = verify.references(segmentor, options, check)
         applied = rewrites.apply(segmentor, options)
         card = _card(segmentor, options, facts, applied)
-        with step("tracing"):
+        with step("tracing"), insistent_interrupt():
             model = trace(segmentor, options)
         with step("optimising"):
             finish(model, options, card)
@@ -98,6 +100,7 @@ def export(
             path = stage / target.name
             external = save(model, path, external_data_above)
         del model
+        segmentor.to("meta")  # frees the weights, of which the largest models have gigabytes
         with step("checking"):
             check_file(path)
         report = None
@@ -110,6 +113,7 @@ def export(
 def trace(segmentor: Segmentor, options: ExportOptions) -> ir.Model:
     """The graph of `segmentor` as PyTorch's exporter writes it; the segmentor no longer runs afterwards."""
     emit_nodes(segmentor)
+    replace_gelu(segmentor)
     network = Network(segmentor, options).eval()
     batch = options.batch or (TRACED_BATCH if options.batch is None else 1)
     height, width = options.size or TRACED_SIZE

@@ -26,11 +26,10 @@ class Network(nn.Module):
         self.postprocess = Labels(segmentor.config.head.num_classes) if options.emit == "labels" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        size = x.shape[1:3] if self.preprocess is not None else x.shape[2:4]
         if self.preprocess is not None:
             x = self.preprocess(x)
         x = self.decode_head(self.backbone(x))
-        return x if self.postprocess is None else self.postprocess(x, size[0], size[1])
+        return x if self.postprocess is None else self.postprocess(x)
 
 
 class Normalize(nn.Module):
@@ -57,8 +56,8 @@ class Labels(nn.Module):
         super().__init__()
         self.dtype = label_dtype(classes)
 
-    def forward(self, logits: Tensor, height: int, width: int) -> Tensor:
-        logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+    def forward(self, logits: Tensor) -> Tensor:
+        logits = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
         return logits.argmax(dim=1).to(self.dtype)
 
 

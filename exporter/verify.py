@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # (batch, height, width) tried where they are free: the smallest, then not square, then larger than the traced one.
 FREE_SIZES = ((1, 32, 32), (2, 64, 128), (1, 192, 160))
 LOGITS = "logits"
+LEAST_AGREEMENT = 0.999
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,10 @@ def compare(path: Path, card: ModelCard, references: list[Reference], check: Che
         answers = dict(zip(outputs, session.run(outputs, {card.input.name: reference.input}), strict=True))
         seconds = time.perf_counter() - start
         logits = answers[LOGITS]
-        labels = answers[card.output.name] if card.emits_labels else labels_of(logits, reference.size)
+        labels = labels_of(logits, reference.size)
+        if card.emits_labels:
+            _expect_labels(answers[card.output.name], labels)
+            labels = answers[card.output.name]
         expected = labels_of(reference.logits, reference.size)
         comparisons.append(
             Comparison(
@@ -130,6 +134,16 @@ def compare(path: Path, card: ModelCard, references: list[Reference], check: Che
             f"{check.tolerance:.0e}; raise --tolerance, or use --no-verify to keep the file all the same"
         )
     return report
+
+
+def _expect_labels(labels: npt.NDArray[Any], expected: npt.NDArray[np.int64]) -> None:
+    """Check the upsampling and the decision inside the file; rounding may turn a tie."""
+    agreement = float((labels == expected).mean()) if labels.shape == expected.shape else 0.0
+    if agreement < LEAST_AGREEMENT:
+        raise UserError(
+            f"the exported file's labels are not those of its logits: {100 * agreement:.2f} % agree, "
+            f"expected at least {100 * LEAST_AGREEMENT} %; report this with the checkpoint's name"
+        )
 
 
 def labels_of(logits: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.int64]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,11 +45,10 @@ def staging_folder(target: Path) -> Iterator[Path]:
     target = target.absolute()
     if target.is_dir():
         raise write_error(target, OSError(errno.EISDIR, ""))
+    # The name is known before the folder is made, so that an interrupt in between cannot leave it behind.
+    stage = target.parent / f".{target.name}.{secrets.token_hex(6)}"
     try:
-        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise write_error(target, error) from error
-    try:
+        stage.mkdir(mode=0o700)
         yield stage
         for path in sorted(stage.iterdir(), key=lambda p: p.name == target.name):
             _adopt_umask(path)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long an export takes and how much memory it needs.
+
+    python benchmarks/export.py [NAME:SIZE ...] [-o benchmarks/results/export.json]
+
+Each export runs in a process of its own, with the verification against PyTorch, as a user would run it; time and peak
+resident memory are what the operating system says of that process. NAME is a released model, SIZE is HxW or "dynamic".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+
+import click
+
+from internimage_deploy.files import atomic_write
+
+DEFAULT = ("upernet_internimage_t_512_160k_ade20k:512x512", "upernet_internimage_h_896_160k_ade20k:512x512")
+RESULTS = Path(__file__).parent / "results" / "export.json"
+
+
+def measure(model: str, size: str) -> dict[str, object]:
+    """Export once; seconds in all and per step, peak memory and files in GB, and the comparison it printed."""
+    sizing = ["--dynamic"] if size == "dynamic" else ["--size", size]
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "model.onnx"
+        command = [sys.executable, "-m", "internimage_deploy", "export-onnx", "--random", model, *sizing, "-o", target]
+        start = perf_counter()
+        process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        errors = process.stderr.read()  # a few lines: cannot fill the other pipe meanwhile
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = perf_counter() - start
+        if status:
+            raise click.ClickException(f"exporting {model} failed:\n{errors}")
+        gigabytes = sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e9
+    return {
+        "model": model,
+        "size": size,
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_memory_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
+        "file_gb": round(gigabytes, 3),
+        "steps_seconds": {
+            name: float(value) for name, value in re.findall(r"^(\w+) +([\d.]+) s$", errors, re.MULTILINE)
+        },
+        "comparison": [line for line in output.splitlines() if "max error" in line],
+    }
+
+
+@click.command()
+@click.argument("exports", nargs=-1, metavar="[NAME:SIZE]...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def main(exports: tuple[str, ...], output: Path) -> None:
+    """Measure exports of random weights and write the figures as JSON."""
+    results = []
+    for export in exports or DEFAULT:
+        model, _, size = export.partition(":")
+        results.append(measure(model, size or "dynamic"))
+        click.echo(json.dumps(results[-1]))
+    machine = {"cpus": len(os.sched_getaffinity(0)), "machine": platform.machine(), "system": platform.platform()}
+    tools = {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(output, json.dumps({"machine": machine, "tools": tools, "exports": results}, indent=1) + "\n")
+    click.echo(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_models import run, session
+
+import golden
+from internimage_deploy import cli
+from internimage_deploy.exporter.presets import PRESETS
+from internimage_deploy.runtime.model_file import read_card
+
+EXPORT = [sys.executable, "-m", "internimage_deploy", "export-onnx"]
+ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def call(*args):
+    """Run the command in this process; its exit code."""
+    with pytest.raises(SystemExit) as ending:
+        cli.run(cli.group, ["export-onnx", *map(str, args)])
+    return ending.value.code
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return golden.checkpoint("segformer_l_like", tmp_path_factory.mktemp("checkpoint") / "model.pth")
+
+
+def test_checkpoint_to_file(checkpoint, tmp_path, capfd):
+    target = tmp_path / "model.onnx"
+    x = golden.network_input("segformer_l_like")
+    size = "x".join(map(str, x.shape[2:]))
+    options = ("--size", size, "--batch", len(x), "--input", "float", "--emit", "logits", "--plain")
+    assert call("--ckpt", checkpoint, "-o", target, *options) == 0
+    out, err = capfd.readouterr()
+    assert "max error" in out
+    assert "labels equal 100.000 %" in out
+    assert f"wrote {target}" in out
+    for step in ("loading", "tracing", "optimising", "verifying", "writing"):
+        assert step in err
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    np.testing.assert_allclose(run(session(target), x), golden.arrays("segformer_l_like")["logits"], atol=1e-4, rtol=0)
+    card = read_card(target)
+    assert card.classes[:2] == ("class_0", "class_1")
+    assert set(card.source) == {"file", "sha256"}
+    assert card.source["file"] == "model.pth"
+    assert card.rewrites == ()
+
+
+def test_released_models_are_listed(capsys):
+    assert call("--list") == 0
+    assert capsys.readouterr().out.split() == list(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["-o", "m.onnx"], "--ckpt FILE.pth and --random NAME", id="no-source"),
+        pytest.param(["--ckpt", "a", "--random", "b", "-o", "m.onnx"], "one of --ckpt", id="two-sources"),
+        pytest.param(["--ckpt", "a.pth"], "-o MODEL.onnx", id="no-output"),
+        pytest.param(
+            ["--ckpt", "a.pth", "-o", "m.onnx", "--size", "500x512"],
+            "500 is no multiple of 32; the nearest are 480 and 512",
+            id="no-multiple-of-32",
+        ),
+        pytest.param(["--ckpt", "a.pth", "-o", "m.onnx", "--size", "0x32"], "no multiple of 32", id="no-size"),
+        pytest.param(["--ckpt", "a.pth", "-o", "m.onnx", "--size", "512"], "height x width", id="no-height"),
+        pytest.param(["--ckpt", "a.pth", "-o", "m", "--size", "32x32", "--dynamic"], "exclude each other", id="both"),
+        pytest.param(["--ckpt", "a.pth", "-o", "m", "--batch", "0"], "--batch", id="batch"),
+        pytest.param(["--random", "resnet50", "-o", "m.onnx"], "'resnet50' does not exist", id="unknown-preset"),
+        pytest.param(["--ckpt", "a", "-o", "m", "--arch", "x"], "'x' does not exist", id="unknown-arch"),
+        pytest.param(["--ckpt", "a", "-o", "m", "--without", "x"], "'x' does not exist", id="unknown-rewrite"),
+        pytest.param(["--ckpt", "a", "-o", "m", "--post-norm-blocks", "5;11"], "separated by commas", id="blocks"),
+    ],
+)
+def test_wrong_usage(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(*arguments) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_checkpoint(tmp_path, capsys):
+    assert call("--ckpt", tmp_path / "none.pth", "-o", tmp_path / "m.onnx") == 1
+    assert "none.pth does not exist" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Bomb:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+def test_checkpoint_that_runs_code_does_not_run_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": _Bomb()}, tmp_path / "bomb.pth")
+    assert call("--ckpt", "bomb.pth", "-o", "m.onnx") == 1
+    assert "is refused" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["bomb.pth"]
+
+
+def test_missing_folder_is_told_before_the_work(checkpoint, tmp_path, capsys):
+    assert call("--ckpt", checkpoint, "-o", tmp_path / "none" / "m.onnx") == 1
+    out, err = capsys.readouterr()
+    assert "its folder does not exist" in err
+    assert "tracing" not in err
+    assert out == ""
+
+
+def test_unwritable_folder(checkpoint, tmp_path, capsys):
+    folder = Path("/sys") if ROOT else tmp_path  # permissions do not bind root; the kernel does
+    tmp_path.chmod(0o500)
+    assert call("--ckpt", checkpoint, "-o", folder / "m.onnx") == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"error: cannot write {folder}/m.onnx: ")
+    assert last.endswith("choose a folder you may write to") or last.endswith("choose another folder")
+
+
+def test_full_disk_leaves_nothing(checkpoint, tmp_path):
+    def limit_files():
+        # No file may grow beyond 100 kB: the export gets the error that it gets on a full disk, halfway through.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = subprocess.run(
+        [*EXPORT, "--ckpt", checkpoint, "-o", tmp_path / "m.onnx", "--size", "32x32", "--no-verify"],
+        preexec_fn=limit_files,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"error: cannot write {tmp_path / 'm.onnx'}: ")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupt_leaves_nothing(checkpoint, tmp_path):
+    process = subprocess.Popen(
+        [*EXPORT, "--ckpt", checkpoint, "-o", tmp_path / "m.onnx", "--dynamic"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(list(tmp_path.iterdir())) == 1  # the work is under way, in a folder of its own
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err.strip().splitlines()[-1] == "stopped"
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +71,31 @@ class Lane:
         """Wait for the batch that `start` was given; returns its answer, which is the caller's to keep."""
         self.device.call("cuEventSynchronize", self._done.synchronize)
         return self._host_answer.view(self._answer_shape, self.output_dtype).copy()
+
+    def measure(self, batch: npt.NDArray[Any], profile: int) -> dict[str, float]:
+        """Run one batch and time its parts, in milliseconds.
+
+        Returns:
+            `h2d_ms`, `infer_ms`, `d2h_ms` on the GPU, and `enqueue_ms`, the CPU's time to launch the inference.
+        """
+        driver = self.device.driver
+        self._prepare(batch.shape, profile, batch.nbytes)
+        staged = self._host_source.view(batch.shape, batch.dtype)
+        np.copyto(staged, batch)
+        marks = [self.device.event(timed=True) for _ in range(4)]
+        marks[0].record(self.stream)
+        self.device.call("cuMemcpyHtoDAsync", driver.memcpy_htod_async, self._source.address, staged, self.stream)
+        marks[1].record(self.stream)
+        start = time.perf_counter()
+        self._run()
+        enqueue_ms = (time.perf_counter() - start) * 1e3
+        marks[2].record(self.stream)
+        result = self._host_answer.view(self._answer_shape, self.output_dtype)
+        self.device.call("cuMemcpyDtoHAsync", driver.memcpy_dtoh_async, result, self._answer.address, self.stream)
+        marks[3].record(self.stream)
+        self.device.call("cuEventSynchronize", marks[3].synchronize)
+        parts = (first.time_till(second) for first, second in itertools.pairwise(marks))
+        return {**dict(zip(("h2d_ms", "infer_ms", "d2h_ms"), parts, strict=True)), "enqueue_ms": enqueue_ms}
 
     def run_on_device(self, batch: DeviceArray, profile: int) -> DeviceArray:
         """Run a batch that is on the GPU; the answer stays there and is valid until the lane runs again."""

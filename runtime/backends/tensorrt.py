@@ -119,6 +119,14 @@ class TensorRTBackend:
             answer: DeviceArray = lanes.on_device(array, profile)
         return answer
 
+    def measure(self, batch: npt.NDArray[Any]) -> dict[str, float]:
+        """Run a batch and time its parts; see `Lane.measure`. Raises like `submit`."""
+        profile = self._profile_for(tuple(batch.shape))
+        lanes = self._lanes.get()
+        with self._guarded():
+            times: dict[str, float] = lanes.measure(np.ascontiguousarray(batch), profile)
+        return times
+
     def close(self) -> None:
         with self.device.current():
             for lanes in self._lanes.close():
@@ -259,6 +267,12 @@ class _Lanes:
             for ticket in list(self._busy):
                 self._empty(ticket)
             return self._lane(0).run_on_device(batch, profile)
+
+    def measure(self, batch: npt.NDArray[Any], profile: int) -> dict[str, float]:
+        with self._lock:
+            for ticket in list(self._busy):
+                self._empty(ticket)
+            return self._lane(0).measure(batch, profile)
 
     def close(self) -> None:
         for lane in self._lanes:

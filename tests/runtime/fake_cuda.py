@@ -8,6 +8,7 @@ that a missing wait, or a buffer that is used again too early, changes the answe
 import ctypes
 import itertools
 import sys
+import time
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -59,7 +60,10 @@ class Event:
         return self
 
     def _mark(self):
-        self.done = True
+        self.done, self.at = True, time.perf_counter()
+
+    def time_till(self, event):
+        return (event.at - self.at) * 1e3
 
     def synchronize(self):
         while not self.done:

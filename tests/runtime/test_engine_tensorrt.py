@@ -253,6 +253,13 @@ def test_arrays_on_the_gpu_stay_there(compile_here, monkeypatch, tmp_path):
         backend.run_on_device(DeviceArray(1, (1, 64, 64, 3), "float32", None))
 
 
+def test_parts_are_timed_on_the_gpu(compile_here, monkeypatch, tmp_path):
+    segmenter, _ = engine_of(compile_here, monkeypatch, color_model(tmp_path / "m.onnx"), **sizes((1, 64, 64)))
+    times = segmenter.backend.measure(np.zeros((1, 64, 64, 3), np.uint8))
+    assert set(times) == {"h2d_ms", "infer_ms", "d2h_ms", "enqueue_ms"}
+    assert min(times.values()) > 0
+
+
 def memory(address, nbytes):
     import ctypes
 

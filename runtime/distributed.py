@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import posixpath
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +40,10 @@ class Place:
 
     uri: str
 
+    def __str__(self) -> str:
+        # Object stores' addresses may hold credentials (s3://KEY:SECRET@bucket), which belong into no message.
+        return re.sub(r"//[^/@]*@", "//", self.uri)
+
     def open(self) -> tuple[fs.FileSystem, str]:
         """The file system and the path within it. Raises `UserError`."""
         from pyarrow import ArrowInvalid, fs
@@ -47,13 +53,8 @@ class Place:
         try:
             system, path = fs.FileSystem.from_uri(self.uri)
         except (ArrowInvalid, OSError, ValueError) as error:
-            raise UserError(f"{self.uri}: not a place that can be opened ({_line(error)})") from error
+            raise UserError(f"{self}: not a place that can be opened ({_line(error)})") from error
         return system, path
-
-    @property
-    def is_local(self) -> bool:
-        """True for a folder."""
-        return "://" not in self.uri
 
 
 @dataclass(frozen=True)
@@ -200,12 +201,12 @@ class _Worker:
         self._put(f"{stem}{_LABELS}", png(result.labels))
 
     def _put(self, name: str, data: bytes) -> None:
-        put(self._outputs.place, self._write, posixpath.join(self._folder, name), data)
+        put(self._write, posixpath.join(self._folder, name), data)
 
 
-def put(place: Place, system: fs.FileSystem, path: str, data: bytes) -> None:
+def put(system: fs.FileSystem, path: str, data: bytes) -> None:
     """Write a file so that it is seen whole or not at all. Raises `UserError` or OSError."""
-    if place.is_local:
+    if system.type_name == "local":
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -231,7 +232,7 @@ def _pictures(source: Place, recursive: bool) -> Iterator[dict[str, str]]:
         yield {"source": path, "stem": stem}
     if not owners:
         deeper = "" if recursive else "; add --recursive to look deeper"
-        raise UserError(f"{source.uri}: no picture here ({', '.join(sorted(EXTENSIONS))}){deeper}")
+        raise UserError(f"{source}: no picture here ({', '.join(sorted(EXTENSIONS))}){deeper}")
 
 
 def _finished(place: Place) -> set[str]:
@@ -247,7 +248,7 @@ def _files(place: Place, recursive: bool, *, must_exist: bool) -> list[str]:
     try:
         infos = system.get_file_info(fs.FileSelector(root, recursive=recursive, allow_not_found=not must_exist))
     except OSError as error:
-        raise UserError(f"cannot list {place.uri}: {_line(error)}") from error
+        raise UserError(f"cannot list {place}: {_line(error)}") from error
     return [info.path for info in infos if info.type == fs.FileType.File]
 
 
@@ -257,7 +258,7 @@ def _write_failures(place: Place, report: Report) -> None:
     path = posixpath.join(root, _FAILURES)
     if report.failed:
         lines = [json.dumps({"source": source, "error": error}) + "\n" for source, error in report.failed]
-        put(place, system, path, "".join(lines).encode())
+        put(system, path, "".join(lines).encode())
     elif path in _files(place, False, must_exist=False):
         system.delete_file(path)
 
@@ -265,6 +266,7 @@ def _write_failures(place: Place, report: Report) -> None:
 def _connect(address: str | None) -> None:
     import ray
 
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster started here reports to nobody
     for name in ("ray", "ray.data"):  # their remarks about every step are for people who debug Ray
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

@@ -61,7 +61,8 @@ def check_local(places: tuple[Path | str, ...]) -> None:
     """Refuse addresses of object stores, which only a cluster reads."""
     for place in places:
         if isinstance(place, str):
-            raise click.UsageError(f"{place}: --engine ray reads and writes object stores, this machine alone does not")
+            store = place.partition("://")[0]
+            raise click.UsageError(f"{store}://...: --engine ray reads object stores, this machine alone does not")
 
 
 def segment_on_cluster(
@@ -78,12 +79,13 @@ def segment_on_cluster(
         raise click.UsageError("--engine ray takes one folder or one prefix such as s3://bucket/pictures")
     with Progress(console=Console(stderr=True), transient=True, disable=not os.isatty(2)) as bar:
         task = bar.add_task("segmenting")
+        target = distributed.Place(str(output))
         report = distributed.segment(
             ModelSettings(
                 model.absolute(), options["backend"], options["threads"], options["resize"], options["window"]
             ),
             distributed.Place(str(inputs[0])),
-            distributed.Outputs(distributed.Place(str(output)), options["overlay"], options["as_json"]),
+            distributed.Outputs(target, options["overlay"], options["as_json"]),
             distributed.Cluster(cluster["ray_address"], cluster["replicas"], cluster["gpus"], cluster["cpus"]),
             recursive=options["recursive"],
             batch=options["batch"],
@@ -93,4 +95,4 @@ def segment_on_cluster(
     for source, reason in report.failed:
         click.echo(f"failed: {source}: {reason}", err=True)
     before = f", {report.skipped} were there already" if report.skipped else ""
-    click.echo(f"segmented {report.done} of {report.done + len(report.failed)} pictures into {output}{before}")
+    click.echo(f"segmented {report.done} of {report.done + len(report.failed)} pictures into {target}{before}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import signal
 import threading
@@ -209,6 +210,7 @@ def serve(
 
 def connect(address: str | None) -> None:
     """Join the cluster at `address`, or start one on this machine. Raises `UserError` if that fails."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster started here reports to nobody
     try:
         ray.init(address=address or "local", include_dashboard=False if address is None else None, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -94,9 +94,9 @@ def faults(model, given, seconds, folder):
         nonlocal killed
         while time.monotonic() < until:
             await asyncio.sleep(2)
-            workers = server.workers()
-            if len(workers) == 2:
-                os.kill(workers[killed % 2], signal.SIGKILL)
+            alive = await asyncio.to_thread(server.metric, "internimage_workers")
+            if alive == 2:  # both have loaded the model: what is tested is a loss, not a start
+                os.kill(server.workers()[killed % 2], signal.SIGKILL)
                 killed += 1
 
     async def both(server):

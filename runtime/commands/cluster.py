@@ -82,7 +82,13 @@ def segment_on_cluster(
         target = distributed.Place(str(output))
         report = distributed.segment(
             ModelSettings(
-                model.absolute(), options["backend"], options["threads"], options["resize"], options["window"]
+                model.absolute(),
+                options["backend"],
+                options["threads"],
+                options["resize"],
+                options["window"],
+                options["trust_engine"],
+                options["cuda_graphs"],
             ),
             distributed.Place(str(inputs[0])),
             distributed.Outputs(target, options["overlay"], options["as_json"]),

@@ -86,6 +86,10 @@ def segment(
 
     A video is a file, a camera's number, an address (rtsp://...) or a GStreamer pipeline; with --overlay it is written
     to STEM.overlay.mp4, without it only measured in frames per second.
+
+    With --engine ray, one folder or prefix (s3://, gs://) of pictures is spread over a cluster. Pictures that have their
+    labels already are left out, so a run that was stopped can be run again; failures are listed in failures.jsonl
+    beside the results, and do not fail the job.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -101,7 +105,8 @@ def segment(
     if engine == "ray":
         settings = {"backend": backend, "threads": threads, "resize": resize, "window": window, "batch": batch}
         results = {"overlay": overlay, "as_json": as_json, "recursive": recursive, "max_pixels": max_pixels}
-        segment_on_cluster(model, inputs, output, cluster, **settings, **results)
+        engines = {"trust_engine": trust_engine, "cuda_graphs": cuda_graphs}
+        segment_on_cluster(model, inputs, output, cluster, **settings, **results, **engines)
         return
     videos = [str(given) for given in inputs if is_video(str(given))]
     inputs = tuple(given for given in inputs if str(given) not in videos)

@@ -14,7 +14,13 @@ import click
 
 from internimage_deploy.errors import MissingDependency, UserError
 from internimage_deploy.runtime.commands.cluster import cluster_options
-from internimage_deploy.runtime.commands.options import Size, backend_option, model_argument, threads_option
+from internimage_deploy.runtime.commands.options import (
+    Size,
+    backend_option,
+    engine_options,
+    model_argument,
+    threads_option,
+)
 
 TOKEN_VARIABLE = "INTERNIMAGE_DEPLOY_TOKEN"
 
@@ -51,6 +57,7 @@ TOKEN_VARIABLE = "INTERNIMAGE_DEPLOY_TOKEN"
 @click.option("--resize", type=Size("LONGxSHORT", ("own",)), help="As in `segment`.")
 @cluster_options
 @backend_option
+@engine_options
 @threads_option
 def serve(model: Path, **options: Any) -> None:
     """Serve MODEL over HTTP: POST pictures to /v1/segment, or open the page at /.
@@ -69,6 +76,8 @@ def serve(model: Path, **options: Any) -> None:
             backend=options["backend"],
             threads=options["threads"],
             resize=options["resize"],
+            trust_engine=options["trust_engine"],
+            cuda_graphs=options["cuda_graphs"],
         ),
         name=settings_module.model_name(Path(options["name"] + ".x") if options["name"] else model),
         workers=options["workers"],

@@ -44,6 +44,8 @@ class ModelSettings:
     threads: int | None = None
     resize: Any = None
     window: Any = None
+    trust_engine: bool = False
+    cuda_graphs: bool = True
 
 
 @dataclass(frozen=True)

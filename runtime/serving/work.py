@@ -73,6 +73,8 @@ def load(model: ModelSettings, batch: int) -> Segmenter:
         resize=model.resize,
         window=model.window,
         batch=batch,
+        trust_engine=model.trust_engine,
+        cuda_graphs=model.cuda_graphs,
     )
     height, width = segmenter.card.network_size
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else (_WARM_UP_SIDE, _WARM_UP_SIDE)

@@ -87,9 +87,9 @@ def segment(
     A video is a file, a camera's number, an address (rtsp://...) or a GStreamer pipeline; with --overlay it is written
     to STEM.overlay.mp4, without it only measured in frames per second.
 
-    With --engine ray, one folder or prefix (s3://, gs://) of pictures is spread over a cluster. Pictures that have their
-    labels already are left out, so a run that was stopped can be run again; failures are listed in failures.jsonl
-    beside the results, and do not fail the job.
+    With --engine ray, one folder or prefix (s3://, gs://) of pictures is spread over a cluster. Pictures that have
+    their labels already are left out, so a run that was stopped can be run again; failures are listed in
+    failures.jsonl beside the results, and do not fail the job.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -142,43 +142,51 @@ def main():
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--mutations", type=int, default=10_000)
     parser.add_argument("--note", default="", help="what else the machine was doing")
+    parser.add_argument("--only", action="append", help="one stage; the others' figures stay as they are in the file")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
+    results = json.loads(options.output.read_text()) if options.only and options.output.exists() else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = options.model or color_model(folder / "color.onnx")
         given = samples(model, options.pictures)
-        results = {
-            "conditions": {
-                "model": model.name,
-                "pictures": f"{len(given)} of {given[0].labels.shape[1]}x{given[0].labels.shape[0]}",
-                "cpus": len(os.sched_getaffinity(0)),
-                "load average before": round(os.getloadavg()[0], 1),
-                "python": platform.python_version(),
-                "clients and service": "on the same machine",
-                "note": options.note,
-            }
-        }
         short = min(options.seconds / 3, 20)
-        for title, run in (
-            ("load", lambda: soak(model, given, options.clients, options.seconds, folder)),
-            ("batched", lambda: throughput(model, given, 8, short, folder)),
-            ("unbatched", lambda: throughput(model, given, 1, short, folder)),
-            ("faults", lambda: faults(model, given, short, folder)),
-            ("fuzz", lambda: mutate(options.mutations, folder)),
-        ):
+        stages = {
+            "load": lambda: soak(model, given, options.clients, options.seconds, folder),
+            "batched": lambda: throughput(model, given, 8, short, folder),
+            "unbatched": lambda: throughput(model, given, 1, short, folder),
+            "faults": lambda: faults(model, given, short, folder),
+            "fuzz": lambda: mutate(options.mutations, folder),
+        }
+        for title in options.only or stages:
             print(f"== {title}", flush=True)
-            results[title] = run()
+            results[title] = {"conditions": conditions(model, given, options.note), **stages[title]()}
             print(json.dumps(results[title], indent=1), flush=True)
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.write_text(json.dumps(results, indent=1) + "\n")
+    if {"batched", "unbatched"} <= set(results):
         rates = [results[title]["answered per second"] for title in ("batched", "unbatched")]
         results["batched over unbatched"] = round(rates[0] / rates[1], 2)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1) + "\n")
-    bad = sum(results[title]["lost or wrong"] for title in ("load", "batched", "unbatched", "faults"))
-    fuzzed = results["fuzz"]
-    bad += fuzzed["number of problems"] + fuzzed["tracebacks in the log"] + (not fuzzed["schemathesis passed"])
+    bad = sum(results[title].get("lost or wrong", 0) for title in results if title in stages)
+    if "fuzz" in results:
+        fuzzed = results["fuzz"]
+        bad += fuzzed["number of problems"] + fuzzed["tracebacks in the log"] + (not fuzzed["schemathesis passed"])
     print(f"wrote {options.output}: {'as it should be' if not bad else f'{bad} problems'}")
     sys.exit(bool(bad))
+
+
+def conditions(model, given, note):
+    """What the machine was, and was doing, when a stage began."""
+    return {
+        "model": model.name,
+        "pictures": f"{len(given)} of {given[0].labels.shape[1]}x{given[0].labels.shape[0]}",
+        "cpus": len(os.sched_getaffinity(0)),
+        "load average before": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "clients and service": "on the same machine",
+        "note": note,
+    }
 
 
 if __name__ == "__main__":

@@ -41,5 +41,13 @@ lint: setup ## ruff, mypy, clang-format
 ptxas: setup ## registers and spills of every kernel on every GPU architecture; compare with the kept table
 	$(BIN)/python benchmarks/ptxas.py --check
 
+bench: setup ## speed of whole networks and operators; writes benchmarks/results and the README's tables
+	@echo "== benchmarks (ten minutes on two cores; run them on a quiet machine)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt openvino matplotlib
+	$(BIN)/python benchmarks/cpu.py
+	$(BIN)/python benchmarks/profile_operators.py
+	$(BIN)/python benchmarks/operators.py
+	$(BIN)/python benchmarks/readme.py
+
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) out build

@@ -28,6 +28,7 @@ COMMANDS = {
     "info": (f"{_RUNTIME}.info:info", "Model card, graph size, operators, multiply-adds."),
     "serve": (f"{_RUNTIME}.serve:serve", "Pictures over HTTP, here or on a Ray cluster."),
     "export-triton": (f"{_RUNTIME}.export_triton:export_triton", "A model repository for Triton Inference Server."),
+    "benchmark": (f"{_RUNTIME}.benchmark:benchmark", "How long a model takes on this machine."),
     "doctor": (f"{_RUNTIME}.doctor:doctor", "What is installed, what is missing, how to install it."),
 }
 

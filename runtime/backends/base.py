@@ -60,6 +60,8 @@ _ENGINE_OPTIONS = ("trust_engine", "cuda_graphs")
 # In order of preference: `auto` takes the first that is installed and reads the file; an engine names its own.
 REGISTRY: dict[str, Entry] = {
     "onnxruntime": Entry(f"{_HERE}.onnxruntime:load", (".onnx",), "onnxruntime", "cpu"),
+    "openvino": Entry(f"{_HERE}.openvino:load", (".onnx",), "openvino", "openvino"),
+    "openvino-bf16": Entry(f"{_HERE}.openvino:load_bf16", (".onnx",), "openvino", "openvino"),
     "tensorrt": Entry(f"{_HERE}.tensorrt:load_tensorrt", _ENGINES, "tensorrt", "gpu", _ENGINE_OPTIONS),
     "tensorrt-rtx": Entry(f"{_HERE}.tensorrt:load_rtx", _ENGINES, "tensorrt_rtx_bindings", "rtx", _ENGINE_OPTIONS),
     "onnxruntime-cuda": Entry(

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`benchmark`: how long a model takes on this machine, in one backend or several."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from internimage_deploy.runtime.commands.options import Size, model_argument, threads_option
+
+
+@click.command()
+@model_argument
+@click.option("--backend", "backends", multiple=True, help="What runs it; may be repeated, then in turns.")
+@click.option("--size", type=Size("HxW"), help="Input size of a model that takes any.  [default: 512x512]")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--runs", type=click.IntRange(3), default=10, show_default=True)
+@click.option("--warmup", type=click.IntRange(0), default=2, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@threads_option
+def benchmark(
+    model: Path,
+    backends: tuple[str, ...],
+    size: tuple[int, int] | None,
+    batch: int,
+    runs: int,
+    warmup: int,
+    as_json: bool,
+    threads: int | None,
+) -> None:
+    """Time the network alone (no decoding, no resizing); the backends' answers are compared first."""
+    import numpy as np
+
+    from internimage_deploy.errors import UserError
+    from internimage_deploy.runtime.backends.base import REGISTRY, load_backend
+    from internimage_deploy.runtime.preprocess import network_input
+    from internimage_deploy.runtime.timing import measure
+
+    for name in backends:
+        if name not in ("auto", *REGISTRY):
+            raise click.BadParameter(f"'{name}': choose among auto, {', '.join(REGISTRY)}", param_hint="--backend")
+    networks = [load_backend(model, name, threads=threads) for name in backends or ("auto",)]
+    card = networks[0].card
+    height, width = card.network_size if not card.is_dynamic else size or (512, 512)
+    if size is not None and size != (height, width):
+        raise UserError(f"{model}: takes {height}x{width} only; leave --size out, or export with --dynamic")
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (height, width, 3), np.uint8) for _ in range(card.batch or batch)]
+    given = network_input(pictures, card)
+    answers = [network.run(given) for network in networks]
+    differing = {
+        network.name: float((_labels(answer, card.emits_labels) != _labels(answers[0], card.emits_labels)).mean())
+        for network, answer in zip(networks, answers, strict=True)
+    }
+    times = measure({n.name: (lambda n=n: n.run(given)) for n in networks}, runs=runs, warmup=warmup)
+    if as_json:
+        rows = {name: {**timing.asdict(), "labels_differ": differing[name]} for name, timing in times.items()}
+        click.echo(json.dumps({"input": list(given.shape), "backends": rows}, indent=1))
+        return
+    for name, timing in times.items():
+        click.echo(
+            f"{name}: median {timing.median_ms:.1f} ms, p95 {timing.p95_ms:.1f} ms, CoV {100 * timing.cv:.1f} %, "
+            f"labels that differ from {networks[0].name}'s {100 * differing[name]:.3f} %"
+        )
+        if timing.unstable:
+            click.echo("warning: the runs differ by more than 10 %; is the machine busy?", err=True)
+
+
+def _labels(answer, emits_labels):  # type: ignore[no-untyped-def]
+    return answer if emits_labels else answer.argmax(1)

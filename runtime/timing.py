@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one timer: several things, measured in turns, so that whatever else the machine does hits them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+UNSTABLE_ABOVE = 0.1  # coefficient of variation
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What repeated runs took. `cpu_ms` is the least processor time of all threads: it hardly feels other programs."""
+
+    runs: int
+    median_ms: float
+    p95_ms: float
+    min_ms: float
+    cv: float  # standard deviation / mean
+    cpu_ms: float
+
+    @property
+    def unstable(self) -> bool:
+        """True when the runs differ so much that their median says little."""
+        return self.cv > UNSTABLE_ABOVE
+
+    def asdict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**{key: round(value, 3) for key, value in asdict(self).items()}, "unstable": self.unstable}
+
+
+def measure(
+    things: Mapping[str, Callable[[], object]], *, runs: int = 10, warmup: int = 2, seconds: float = float("inf")
+) -> dict[str, Timing]:
+    """Time each of `things`, in turns.
+
+    Args:
+        things: name to what is called.
+        runs: calls of each that count.
+        warmup: calls of each before those.
+        seconds: stop after the round in which this much time has passed, with at least three rounds.
+    """
+    for _ in range(warmup):
+        for call in things.values():
+            call()
+    wall: dict[str, list[float]] = {name: [] for name in things}
+    cpu: dict[str, list[float]] = {name: [] for name in things}
+    begun = time.perf_counter()
+    for index in range(runs):
+        for name, call in things.items():
+            start, start_cpu = time.perf_counter(), time.process_time()
+            call()
+            wall[name].append(1e3 * (time.perf_counter() - start))
+            cpu[name].append(1e3 * (time.process_time() - start_cpu))
+        if index >= 2 and time.perf_counter() - begun > seconds:
+            break
+    return {name: summary(wall[name], min(cpu[name])) for name in things}
+
+
+def summary(times_ms: list[float], cpu_ms: float = 0.0) -> Timing:
+    """The figures of some runs, in milliseconds."""
+    ordered = sorted(times_ms)
+    p95 = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
+    mean = statistics.fmean(ordered)
+    deviation = statistics.stdev(ordered) if len(ordered) > 1 else 0.0
+    return Timing(len(ordered), statistics.median(ordered), p95, ordered[0], deviation / mean if mean else 0.0, cpu_ms)

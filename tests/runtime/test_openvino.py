@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import threading
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import helper
+from tiny_models import color_model, picture
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.backends.base import load_backend
+from internimage_deploy.runtime.commands.benchmark import benchmark
+from internimage_deploy.runtime.segmenter import Segmenter
+from internimage_deploy.runtime.timing import measure, summary
+
+pytest.importorskip("openvino", reason="openvino is not installed: pip install 'internimage-deploy[openvino]'")
+
+
+@pytest.mark.parametrize("labels", [False, True], ids=["logits", "labels"])
+def test_openvino_answers_like_onnx_runtime(tmp_path, labels):
+    path = tmp_path / "model.onnx"
+    color_model(path, labels=labels)
+    image, _ = picture(64, 96)
+    answers = {}
+    for backend in ("onnxruntime", "openvino"):
+        with Segmenter.load(path, backend=backend, threads=1) as segmenter:
+            answers[backend] = segmenter(image).labels
+    np.testing.assert_array_equal(answers["openvino"], answers["onnxruntime"])
+    assert len(np.unique(answers["openvino"])) == 3
+
+
+def test_openvino_inlines_model_local_functions(tmp_path):
+    path = tmp_path / "model.onnx"
+    color_model(path, size=(64, 64), batch=1, uint8=False)
+    expected = load_backend(path, "onnxruntime", threads=1).run(np.ones((1, 3, 64, 64), np.float32))
+    model = onnx.load(path)
+    last = model.graph.node[-1]
+    name, last.output[0] = last.output[0], "before"
+    body = helper.make_node("Neg", ["x"], ["y"])
+    function = helper.make_function("own", "Minus", ["x"], ["y"], [body], [helper.make_opsetid("", 20)])
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node.append(helper.make_node("Minus", ["before"], [name], domain="own"))
+    onnx.save(model, path)
+    answer = load_backend(path, "openvino", threads=1).run(np.ones((1, 3, 64, 64), np.float32))
+    np.testing.assert_allclose(answer, -expected, rtol=1e-5, atol=1e-3)
+
+
+def test_openvino_serves_several_threads(tmp_path):
+    path = tmp_path / "model.onnx"
+    color_model(path, size=(64, 64), batch=1, uint8=False)
+    backend = load_backend(path, "openvino", threads=1)
+    inputs = [np.full((1, 3, 64, 64), value, np.float32) for value in range(4)]
+    expected = [backend.run(x) for x in inputs]
+    wrong = []
+
+    def work(index):
+        for _ in range(20):
+            if not np.array_equal(backend.run(inputs[index]), expected[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_openvino_explains_what_it_cannot_load(tmp_path):
+    path = tmp_path / "model.onnx"
+    color_model(path, size=(64, 64), batch=1)
+    model = onnx.load(path)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match="OpenVINO cannot load this model"):
+        load_backend(path, "openvino")
+
+
+def test_benchmark_compares_backends_and_prints_json(tmp_path):
+    path = tmp_path / "model.onnx"
+    color_model(path)
+    arguments = [str(path), "--backend", "onnxruntime", "--backend", "openvino", "--size", "64x96"]
+    done = CliRunner().invoke(benchmark, [*arguments, "--runs", "3", "--json"], catch_exceptions=False)
+    report = json.loads(done.output)
+    assert report["input"][0] == 1
+    assert set(report["backends"]) == {"onnxruntime", "openvino"}
+    assert all(row["runs"] == 3 and row["labels_differ"] == 0 for row in report["backends"].values())
+
+
+def test_the_timer_takes_turns_and_counts():
+    calls = []
+    times = measure({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, runs=3, warmup=1)
+    assert calls == ["a", "b"] * 4
+    assert {timing.runs for timing in times.values()} == {3}
+
+
+def test_timing_figures_by_hand():
+    timing = summary([10.0, 20.0, 30.0, 40.0, 100.0])
+    assert (timing.median_ms, timing.p95_ms, timing.min_ms) == (30.0, 100.0, 10.0)
+    assert timing.cv == pytest.approx(35.355 / 40, rel=1e-3)
+    assert timing.unstable
+    assert not summary([10.0, 10.1, 10.0]).unstable

@@ -15,7 +15,7 @@ from internimage_deploy.runtime.serving import work
 from internimage_deploy.runtime.serving.settings import ModelSettings
 
 # Answering and refusing costs little and must be quick, also while the network uses every core.
-_NICENESS = 5
+_NICENESS = 2
 
 
 def main(connection: Connection, model: ModelSettings, batch: int) -> None:

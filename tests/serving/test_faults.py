@@ -46,7 +46,7 @@ def test_killing_workers_under_load_loses_and_mixes_up_nothing(color_path, tmp_p
             return True
 
         with ThreadPoolExecutor(16) as clients:
-            answers = [clients.submit(ask, number) for number in range(400)]
+            answers = [clients.submit(ask, number) for number in range(200)]
             until(lambda: sum(answer.done() for answer in answers) > 50, "load")
             for pid in first:
                 os.kill(pid, signal.SIGKILL)

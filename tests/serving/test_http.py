@@ -158,10 +158,10 @@ def test_a_token_is_asked_for_everywhere_but_health_and_page(color_path, tmp_pat
 
 
 def test_a_client_above_the_rate_is_told_when_to_come_back(color_path, tmp_path):
-    with Served(color_path, tmp_path, "--rate", "1") as server:
+    with Served(color_path, tmp_path, "--rate", "0.01") as server:
         answers = [server.get("/v2") for _ in range(30)]
         refused = [answer for answer in answers if answer.status_code == 429]
-        assert 1 <= len(refused) <= 10
+        assert len(refused) in (9, 10), "20 at once are free, and one may have come back meanwhile"
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
         assert server.get("/healthz").status_code == 200
 

@@ -7,12 +7,16 @@ and car), so texture, shape and place must tell them apart. The same seed and si
 
     python examples/toy_street/scenes.py OUTDIR [--count N] [--first SEED]
 
-writes `SEED.png` and its labels `SEED.labels.png` as a palette picture.
+writes `OUTDIR/pictures/SEED.png`, and its labels as a palette picture to `OUTDIR/labels/SEED.png`.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,7 +76,7 @@ def scene(seed: int, size: tuple[int, int] = SIZE) -> Scene:
         focal=rng.uniform(0.75, 1.05) * width,
         centre=rng.uniform(0.36, 0.64) * width,
         horizon=rng.uniform(0.40, 0.54) * height,
-        height_m=rng.uniform(1.5, 2.5),
+        height_m=rng.uniform(1.9, 3.2),
     )
     light, zenith = _weather(rng)
     canvas = Canvas(
@@ -113,11 +117,11 @@ def _plan(rng: np.random.Generator) -> _Street:
     half_road = rng.uniform(2.7, 4.6)
     walk, wall = [], []
     for _ in range(2):
-        verge = rng.uniform(1.0, 2.2) if rng.random() < 0.4 else 0.0
+        verge = rng.uniform(1.4, 2.8) if rng.random() < 0.45 else 0.0
         start = half_road + verge
-        end = start + rng.uniform(1.8, 4.0)
+        end = start + rng.uniform(2.2, 4.4)
         walk.append((start, end))
-        wall.append(end + (rng.uniform(1.5, 5.0) if rng.random() < 0.5 else 0.0))
+        wall.append(end + (rng.uniform(2.5, 6.0) if rng.random() < 0.5 else 0.0))
     begin = rng.uniform(12, 30) if rng.random() < 0.4 else 500.0
     stripes = begin - 4.5 if begin < 500 else (rng.uniform(6, 20) if rng.random() < 0.3 else 500.0)
     bend = rng.normal(0, 0.0018)
@@ -290,8 +294,8 @@ def _furnish(canvas: Canvas, rng: np.random.Generator, street: _Street) -> None:
     if street.crossing[0] < 100 and rng.random() < 0.6:
         z = sum(street.crossing) / 2 + rng.choice([-1.6, 1.6])
         todo.append((z, rng.uniform(-9, 9), "car", rng.choice([-1, 1]) * np.pi / 2))
-    for _ in range(int(rng.integers(2, 8))):
-        z = near_first(4.0, 18)
+    for _ in range(int(rng.integers(2, 9))):
+        z = near_first(4.0, 12)
         index, side = side_pick()
         if rng.random() < 0.3:
             x = rng.uniform(-1, 1) * street.half_road
@@ -299,8 +303,8 @@ def _furnish(canvas: Canvas, rng: np.random.Generator, street: _Street) -> None:
             x = side * rng.uniform(street.walk[index][0] + 0.2, street.walk[index][1] - 0.1)
         if free(x, z, 1.4, 2.8):
             todo.append((z, street.middle(z) + x, "person", 0.0))
-    for _ in range(int(rng.integers(1, 4))):
-        z = near_first(4.5, 13)
+    for _ in range(int(rng.integers(2, 6))):
+        z = near_first(4.5, 10)
         index, side = side_pick()
         todo.append((z, street.middle(z) + side * (street.half_road + rng.uniform(0.35, 0.7)), "pole", 0.0))
     for z, x, kind, heading in sorted(todo, reverse=True):
@@ -325,6 +329,23 @@ def _photograph(image: Array, rng: np.random.Generator, light: Light) -> NDArray
     return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
+def scenes(seeds: Sequence[int], workers: int | None = None) -> list[Scene]:
+    """The scenes of several seeds, painted by `workers` processes (None: one per core that this process may use)."""
+    workers = workers or len(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")  # a fork would copy whatever threads the caller has
+    with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
+        return list(pool.map(scene, seeds, chunksize=8))
+
+
+def save_coded(labels: NDArray[np.uint8], path: Path) -> None:
+    """Write labels (H, W) as a palette picture: its pixels are the class numbers, its colours PALETTE."""
+    from PIL import Image
+
+    coded = Image.fromarray(labels)
+    coded.putpalette([channel for colour in PALETTE for channel in colour])
+    coded.save(path)
+
+
 def main() -> None:
     """Write scenes and their labels as PNG files."""
     from PIL import Image
@@ -334,13 +355,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--first", type=int, default=FIRST_HELD_OUT, help="first seed")
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
+    pictures, labels = args.folder / "pictures", args.folder / "labels"
+    for folder in (pictures, labels):
+        folder.mkdir(parents=True, exist_ok=True)
     for seed in range(args.first, args.first + args.count):
         made = scene(seed)
-        Image.fromarray(made.image).save(args.folder / f"{seed}.png")
-        coded = Image.fromarray(made.labels)
-        coded.putpalette([channel for colour in PALETTE for channel in colour])
-        coded.save(args.folder / f"{seed}.labels.png")
+        Image.fromarray(made.image).save(pictures / f"{seed}.png")
+        save_coded(made.labels, labels / f"{seed}.png")
+    print(f"painted {args.count} scenes into {pictures}, their labels into {labels}")
 
 
 if __name__ == "__main__":

@@ -244,7 +244,7 @@ def pole(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
     kind = rng.random()
     metal = pick(rng, [(0.56, 0.57, 0.58), (0.22, 0.23, 0.24), (0.34, 0.40, 0.34)], 0.05)
     height = rng.uniform(5.0, 7.0) if kind < 0.35 else rng.uniform(2.3, 3.0)
-    width = rng.uniform(0.15, 0.22) * size
+    width = rng.uniform(0.20, 0.28) * size
     canvas.shadow(x, z, (0.3, 0.2), 0.35)
     foot, top = canvas.camera.project([(x, 0, z), (x, height, z)])
     canvas.limb(foot, top, (width * 1.15, width), metal, POLE, z)
@@ -268,7 +268,7 @@ def pole(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
         rim = pick(rng, [(0.95, 0.95, 0.94), (0.78, 0.10, 0.10), (0.12, 0.12, 0.12)], 0.03)
         corners = int(rng.choice([3, 4, 8, 20]))
         angle = np.arange(corners) * 2 * np.pi / corners - np.pi / 2 + (np.pi / corners if corners in (4, 8) else 0)
-        ring = np.stack([np.cos(angle), np.sin(angle)], axis=1) * rng.uniform(0.36, 0.48) * size
+        ring = np.stack([np.cos(angle), np.sin(angle)], axis=1) * rng.uniform(0.42, 0.56) * size
         middle = top + np.asarray((0, 0.3 * size))
         canvas.polygon((middle + ring).astype(np.float32), rim, POLE, z)
         canvas.polygon((middle + ring * 0.78).astype(np.float32), face, POLE, z)

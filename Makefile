@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DEMO   := out/demo
 
 .PHONY: ptxas help setup test soak lint demo bench clean
 
@@ -23,6 +24,23 @@ $(STAMP): pyproject.toml constraints.txt
 	# NVIDIA's API as type stubs; the package itself would fetch TensorRT.
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt tensorrt-stubs
 	@touch $@
+
+demo: setup ## export the demo's model, verify it, segment scenes it has not seen, score it
+	@mkdir -p $(DEMO)
+	@echo "== 1/5 checkpoint to ONNX: one file for every size, and one of a fixed size without the rewrites"
+	$(BIN)/export-onnx --ckpt examples/toy_street/toy_street.pth -o $(DEMO)/toy_street.onnx
+	$(BIN)/export-onnx --ckpt examples/toy_street/toy_street.pth -o $(DEMO)/toy_street_plain.onnx --size 192x256 --plain
+	@echo "== 2/5 verify the file, and compare the two"
+	$(BIN)/internimage-deploy verify $(DEMO)/toy_street.onnx
+	$(BIN)/internimage-deploy verify $(DEMO)/toy_street.onnx --against $(DEMO)/toy_street_plain.onnx --size 192x256
+	@echo "== 3/5 paint street scenes that the model has not seen"
+	$(BIN)/python examples/toy_street/scenes.py $(DEMO)/scenes --count 16
+	@echo "== 4/5 segment them"
+	$(BIN)/internimage-deploy segment $(DEMO)/toy_street.onnx $(DEMO)/scenes/pictures -o $(DEMO)/segmented --overlay --json
+	@echo "== 5/5 score the model on 200 scenes that it has not seen"
+	$(BIN)/python examples/toy_street/evaluate.py $(DEMO)/toy_street.onnx --count 200 --at-least 0.80
+	@echo "== done. Look at the pictures in $(DEMO)/scenes/pictures and at $(DEMO)/segmented/*.overlay.png;"
+	@echo "   *.labels.png hold the class numbers, *.json the share of each class."
 
 test: setup ## every test
 	@echo "== tests"

@@ -1,14 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[1] / "examples" / "toy_street"
+CHECKPOINT = FOLDER / "toy_street.pth"
 sys.path.insert(0, str(FOLDER))
 
-import scenes  # noqa: E402 (the example's folder is not a package)
+import evaluate  # noqa: E402 (the example's folder is not a package)
+import recipe  # noqa: E402
+import scenes  # noqa: E402
+from score import Score  # noqa: E402
+
+from internimage_deploy.exporter.checkpoint import read_checkpoint  # noqa: E402
+from internimage_deploy.exporter.export import ModelFacts, export  # noqa: E402
+from internimage_deploy.exporter.models import build_with  # noqa: E402
+from internimage_deploy.exporter.options import ExportOptions  # noqa: E402
+from internimage_deploy.runtime.card import ModelCard, TensorSpec  # noqa: E402
+from internimage_deploy.runtime.segmenter import Segmenter  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +72,89 @@ def test_colour_alone_does_not_give_the_class(sample):
     counts = np.zeros((4096, len(scenes.CLASSES)))
     np.add.at(counts, (colours @ (256, 16, 1), labels), 1)
     assert counts.max(axis=1).sum() / labels.size < 0.75
+
+
+def test_painting_in_processes_gives_the_same_scenes(sample):
+    made = scenes.scenes(range(scenes.FIRST_HELD_OUT, scenes.FIRST_HELD_OUT + 3), workers=2)
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(made, sample, strict=False))
+
+
+def test_scenes_are_written_as_pictures_with_palette_labels(tmp_path):
+    command = [sys.executable, str(FOLDER / "scenes.py"), str(tmp_path), "--count", "1", "--first", "7"]
+    subprocess.run(command, check=True, capture_output=True)
+    from PIL import Image
+
+    made = scenes.scene(7)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "pictures" / "7.png")), made.image)
+    coded = Image.open(tmp_path / "labels" / "7.png")
+    assert np.array_equal(np.asarray(coded), made.labels)
+    assert tuple(coded.getpalette()[:3]) == scenes.PALETTE[0]
+
+
+def test_score_of_a_worked_example():
+    score = Score(("a", "b", "c"))
+    score.add(np.array([[0, 0, 1]]), np.array([[0, 1, 1]]))
+    score.add(np.array([1]), np.array([0]))
+    # a: 1 pixel right; true 2, answered 2, either 3. b: 1 right; true 2, answered 2, either 3. c: nowhere.
+    assert score.iou()[:2] == pytest.approx([1 / 3, 1 / 3])
+    assert np.isnan(score.iou()[2])
+    assert score.mean_iou() == pytest.approx(1 / 3)
+    assert score.accuracy() == pytest.approx(0.5)
+    assert "a " in score.table()
+
+
+def test_checkpoint_is_small_and_holds_plain_data_only():
+    assert CHECKPOINT.stat().st_size <= 3_000_000
+    content = torch.load(CHECKPOINT, weights_only=True)
+    assert set(content) == {"meta", "state_dict"}
+    assert content["meta"]["CLASSES"] == scenes.CLASSES
+
+
+def test_everything_about_the_model_is_inferred_from_the_checkpoint():
+    read = read_checkpoint(CHECKPOINT)
+    assert read.config == recipe.CONFIG
+    assert read.classes == scenes.CLASSES
+    assert read.palette == scenes.PALETTE
+    assert read.resize == (scenes.SIZE[1], scenes.SIZE[0])
+    assert not read.report
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    read = read_checkpoint(CHECKPOINT)
+    facts = ModelFacts(read.architecture, read.classes, read.palette, read.resize, read.source)
+    path = tmp_path_factory.mktemp("toy_street") / "toy_street.onnx"
+    export(build_with(read.config, read.state_dict), ExportOptions(), facts, path)
+    return path
+
+
+def test_model_segments_scenes_it_has_not_seen(model):
+    # 24 of the 200 scenes that `make demo` scores.
+    assert evaluate.evaluate(model, 24).mean_iou() >= 0.80
+
+
+def test_evaluation_fails_below_the_score_asked_for(model):
+    command = [sys.executable, str(FOLDER / "evaluate.py"), str(model), "--count", "2", "--at-least", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "expected at least 1.0" in done.stderr
+    assert "mIoU" in done.stdout
+
+
+def test_evaluation_refuses_a_model_of_other_classes(monkeypatch):
+    class Backend:
+        name = "fake"
+        card = ModelCard(
+            architecture="upernet_internimage",
+            classes=("water", "land"),
+            palette=((0, 0, 255), (0, 255, 0)),
+            input=TensorSpec("image", "uint8", ("batch", "height", "width", 3)),
+            output=TensorSpec("labels", "uint8", ("batch", "height", "width")),
+        )
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(Segmenter, "load", lambda *args, **options: Segmenter(Backend()))
+    with pytest.raises(evaluate.UserError, match=r"answers 2 classes.*train one with"):
+        evaluate.evaluate(Path("other.onnx"), 1)

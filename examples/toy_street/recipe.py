@@ -11,8 +11,8 @@ from internimage_deploy.exporter.models import BackboneConfig, HeadConfig, Segme
 from internimage_deploy.runtime.card import IMAGENET_MEAN, IMAGENET_STD
 
 CONFIG = SegmentorConfig(
-    BackboneConfig(channels=20, depths=(1, 1, 2, 1), groups=(1, 2, 4, 8), mlp_ratio=2.0, layer_scale=True),
-    HeadConfig("UPerHead", channels=36, num_classes=len(CLASSES)),
+    BackboneConfig(channels=24, depths=(1, 1, 1, 1), groups=(1, 2, 4, 8), mlp_ratio=1.5, layer_scale=True),
+    HeadConfig("UPerHead", channels=32, num_classes=len(CLASSES)),
 )
 
 # The training config as the official tools store it: from it a reader learns what the weights cannot tell.

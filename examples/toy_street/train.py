@@ -15,6 +15,7 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,6 +172,7 @@ class Optimiser:
 
 def work(rank: int, workers: int, meeting: str, plan: Plan, images: Tensor, labels: Tensor, target: str) -> None:
     """One training process: its share of every batch, gradients averaged with the others; the first one saves."""
+    warnings.filterwarnings("ignore", message="Grad strides")  # a depthwise kernel's, and only a matter of speed
     torch.set_num_threads(1)
     torch.manual_seed(plan.seed)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=workers)
@@ -229,7 +231,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=min(cores, 8), help="processes; must divide 8 (default: cores)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    plan = Plan(args.steps, batch=8, matrix_rate=5e-3, other_rate=3e-3, decay=0.02, seed=args.seed)
+    plan = Plan(args.steps, batch=8, matrix_rate=1e-2, other_rate=3e-3, decay=0.02, seed=args.seed)
     if args.workers < 1 or plan.batch % args.workers:
         parser.error(f"--workers {args.workers}: expected 1, 2, 4 or 8, for a step takes {plan.batch} crops")
 

@@ -32,18 +32,10 @@ def label_dtype(classes: int) -> type[np.uint8] | type[np.int32]:
     return np.uint8 if classes <= 256 else np.int32
 
 
-@lru_cache(maxsize=64)
 def interpolation_matrix(source: int, target: int) -> npt.NDArray[np.float64]:
     """(target, source) weights of bilinear resizing along one side: half-pixel centres, edges repeated."""
-    position = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0)
-    low = np.minimum(position.astype(np.int64), source - 1)
-    high = np.minimum(low + 1, source - 1)
-    fraction = position - low
-    matrix = np.zeros((target, source))
-    rows = np.arange(target)
-    np.add.at(matrix, (rows, low), 1 - fraction)
-    np.add.at(matrix, (rows, high), fraction)
-    return matrix
+    first, band = _band(source, target, 0, target)
+    return np.pad(band, ((0, 0), (first, source - first - band.shape[1])))
 
 
 def labels_from_logits(logits: npt.NDArray[Any], geometry: Geometry) -> Labels:
@@ -58,12 +50,11 @@ def labels_from_logits(logits: npt.NDArray[Any], geometry: Geometry) -> Labels:
             "the network answered NaN or infinity; if the model is float16, export or build it in float32 or bfloat16"
         )
     classes, low_height, low_width = logits.shape
-    vertical = _two_steps(low_height, geometry.network[0], geometry.content[0], geometry.image[0])
-    horizontal = _two_steps(low_width, geometry.network[1], geometry.content[1], geometry.image[1])
+    rows = _tiles(low_height, geometry.network[0], geometry.content[0], geometry.image[0])
+    columns = _tiles(low_width, geometry.network[1], geometry.content[1], geometry.image[1])
     possible = _possible_winners(logits)
     labels = np.empty(geometry.image, label_dtype(classes))
-    columns = _tiles(horizontal)
-    for row_out, row_in, row_weights in _tiles(vertical):
+    for row_out, row_in, row_weights in rows:
         for column_out, column_in, column_weights in columns:
             candidates = np.flatnonzero(possible[:, row_in, column_in].any(axis=(1, 2)))
             if len(candidates) == 1:
@@ -102,25 +93,43 @@ def labels_from_planes(plane: Callable[[int], npt.NDArray[np.float32]], classes:
     return labels
 
 
+def _band(source: int, target: int, start: int, stop: int) -> tuple[int, npt.NDArray[np.float64]]:
+    """Rows `start` to `stop` of the interpolation matrix: the first column they use, and their weights from there."""
+    position = np.maximum((np.arange(start, stop) + 0.5) * (source / target) - 0.5, 0)
+    low = np.minimum(position.astype(np.int64), source - 1)
+    high = np.minimum(low + 1, source - 1)
+    fraction, first = position - low, int(low[0])
+    weights = np.zeros((stop - start, int(high[-1]) + 1 - first))
+    rows = np.arange(stop - start)
+    np.add.at(weights, (rows, low - first), 1 - fraction)
+    np.add.at(weights, (rows, high - first), fraction)
+    return first, weights
+
+
 @lru_cache(maxsize=64)
-def _two_steps(logits: int, network: int, content: int, image: int) -> npt.NDArray[np.float32]:
-    """(image, logits) weights of growing to the network's size, cutting to the content, and resizing to the picture."""
-    grow = interpolation_matrix(logits, network)[:content]
-    weights = grow if content == image else interpolation_matrix(content, image) @ grow
-    return weights.astype(np.float32)
+def _tiles(
+    cells: int, network: int, content: int, image: int
+) -> tuple[tuple[slice, slice, npt.NDArray[np.float32]], ...]:
+    """Tiles along one side: (pixels, cells they depend on, weights between them).
 
-
-def _tiles(weights: npt.NDArray[np.float32]) -> list[tuple[slice, slice, npt.NDArray[np.float32]]]:
-    """Cut (image, logits) weights into tiles: (pixels, cells they depend on, weights between them)."""
-    pixels, cells = weights.shape
-    step = min(max(pixels * _TILE_CELLS // cells, 16), _TILE_PIXELS)
+    The weights are those of growing `cells` to `network`, cutting to `content`, and resizing to `image`. They are made
+    tile by tile: the whole matrix would need image x cells numbers, more than a machine has for a very long picture.
+    """
+    step = min(max(image * _TILE_CELLS // cells, 16), _TILE_PIXELS)
     tiles = []
-    for start in range(0, pixels, step):
-        part = weights[start : start + step]
-        used = np.flatnonzero(part.any(axis=0))
-        needed = slice(int(used[0]), int(used[-1]) + 1)
-        tiles.append((slice(start, start + len(part)), needed, np.ascontiguousarray(part[:, needed])))
-    return tiles
+    for start in range(0, image, step):
+        stop = min(start + step, image)
+        if content == image:
+            first, weights = _band(cells, network, start, stop)
+        else:
+            row, resize = _band(content, image, start, stop)
+            first, grow = _band(cells, network, row, row + resize.shape[1])
+            weights = resize @ grow
+        used = np.flatnonzero(weights.any(axis=0))
+        needed = slice(first + int(used[0]), first + int(used[-1]) + 1)
+        part = np.ascontiguousarray(weights[:, used[0] : used[-1] + 1], np.float32)
+        tiles.append((slice(start, stop), needed, part))
+    return tuple(tiles)
 
 
 def _possible_winners(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:

@@ -99,6 +99,8 @@ def run_each(segmenter: Segmenter, batch: Sequence[Work]) -> list[Labels | Excep
         if len(batch) == 1:
             if isinstance(error, UserError):
                 return [error]
+            if isinstance(error, MemoryError):
+                return [UserError("not enough memory for a picture of this size")]
             log.exception("a picture of network size %s failed", batch[0].key)
             return [RuntimeError(f"{type(error).__name__}: {error}")]  # the original may not be fit to be sent
     return [run_each(segmenter, [work])[0] for work in batch]

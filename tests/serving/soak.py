@@ -113,7 +113,7 @@ def faults(model, given, seconds, folder):
 def mutate(count, folder):
     """Random damage and requests from the OpenAPI page."""
     model = color_model(folder / "color.onnx")
-    with Served(model, folder, "--body-timeout", "0.5") as server:
+    with Served(model, folder, "--body-timeout", "0.5", "--deadline", "600") as server:
         workers, problems = server.workers(), []
         started = time.monotonic()
         verdicts = asyncio.run(fuzz.run(server.port, count, seed=20, problems=problems))

@@ -28,7 +28,7 @@ def test_the_seeds_are_valid_requests(server):
 
 
 def test_mutated_requests_get_an_answer_below_500(color_path, tmp_path):
-    with Served(color_path, tmp_path, "--body-timeout", "0.5") as server:
+    with Served(color_path, tmp_path, "--body-timeout", "0.5", "--deadline", "600") as server:
         workers = server.workers()
         problems = []
         verdicts = asyncio.run(fuzz.run(server.port, MUTATIONS, seed=1, problems=problems))

@@ -102,6 +102,17 @@ def test_text_chunks_that_unpack_to_much_are_refused(server):
     check_alive(server)
 
 
+def test_very_long_pictures_are_segmented_like_others(server):
+    labels = np.repeat([0, 1, 2], [11, 12, 13]).astype(np.uint8)
+    colors = np.array([(200, 30, 30), (30, 200, 30), (30, 30, 200)], np.uint8)[labels]
+    before = server.resident_bytes()
+    for image in (np.tile(colors, (40_000, 1, 1)), np.tile(colors[:, None], (1, 40_000, 1))):
+        answer = decoded(server.post("/v1/segment", content=encoded(image)).content)
+        assert answer.shape == image.shape[:2]
+        assert (answer.reshape(-1)[::999] < 3).all()
+    assert server.resident_bytes() - before < 700 << 20
+
+
 def test_truncated_pictures_are_refused(server):
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
         whole = encoded(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8), kind)

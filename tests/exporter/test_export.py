@@ -10,11 +10,14 @@ from onnx import TensorProto, helper
 from small_models import facts, golden_segmentor, in_pytorch, random_input, run, session, tiny_segmentor
 
 import golden
+from internimage_deploy.exporter import rewrites
 from internimage_deploy.exporter.export import export
 from internimage_deploy.exporter.options import ExportOptions
 from internimage_deploy.runtime.card import IMAGENET_MEAN, IMAGENET_STD
 from internimage_deploy.runtime.model_file import read_card
 from internimage_deploy.trt_plugins import contract
+
+STATIC_OPTIONS = ExportOptions(size=(64, 96), batch=2)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def dynamic_golden(tmp_path_factory):
 def static_file(tmp_path_factory):
     """Two pictures of 64x96, uint8 in, labels out, with the segmentor it was made from."""
     path = tmp_path_factory.mktemp("static") / "static.onnx"
-    exported = export(tiny_segmentor(), ExportOptions(size=(64, 96), batch=2), facts(5), path)
+    exported = export(tiny_segmentor(), STATIC_OPTIONS, facts(5), path)
     return exported, tiny_segmentor()
 
 
@@ -143,6 +146,7 @@ def test_types_are_known_behind_every_node(dynamic_golden):
 
 def test_names_are_module_paths(static_file):
     exported, segmentor = static_file
+    rewrites.apply(segmentor, STATIC_OPTIONS)
     model = onnx.load(exported.path)
     nodes = {node.name: node for node in model.graph.node}
     assert len(nodes) == len(model.graph.node)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Protocol
 
 from internimage_deploy.runtime.card import ModelCard
@@ -14,6 +15,10 @@ from internimage_deploy.runtime.serving.pool import Pool
 from internimage_deploy.runtime.serving.refusal import Refusal
 from internimage_deploy.runtime.serving.settings import Settings
 from internimage_deploy.runtime.serving.work import Work
+
+log = logging.getLogger("internimage_deploy.serving")
+
+_CLOSE_S = 60
 
 
 class Engine(Protocol):
@@ -76,6 +81,8 @@ class LocalEngine:
 
     async def close(self) -> None:
         try:
-            await asyncio.wait_for(self._batcher.close(), timeout=60)
+            await asyncio.wait_for(self._batcher.close(), timeout=_CLOSE_S)
+        except asyncio.TimeoutError:
+            log.warning("gave up on pictures that were still running after %d s", _CLOSE_S)
         finally:
             await self._pool.close()

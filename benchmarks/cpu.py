@@ -25,7 +25,7 @@ import report
 from timing import measure
 
 _PEAK = """
-import json, resource, sys
+import sys
 import numpy as np
 kind, path, height, width, threads = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 image = np.zeros((1, height, width, 3), np.uint8)
@@ -40,7 +40,8 @@ else:
     from internimage_deploy.runtime.backends.base import load_backend
     run = lambda: load_backend(Path(path), kind, threads=threads).run(image)
 run()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+status = open("/proc/self/status").read()  # ru_maxrss would start from the parent's
+print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 """
 
 
@@ -160,7 +161,6 @@ def plain_session(path: Path, image: np.ndarray, threads: int) -> Callable[[], n
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would disturb the others
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, {"image": image})[0]
 

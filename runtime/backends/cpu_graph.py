@@ -31,7 +31,7 @@ LARGEST_BYTES = 1_500_000_000  # a file that large is left as it is: changing it
 TILE = 4  # outputs per tile and direction
 _POINTS = (Fraction(0), Fraction(1), Fraction(-1), Fraction(2), Fraction(-1, 2))  # and infinity
 _FEWEST_CHANNELS = 128  # below, the transforms cost more than the products save
-_FEWEST_PIXELS = 32 * 32  # below, reading the transformed kernels, four times the size, costs more
+_FEWEST_PIXELS = 64 * 64  # below, reading the transformed kernels, four times the size, costs more
 _UPSAMPLING = 4
 
 

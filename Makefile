@@ -27,18 +27,21 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup ## export the demo's model, verify it, segment scenes it has not seen, score it
 	@mkdir -p $(DEMO)
-	@echo "== 1/5 checkpoint to ONNX: one file for every size, and one of a fixed size without the rewrites"
+	@echo "== 1/6 checkpoint to ONNX: one file for every size, and one of a fixed size without the rewrites"
 	$(BIN)/export-onnx --ckpt examples/toy_street/toy_street.pth -o $(DEMO)/toy_street.onnx
 	$(BIN)/export-onnx --ckpt examples/toy_street/toy_street.pth -o $(DEMO)/toy_street_plain.onnx --size 192x256 --plain
-	@echo "== 2/5 verify the file, and compare the two"
+	@echo "== 2/6 verify the file, and compare the two"
 	$(BIN)/internimage-deploy verify $(DEMO)/toy_street.onnx
 	$(BIN)/internimage-deploy verify $(DEMO)/toy_street.onnx --against $(DEMO)/toy_street_plain.onnx --size 192x256
-	@echo "== 3/5 paint street scenes that the model has not seen"
+	@echo "== 3/6 paint street scenes that the model has not seen"
 	$(BIN)/python examples/toy_street/scenes.py $(DEMO)/scenes --count 16
-	@echo "== 4/5 segment them"
+	@echo "== 4/6 segment them"
 	$(BIN)/internimage-deploy segment $(DEMO)/toy_street.onnx $(DEMO)/scenes/pictures -o $(DEMO)/segmented --overlay --json
-	@echo "== 5/5 score the model on 200 scenes that it has not seen"
+	@echo "== 5/6 score the model on 200 scenes that it has not seen"
 	$(BIN)/python examples/toy_street/evaluate.py $(DEMO)/toy_street.onnx --count 200 --at-least 0.80
+	@echo "== 6/6 compile a float16 engine for GPUs of compute capability 8.6 (TensorRT-RTX; no GPU is needed for that)"
+	$(BIN)/build-engine $(DEMO)/toy_street.onnx -o $(DEMO)/toy_street.engine --fp16 --backend tensorrt-rtx \
+	  --compute-capability 8.6 --min 1x64x64 --opt 1x192x256 --max 4x384x512
 	@echo "== done. Look at the pictures in $(DEMO)/scenes/pictures and at $(DEMO)/segmented/*.overlay.png;"
 	@echo "   *.labels.png hold the class numbers, *.json the share of each class."
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import zipfile
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from internimage_deploy.exporter.architecture import Hints, infer
 from internimage_deploy.exporter.models.config import SegmentorConfig
 from internimage_deploy.exporter.models.segmentor import Segmentor
 from internimage_deploy.exporter.presets import PRESETS, Preset
+from internimage_deploy.files import sha256
 from internimage_deploy.runtime import classes as class_tables
 
 Color = tuple[int, int, int]
@@ -97,7 +97,7 @@ def read_checkpoint(
         palette=palette,
         resize=mmconfig.test_scale(training) or (known.resize if known else None),
         size=known.size if known else None,
-        source={"file": path.name, "sha256": _sha256(path)},
+        source={"file": path.name, "sha256": sha256(path)},
         report=tuple(report),
     )
 
@@ -266,14 +266,6 @@ def _colors(palette: Any) -> tuple[Color, ...]:
     except (TypeError, ValueError):
         return ()
     return triples if all(0 <= value <= 255 for triple in triples for value in triple) else ()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _listed(names: list[str]) -> str:

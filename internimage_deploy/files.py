@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -74,6 +75,15 @@ def atomic_write(target: Path, data: bytes | str) -> None:
     """Write `data` to `target` in one step; str is encoded as UTF-8. Raises `UserError` if it cannot be written."""
     with atomic_path(target) as path:
         path.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 as hexadecimal text; raises `OSError` if it cannot be read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _adopt_umask(path: Path) -> None:

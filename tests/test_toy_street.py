@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -21,6 +22,8 @@ from internimage_deploy.exporter.export import ModelFacts, export  # noqa: E402
 from internimage_deploy.exporter.models import build_with  # noqa: E402
 from internimage_deploy.exporter.options import ExportOptions  # noqa: E402
 from internimage_deploy.runtime.card import ModelCard, TensorSpec  # noqa: E402
+from internimage_deploy.runtime.engine.graph import Graph, save  # noqa: E402
+from internimage_deploy.runtime.engine.precision import convert  # noqa: E402
 from internimage_deploy.runtime.segmenter import Segmenter  # noqa: E402
 
 
@@ -131,6 +134,18 @@ def model(tmp_path_factory):
 def test_model_segments_scenes_it_has_not_seen(model):
     # 24 of the 200 scenes that `make demo` scores.
     assert evaluate.evaluate(model, 24).mean_iou() >= 0.80
+
+
+def test_the_half_precision_graph_answers_as_the_float32_one(model, tmp_path):
+    graph = Graph(onnx.load(model), model.parent)
+    convert(graph, "fp16")
+    half = tmp_path / "half.onnx"
+    save(graph, half)
+    made = [item.image for item in scenes.scenes(range(scenes.FIRST_HELD_OUT, scenes.FIRST_HELD_OUT + 24))]
+    with Segmenter.load(model, backend="onnxruntime") as full, Segmenter.load(half, backend="onnxruntime") as low:
+        same = [np.mean(full(image).labels == low(image).labels) for image in made]
+    assert np.mean(same) >= 0.998
+    assert abs(evaluate.evaluate(half, 24).mean_iou() - evaluate.evaluate(model, 24).mean_iou()) <= 0.003
 
 
 def test_evaluation_fails_below_the_score_asked_for(model):

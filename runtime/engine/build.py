@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.files import staging_folder, write_error
+from internimage_deploy.files import sha256, staging_folder, write_error
 from internimage_deploy.runtime.card import METADATA_KEY, EngineInfo, ModelCard
 from internimage_deploy.runtime.engine import sidecar
 from internimage_deploy.runtime.engine.compilers import Compiler, gpu_problem
@@ -167,7 +167,7 @@ def build(
             engine=EngineInfo(
                 flavour=compiler.flavour,
                 version=facts["version"],
-                sha256=sidecar.sha256(engine),
+                sha256=sha256(engine),
                 compute_capabilities=options.compute_capabilities,
                 profiles=tuple(profile.as_dict() for profile in ready.profiles),
                 plugin_version=plugin_version,

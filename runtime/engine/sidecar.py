@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from internimage_deploy.errors import UserError
+from internimage_deploy.files import sha256
 from internimage_deploy.runtime.card import EngineInfo, ModelCard
 
 _NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
@@ -15,15 +15,6 @@ _NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 def path_of(engine: Path) -> Path:
     """Where the card of `engine` lies."""
     return engine.with_name(engine.name + ".json")
-
-
-def sha256(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read(engine: Path) -> ModelCard:

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from internimage_deploy.errors import UserError
+from internimage_deploy.files import sha256
 from internimage_deploy.runtime.card import EngineInfo, ModelCard, TensorSpec
 from internimage_deploy.runtime.engine import sidecar
 from internimage_deploy.runtime.engine.profiles import Profile, fitting, parse_size, plan, tensor_shape
@@ -73,7 +74,7 @@ INFO = EngineInfo("tensorrt", "10.3.0", "", (), plugin_version="1")
 def engine(tmp_path):
     path = tmp_path / "model.engine"
     path.write_bytes(b"plan")
-    info = dataclasses.replace(INFO, sha256=sidecar.sha256(path))
+    info = dataclasses.replace(INFO, sha256=sha256(path))
     sidecar.path_of(path).write_text(dataclasses.replace(CARD, engine=info).to_json())
     return path
 

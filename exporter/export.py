@@ -85,14 +85,14 @@ def export(
     Raises:
         UserError: the file cannot be written, or it disagrees with PyTorch by more than the tolerance.
     """
-    with staging_folder(target) as stage:
+    with staging_folder(target) as stage, insistent_interrupt():
         references = []
         if check is not None:
             with step("reference"):
                 references = verify.references(segmentor, options, check)
         applied = rewrites.apply(segmentor, options)
         card = _card(segmentor, options, facts, applied)
-        with step("tracing"), insistent_interrupt():
+        with step("tracing"):
             model = trace(segmentor, options)
         with step("optimising"):
             finish(model, options, card)

@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -299,10 +299,14 @@ def test_an_output_folder_that_is_a_file(run, model, pictures, tmp_path):
     ids=["full", "denied"],
 )
 def test_an_output_folder_that_takes_nothing(run, model, pictures, tmp_path, monkeypatch, number, reason):
-    def refuse(*_, **__):
-        raise OSError(number, os.strerror(number))
+    mkdir = Path.mkdir
 
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    def refuse(path, *arguments, **options):
+        if path.name.startswith("."):  # a staging folder
+            raise OSError(number, os.strerror(number))
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
     code, _, err = run("segment", model, pictures, "-o", tmp_path / "out")
     assert code == 1
     assert reason in one_error_line(err)

@@ -57,6 +57,7 @@ def test_the_sanitizer_would_see_a_read_outside(tmp_path):
         "    host.run(params, 'float32')\n"
     )
     (tmp_path / "conftest.py").write_text((HERE / "conftest.py").read_text())
-    done = sanitized(str(tmp_path / "test_outside.py"), "--rootdir", str(tmp_path))
+    # Without -s the report would end in pytest's capture, which dies with the process.
+    done = sanitized("-s", str(tmp_path / "test_outside.py"), "--rootdir", str(tmp_path))
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stdout + done.stderr

@@ -49,7 +49,7 @@ test: setup ## every test
 	@echo "== tests"
 	$(BIN)/python -m pytest
 
-soak: setup ## load, faults and fuzzing of the service, about six minutes; figures in benchmarks/results/serving.json
+soak: setup ## load, faults and fuzzing of the service; figures in benchmarks/results/serving.json
 	@echo "== soak"
 	$(BIN)/python tests/serving/soak.py -o benchmarks/results/serving.json
 
@@ -63,7 +63,7 @@ ptxas: setup ## registers and spills of every kernel on every GPU architecture; 
 	$(BIN)/python benchmarks/ptxas.py --check
 
 bench: setup ## speed of whole networks and operators; writes benchmarks/results and the README's tables
-	@echo "== benchmarks (ten minutes on two cores; run them on a quiet machine)"
+	@echo "== benchmarks (run them on a quiet machine)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt openvino matplotlib
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/profile_operators.py

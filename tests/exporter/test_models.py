@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+from small_models import golden_segmentor
 
 import golden
 from internimage_deploy.exporter.models import (
@@ -9,30 +10,14 @@ from internimage_deploy.exporter.models import (
     HeadConfig,
     SegmentorConfig,
     build_random,
-    build_with,
     dcnv3,
 )
 from internimage_deploy.trt_plugins.contract import output_size
 
 
-def config_of(case: dict) -> SegmentorConfig:
-    backbone = dict(case["backbone"])
-    ids = backbone.pop("level2_post_norm_block_ids", ())
-    backbone.pop("level2_post_norm", None)
-    backbone["layer_scale"] = backbone["layer_scale"] is not None
-    for key in ("depths", "groups"):
-        backbone[key] = tuple(backbone[key])
-    head = case["head"]
-    return SegmentorConfig(
-        BackboneConfig(**backbone, level2_post_norm_block_ids=tuple(ids)),
-        HeadConfig(head["type"], head["channels"], head["num_classes"]),
-    )
-
-
 @pytest.mark.parametrize("name", golden.NETWORKS)
 def test_features_and_logits_equal_the_official_ones(name):
-    weights = {key: torch.from_numpy(value) for key, value in golden.state_dict(name).items()}
-    segmentor = build_with(config_of(golden.case(name)), weights)
+    segmentor = golden_segmentor(name)
     expected = golden.arrays(name)
     with torch.inference_mode():
         features = segmentor.backbone(torch.from_numpy(golden.network_input(name)))

@@ -7,17 +7,17 @@ import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import golden_segmentor
 
 import golden
 from internimage_deploy.errors import UserError
 from internimage_deploy.exporter import rewrites
 from internimage_deploy.exporter.export import ModelFacts, export
-from internimage_deploy.exporter.models import HeadConfig, SegmentorConfig, build_random, build_with
+from internimage_deploy.exporter.models import HeadConfig, SegmentorConfig, build_random
 from internimage_deploy.exporter.network import Network
 from internimage_deploy.exporter.options import ExportOptions
 from internimage_deploy.exporter.rewrites import resampling
 from networks import FAMILIES, small
-from test_models import config_of
 
 SIZES = [(1, 32, 32), (2, 96, 64), (1, 160, 32)]
 
@@ -76,8 +76,7 @@ def test_rewrites_are_identities_not_approximations(head):
 
 @pytest.mark.parametrize("name", golden.NETWORKS)
 def test_rewritten_networks_equal_the_official_ones(name):
-    weights = {key: torch.from_numpy(value) for key, value in golden.state_dict(name).items()}
-    changed, applied = rewritten(build_with(config_of(golden.case(name)), weights))
+    changed, applied = rewritten(golden_segmentor(name))
     assert applied
     with torch.inference_mode():
         logits = changed(torch.from_numpy(golden.network_input(name)))

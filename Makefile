@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := out/demo
 
-.PHONY: ptxas help setup test soak lint demo bench clean
+.PHONY: ptxas help setup test soak lint demo bench bench-export clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,cpu,plugin,rtx,serve,ray,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,cpu,openvino,plugin,rtx,serve,ray,test]'
 	# NVIDIA's API as type stubs; the package itself would fetch TensorRT.
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt tensorrt-stubs
 	@touch $@
@@ -64,11 +64,15 @@ ptxas: setup ## registers and spills of every kernel on every GPU architecture; 
 
 bench: setup ## speed of whole networks and operators; writes benchmarks/results and the README's tables
 	@echo "== benchmarks (run them on a quiet machine)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt openvino matplotlib
+	$(BIN)/python -m pip install --quiet -c constraints.txt matplotlib
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/profile_operators.py
 	$(BIN)/python benchmarks/operators.py
 	$(BIN)/python benchmarks/readme.py
+
+bench-export: setup ## time and memory of exporting the smallest and the largest model; needs 12 GB of memory
+	@echo "== exports (run them on a quiet machine)"
+	$(BIN)/python benchmarks/export.py
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) out build

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long an export takes and how much memory it needs.
+"""How long an export takes and how much memory it needs.  Writes results/export.json.
 
-    python benchmarks/export.py [NAME:SIZE ...] [-o benchmarks/results/export.json]
+    python benchmarks/export.py [NAME:SIZE ...]
 
 Each export runs in a process of its own, with the verification against PyTorch, as a user would run it; time and peak
 resident memory are what the operating system says of that process. NAME is a released model, SIZE is HxW or "dynamic".
@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 
 import click
 
-from internimage_deploy.files import atomic_write
+import report
 
-DEFAULT = ("upernet_internimage_t_512_160k_ade20k:512x512", "upernet_internimage_h_896_160k_ade20k:512x512")
-RESULTS = Path(__file__).parent / "results" / "export.json"
+DEFAULT = (
+    "upernet_internimage_t_512_160k_ade20k:512x512",
+    "upernet_internimage_t_512_160k_ade20k:dynamic",
+    "upernet_internimage_h_896_160k_ade20k:512x512",
+)
 
 
 def measure(model: str, size: str) -> dict[str, object]:
@@ -61,19 +62,14 @@ def measure(model: str, size: str) -> dict[str, object]:
 
 @click.command()
 @click.argument("exports", nargs=-1, metavar="[NAME:SIZE]...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(exports: tuple[str, ...], output: Path) -> None:
+def main(exports: tuple[str, ...]) -> None:
     """Measure exports of random weights and write the figures as JSON."""
-    results = []
+    rows = []
     for export in exports or DEFAULT:
         model, _, size = export.partition(":")
-        results.append(measure(model, size or "dynamic"))
-        click.echo(json.dumps(results[-1]))
-    machine = {"cpus": len(os.sched_getaffinity(0)), "machine": platform.machine(), "system": platform.platform()}
-    tools = {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(output, json.dumps({"machine": machine, "tools": tools, "exports": results}, indent=1) + "\n")
-    click.echo(f"wrote {output}")
+        rows.append(measure(model, size or "dynamic"))
+        click.echo(json.dumps(rows[-1]))
+        report.write("export", rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "onnxruntime", "openvino", "numpy", "onnx")
+_PACKAGES = ("torch", "onnxruntime", "openvino", "numpy", "onnx", "onnxscript")
 
 
 def write(name: str, rows: Any, **facts: Any) -> Path:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -60,6 +61,7 @@ def group() -> None:
 
 def run(command: Callable[[], click.Command] | click.Command, args: Sequence[str] | None = None) -> None:
     """Run `command` and leave the process with 0 (fine), 1 (the work failed) or 2 (wrong usage); Ctrl-C gives 130."""
+    log_to_stderr()
     try:
         if not isinstance(command, click.Command):
             command = command()
@@ -78,6 +80,12 @@ def run(command: Callable[[], click.Command] | click.Command, args: Sequence[str
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it lives until the process ends
         sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def log_to_stderr() -> None:
+    """Show what this package logs, from INFO on, and the warnings of others."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("internimage_deploy").setLevel(logging.INFO)
 
 
 def main() -> None:

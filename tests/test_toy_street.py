@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 
@@ -21,9 +22,11 @@ from internimage_deploy.exporter.checkpoint import read_checkpoint  # noqa: E402
 from internimage_deploy.exporter.export import ModelFacts, export  # noqa: E402
 from internimage_deploy.exporter.models import build_with  # noqa: E402
 from internimage_deploy.exporter.options import ExportOptions  # noqa: E402
+from internimage_deploy.runtime.backends import cpu_graph  # noqa: E402
 from internimage_deploy.runtime.card import ModelCard, TensorSpec  # noqa: E402
 from internimage_deploy.runtime.engine.graph import Graph, save  # noqa: E402
 from internimage_deploy.runtime.engine.precision import convert  # noqa: E402
+from internimage_deploy.runtime.model_file import read_model  # noqa: E402
 from internimage_deploy.runtime.segmenter import Segmenter  # noqa: E402
 
 
@@ -122,18 +125,45 @@ def test_everything_about_the_model_is_inferred_from_the_checkpoint():
     assert not read.report
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def exported(path, **options):
     read = read_checkpoint(CHECKPOINT)
     facts = ModelFacts(read.architecture, read.classes, read.palette, read.resize, read.source)
-    path = tmp_path_factory.mktemp("toy_street") / "toy_street.onnx"
-    export(build_with(read.config, read.state_dict), ExportOptions(), facts, path)
+    export(build_with(read.config, read.state_dict), ExportOptions(**options), facts, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return exported(tmp_path_factory.mktemp("toy_street") / "toy_street.onnx")
+
+
+@pytest.fixture(scope="module")
+def plain_labels(tmp_path_factory):
+    """Labels of 24 held-out scenes by the plain export in plain ONNX Runtime, and the scenes."""
+    path = exported(tmp_path_factory.mktemp("plain") / "plain.onnx", size=scenes.SIZE, plain=True)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    images = [item.image for item in scenes.scenes(range(scenes.FIRST_HELD_OUT, scenes.FIRST_HELD_OUT + 24))]
+    return [session.run(None, {"image": image[None]})[0][0] for image in images], images
 
 
 def test_model_segments_scenes_it_has_not_seen(model):
     # 24 of the 200 scenes that `make demo` scores.
     assert evaluate.evaluate(model, 24).mean_iou() >= 0.80
+
+
+@pytest.mark.parametrize("size", [None, scenes.SIZE], ids=["free size", "fixed size"])
+def test_no_rewrite_changes_a_label(model, plain_labels, size, tmp_path, monkeypatch):
+    # The model is too small for Winograd's convolutions to pay: here they are made all the same.
+    monkeypatch.setattr(cpu_graph, "_FEWEST_CHANNELS", 8)
+    monkeypatch.setattr(cpu_graph, "_FEWEST_PIXELS", 1)
+    rewritten = model if size is None else exported(tmp_path / "fixed.onnx", size=size)
+    assert cpu_graph.adapt(read_model(rewritten)) >= 3
+    expected, images = plain_labels
+    with Segmenter.load(rewritten, backend="onnxruntime") as segmenter:
+        changed = sum(
+            int((segmenter(image).labels != labels).sum()) for image, labels in zip(images, expected, strict=True)
+        )
+    assert changed == 0
 
 
 def test_the_half_precision_graph_answers_as_the_float32_one(model, tmp_path):

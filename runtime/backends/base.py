@@ -57,7 +57,7 @@ _HERE = "internimage_deploy.runtime.backends"
 _ENGINES = (".engine", ".plan", ".trt")
 _ENGINE_OPTIONS = ("trust_engine", "cuda_graphs")
 
-# In order of preference: `auto` takes the first that is installed and reads the file; an engine names its own.
+# `auto` takes the first that is installed and reads the file, or the fastest of `_RIVALS`; an engine names its own.
 REGISTRY: dict[str, Entry] = {
     "onnxruntime": Entry(f"{_HERE}.onnxruntime:load", (".onnx",), "onnxruntime", "cpu"),
     "openvino": Entry(f"{_HERE}.openvino:load", (".onnx",), "openvino", "openvino"),
@@ -71,6 +71,8 @@ REGISTRY: dict[str, Entry] = {
         f"{_HERE}.ort_gpu:load_tensorrt", (".onnx",), "onnxruntime", "gpu", provider="TensorrtExecutionProvider"
     ),
 }
+
+_RIVALS = ("onnxruntime", "openvino")  # they answer alike, and which is faster depends on the machine and the model
 
 
 def installed(entry: Entry) -> bool:
@@ -119,13 +121,19 @@ def load_backend(path: Path, backend: str = "auto", *, threads: int | None = Non
 
     Args:
         path: the model file.
-        backend: a name of `REGISTRY`, or "auto".
+        backend: a name of `REGISTRY`, or "auto": the fastest here where several CPU backends are installed.
         threads: CPU threads of the network; None for all.
         options: `trust_engine`, `cuda_graphs`: see `backends.tensorrt`; other backends have no use for them.
     """
     if not path.is_file():
         raise UserError(f"{path}: {'is a folder, not a model file' if path.is_dir() else 'no such file'}")
-    entry = REGISTRY[choose(path, backend)]
+    name = choose(path, backend)
+    rivals = [rival for rival in _RIVALS if installed(REGISTRY[rival])]
+    if backend == "auto" and name in rivals and len(rivals) > 1:
+        from internimage_deploy.runtime.backends.fastest import load_fastest
+
+        return load_fastest(path, rivals, threads=threads)
+    entry = REGISTRY[name]
     module, _, function = entry.location.partition(":")
     fitting = {name: value for name, value in options.items() if name in entry.options}
     loaded: Backend = getattr(importlib.import_module(module), function)(path, threads=threads, **fitting)

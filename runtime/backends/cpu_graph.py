@@ -9,7 +9,8 @@ Y = A^T ((G g G^T) * (B^T d B)) A. The transform of the input is a convolution o
 channels, the products are 36 matrix products over channels, the inverse transform is a transposed convolution.
 Exact in real arithmetic; in float32 the error of one layer is some 1e-6 of its range (direct: 2e-7), because the points
 0, 1, -1, 2, -1/2 keep the transforms' numbers small. ONNX Runtime has no such algorithm of its own, and half precision
-would not stand it. The transformed kernels G g G^T are left to constant folding, so that weights stay where they are.
+would not stand it. The transformed kernels G g G^T are left to constant folding, so that weights stay where they are:
+in memory or in an external file, neither read nor copied here.
 
 `labels-last`: upsampling and argmax with the classes innermost, where the argmax reads neighbouring numbers. The same
 operations on the same numbers; TensorRT-RTX 1.7 cannot compile the Resize this needs.
@@ -18,7 +19,6 @@ operations on the same numbers; TensorRT-RTX 1.7 cannot compile the Resize this 
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +27,6 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import onnx
 
-LARGEST_BYTES = 1_500_000_000  # a file that large is left as it is: changing it needs it in memory twice
 TILE = 4  # outputs per tile and direction
 _POINTS = (Fraction(0), Fraction(1), Fraction(-1), Fraction(2), Fraction(-1, 2))  # and infinity
 _FEWEST_CHANNELS = 128  # below, the transforms cost more than the products save
@@ -35,17 +34,9 @@ _FEWEST_PIXELS = 64 * 64  # below, reading the transformed kernels, four times t
 _UPSAMPLING = 4
 
 
-def changed(path: Path) -> bytes | None:
-    """The model of `path` with every change that fits, serialised; None where the file is better loaded as it is."""
-    import onnx
-
-    if path.stat().st_size > LARGEST_BYTES:
-        return None
-    model = onnx.load(str(path), load_external_data=False)
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        return None
-    done = labels_last(model) + winograd(model)
-    return model.SerializeToString() if done else None
+def adapt(model: onnx.ModelProto) -> int:
+    """Make every change that fits, in place; returns how many places changed."""
+    return labels_last(model) + winograd(model)
 
 
 def labels_last(model: onnx.ModelProto) -> int:

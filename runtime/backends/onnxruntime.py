@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
@@ -13,7 +17,14 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.backends import cpu_graph
 from internimage_deploy.runtime.backends.base import check_answer
 from internimage_deploy.runtime.card import ModelCard
-from internimage_deploy.runtime.model_file import read_card
+from internimage_deploy.runtime.model_file import card_of, external_files, read_model
+
+if TYPE_CHECKING:
+    import onnx
+
+log = logging.getLogger(__name__)
+
+_INLINE_BYTES = 4096  # weights smaller than this are not worth a place in a file
 
 
 class OnnxRuntimeBackend:
@@ -24,17 +35,21 @@ class OnnxRuntimeBackend:
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
         import onnxruntime as ort
 
-        self.card: ModelCard = read_card(path)
         options = ort.SessionOptions()
         options.log_severity_level = 3  # warnings about folded nodes say nothing a user can act on
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.intra_op_num_threads = threads or available_cpus()
         options.inter_op_num_threads = 1  # the graph is a chain: nodes have nothing to run beside each other
-        try:
-            model = cpu_graph.changed(path) or str(path)
-            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise UserError(f"{path}: ONNX Runtime cannot load this model ({_first_line(error)})") from error
+        # A plan of all activations is allocated beside the arena that has grown before it: half as much memory again,
+        # and no faster.
+        options.enable_mem_pattern = False
+        with _adapted(path) as (card, model, folder):
+            self.card: ModelCard = card
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+            try:
+                self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # ONNX Runtime's exceptions share no base class
+                raise UserError(f"{path}: ONNX Runtime cannot load this model ({_first_line(error)})") from error
         inputs = [tensor.name for tensor in self._session.get_inputs()]
         outputs = [tensor.name for tensor in self._session.get_outputs()]
         if inputs != [self.card.input.name] or outputs != [self.card.output.name]:
@@ -63,6 +78,40 @@ class OnnxRuntimeBackend:
 def load(path: Path, *, threads: int | None = None) -> OnnxRuntimeBackend:
     """Load `path`; `threads` None uses every CPU this process may use. Raises `UserError`."""
     return OnnxRuntimeBackend(path, threads=threads)
+
+
+@contextmanager
+def _adapted(path: Path) -> Iterator[tuple[ModelCard, bytes | str, Path]]:
+    """Card, model with the changes of `cpu_graph`, and the folder of the weights that it refers to.
+
+    A session keeps for good the bytes that it was made from: with the weights in them, they would be in memory twice.
+    So weights go to a temporary file that ONNX Runtime maps, unless they lie in a file of their own already.
+    """
+    model = read_model(path)
+    card, changed, folder = card_of(model, path), cpu_graph.adapt(model), path.absolute().parent
+    with ExitStack() as stack:
+        if changed and not external_files(model):
+            try:
+                folder = Path(stack.enter_context(_temporary_folder()))
+                _move_weights(model, folder)
+            except OSError as error:
+                log.warning("%s runs slower than it could: no room for a temporary file (%s)", path, error)
+                changed = 0
+        given = model.SerializeToString() if changed else str(path)
+        del model  # until then the weights that were moved stay in memory
+        yield card, given, folder
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    # Windows does not remove a mapped file.
+    return tempfile.TemporaryDirectory(prefix="internimage-deploy-", ignore_cleanup_errors=True)
+
+
+def _move_weights(model: onnx.ModelProto, folder: Path) -> None:
+    from onnx import external_data_helper
+
+    external_data_helper.convert_model_to_external_data(model, size_threshold=_INLINE_BYTES)
+    external_data_helper.write_external_data_tensors(model, str(folder))
 
 
 def available_cpus() -> int:

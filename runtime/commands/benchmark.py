@@ -31,11 +31,9 @@ def benchmark(
     threads: int | None,
 ) -> None:
     """Time the network alone (no decoding, no resizing); the backends' answers are compared first."""
-    import numpy as np
-
     from internimage_deploy.errors import UserError
     from internimage_deploy.runtime.backends.base import REGISTRY, load_backend
-    from internimage_deploy.runtime.preprocess import network_input
+    from internimage_deploy.runtime.backends.fastest import sample
     from internimage_deploy.runtime.timing import measure
 
     for name in backends:
@@ -43,12 +41,10 @@ def benchmark(
             raise click.BadParameter(f"'{name}': choose among auto, {', '.join(REGISTRY)}", param_hint="--backend")
     networks = [load_backend(model, name, threads=threads) for name in backends or ("auto",)]
     card = networks[0].card
-    height, width = card.network_size if not card.is_dynamic else size or (512, 512)
-    if size is not None and size != (height, width):
-        raise UserError(f"{model}: takes {height}x{width} only; leave --size out, or export with --dynamic")
-    rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (height, width, 3), np.uint8) for _ in range(card.batch or batch)]
-    given = network_input(pictures, card)
+    if size is not None and not card.is_dynamic and size != card.network_size:
+        fixed = "x".join(map(str, card.network_size))
+        raise UserError(f"{model}: takes {fixed} only; leave --size out, or export with --dynamic")
+    given = sample(card, size, batch)
     answers = [network.run(given) for network in networks]
     differing = {
         network.name: float((_labels(answer, card.emits_labels) != _labels(answers[0], card.emits_labels)).mean())

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,6 @@ def serve(model: Path, **options: Any) -> None:
             size=options["batch"], delay_s=options["delay"] / 1e3, queue=options["queue"]
         ),
     )
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not token and not _loopback(options["host"]):
         click.echo(
             f"note: {options['host']} can be reached from other machines and no token is asked for; "

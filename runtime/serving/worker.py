@@ -10,6 +10,7 @@ import sys
 import traceback
 from multiprocessing.connection import Connection
 
+from internimage_deploy.cli import log_to_stderr
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.serving import work
 from internimage_deploy.runtime.serving.settings import ModelSettings
@@ -29,6 +30,7 @@ def main(connection: Connection, model: ModelSettings, batch: int) -> None:
         signal.signal(name, signal.SIG_IGN)
     with contextlib.suppress(OSError, AttributeError):
         os.nice(_NICENESS)
+    log_to_stderr()
     try:
         segmenter = work.load(model, batch)
     except UserError as error:

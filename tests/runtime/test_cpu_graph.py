@@ -101,11 +101,3 @@ def test_labels_last_decides_the_same_labels(free):
     answer = run(model, x=x)
     np.testing.assert_array_equal(answer, expected)
     assert len(np.unique(answer)) > 2
-
-
-def test_a_file_with_external_weights_is_left_alone(tmp_path):
-    path = tmp_path / "model.onnx"
-    onnx.save(conv_model(64, 64), path, save_as_external_data=True, size_threshold=0)
-    assert cpu_graph.changed(path) is None
-    onnx.save(conv_model(64, 64), path)
-    assert cpu_graph.changed(path) is not None

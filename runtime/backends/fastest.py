@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of several backends runs a model fastest on this machine: timed once, then remembered.
+
+They differ by a factor of two either way, depending on processor and network, so no order of preference would be right
+everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import logging
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.files import atomic_write
+from internimage_deploy.runtime.backends.base import REGISTRY, Backend, load_backend
+from internimage_deploy.runtime.backends.onnxruntime import available_cpus
+from internimage_deploy.runtime.card import ModelCard
+from internimage_deploy.runtime.preprocess import network_input
+from internimage_deploy.runtime.timing import measure
+from internimage_deploy.trt_plugins.cache import cache_folder
+
+log = logging.getLogger(__name__)
+
+_FREE_SIZE = (512, 512)  # at which models of free size are timed
+_QUICK_MS = 20.0  # for a network that takes no longer no other backend is worth loading
+_RUNS = 3
+
+
+def load_fastest(path: Path, names: Sequence[str], *, threads: int | None = None) -> Backend:
+    """Load `path` into the fastest of the backends `names`, and log which that is.
+
+    What was timed is kept in the user's cache for this file, machine, number of threads and versions of the backends.
+    One network is in memory at a time. The first name is the reference: it must load the file, the others may.
+
+    Raises:
+        UserError: the first backend cannot load the file.
+    """
+    from filelock import FileLock
+
+    memory = cache_folder() / "fastest.json"
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{memory}.lock"):  # processes that start together, as workers do, must not time each other
+            key = _key(path, names, threads)
+            times = _remembered(memory).get(key)
+            if times is None:
+                first = load_backend(path, names[0], threads=threads)
+                times = {names[0]: _milliseconds(first)}
+                if times[names[0]] <= _QUICK_MS:
+                    return first
+                first.close()
+                times |= _rivals(path, names[1:], threads)
+                _remember(memory, key, times)
+    except OSError as error:  # a home that cannot be written to
+        log.debug("nothing was timed: %s", error)
+        return load_backend(path, names[0], threads=threads)
+    best = min(times, key=times.__getitem__)
+    others = "".join(f", {name} {ms:.0f} ms" for name, ms in times.items() if name != best)
+    log.info("backend %s: %.0f ms a run on this machine%s", best, times[best], others)
+    return load_backend(path, best, threads=threads)
+
+
+def sample(card: ModelCard, size: tuple[int, int] | None = None, batch: int = 1) -> npt.NDArray[Any]:
+    """Network input made of noise; `size` (height, width) and `batch` count where the model leaves them free."""
+    height, width = card.network_size
+    if not (isinstance(height, int) and isinstance(width, int)):
+        height, width = size or _FREE_SIZE
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (height, width, 3), np.uint8) for _ in range(card.batch or batch)]
+    return network_input(pictures, card)
+
+
+def _rivals(path: Path, names: Sequence[str], threads: int | None) -> dict[str, float]:
+    """Milliseconds of a run in each backend that can load the file."""
+    times = {}
+    for name in names:
+        try:
+            backend = load_backend(path, name, threads=threads)
+        except UserError as error:
+            log.info("%s is left out: %s", name, error)
+            continue
+        times[name] = _milliseconds(backend)
+        backend.close()
+    return times
+
+
+def _milliseconds(backend: Backend) -> float:
+    given = sample(backend.card)
+    return measure({"run": lambda: backend.run(given)}, runs=_RUNS, warmup=1)["run"].min_ms
+
+
+def _key(path: Path, names: Sequence[str], threads: int | None) -> str:
+    file = path.resolve()
+    facts = [file, file.stat().st_size, file.stat().st_mtime_ns, platform.node(), threads or available_cpus()]
+    facts += [(name, importlib.import_module(REGISTRY[name].package).__version__) for name in names]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
+
+
+def _remembered(memory: Path) -> dict[str, dict[str, float]]:
+    try:
+        return dict(json.loads(memory.read_text()))
+    except (OSError, ValueError, TypeError):  # none yet, or not ours
+        return {}
+
+
+def _remember(memory: Path, key: str, times: dict[str, float]) -> None:
+    try:
+        atomic_write(memory, json.dumps({**_remembered(memory), key: times}, indent=1) + "\n")
+    except UserError as error:
+        log.debug("%s", error)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+import logging
+import time
+
+import numpy as np
+import pytest
+from tiny_models import color_model
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.backends import fastest
+from internimage_deploy.runtime.backends.base import installed, load_backend
+from internimage_deploy.runtime.backends.fastest import load_fastest, sample
+from internimage_deploy.runtime.model_file import read_card
+
+NAMES = ("onnxruntime", "openvino")
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Two backends whose runs take as long as `machine` says; `loaded` counts what was loaded, in order."""
+    path = color_model(tmp_path / "model.onnx")
+    card = read_card(path)
+    seconds = {"onnxruntime": 0.05, "openvino": 0.03}
+    loaded = []
+
+    class Fake:
+        def __init__(self, name):
+            self.name, self.card = name, card
+
+        def run(self, batch):
+            time.sleep(seconds[self.name])
+
+        def close(self):
+            pass
+
+    def load(path, name, *, threads=None):
+        loaded.append(name)
+        if seconds[name] is None:
+            raise UserError(f"{name} cannot")
+        return Fake(name)
+
+    monkeypatch.setattr(fastest, "load_backend", load)
+    monkeypatch.setattr(fastest, "_key", lambda *about: repr(about))  # no need of both packages
+    monkeypatch.setenv("INTERNIMAGE_DEPLOY_CACHE", str(tmp_path / "cache"))
+    return path, seconds, loaded
+
+
+def test_the_faster_backend_is_loaded_and_named(machine, caplog):
+    path, _, _ = machine
+    with caplog.at_level(logging.INFO, "internimage_deploy"):
+        assert load_fastest(path, NAMES).name == "openvino"
+    assert "backend openvino: 3" in caplog.text
+    assert ", onnxruntime 5" in caplog.text
+
+
+def test_what_was_timed_is_remembered_for_the_same_question_only(machine):
+    path, seconds, loaded = machine
+    load_fastest(path, NAMES)
+    seconds["onnxruntime"] = 0.021  # the faster one now, but nobody asks
+    loaded.clear()
+    assert load_fastest(path, NAMES).name == "openvino"
+    assert loaded == ["openvino"]
+    assert load_fastest(path, NAMES, threads=1).name == "onnxruntime"
+
+
+def test_a_quick_network_needs_no_rival(machine):
+    path, seconds, loaded = machine
+    seconds["onnxruntime"] = 0.001
+    assert load_fastest(path, NAMES).name == "onnxruntime"
+    assert loaded == ["onnxruntime"]
+
+
+def test_a_rival_that_cannot_load_the_file_is_left_out(machine, caplog):
+    path, seconds, _ = machine
+    seconds["openvino"] = None
+    with caplog.at_level(logging.INFO, "internimage_deploy"):
+        assert load_fastest(path, NAMES).name == "onnxruntime"
+    assert "openvino is left out: openvino cannot" in caplog.text
+
+
+def test_a_file_that_the_first_cannot_load_is_refused(machine):
+    path, seconds, _ = machine
+    seconds["onnxruntime"] = None
+    with pytest.raises(UserError, match="onnxruntime cannot"):
+        load_fastest(path, NAMES)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"a"', "null"])
+def test_a_broken_memory_is_written_anew(machine, tmp_path, content):
+    path, _, loaded = machine
+    memory = tmp_path / "cache" / "fastest.json"
+    memory.parent.mkdir()
+    memory.write_text(content)
+    load_fastest(path, NAMES)
+    loaded.clear()
+    load_fastest(path, NAMES)
+    assert loaded == ["openvino"]
+
+
+def test_without_a_place_to_remember_the_first_is_taken(machine, tmp_path, monkeypatch):
+    path, _, loaded = machine
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("INTERNIMAGE_DEPLOY_CACHE", str(tmp_path / "file" / "below"))
+    assert load_fastest(path, NAMES).name == "onnxruntime"
+    assert loaded == ["onnxruntime"]
+
+
+def test_a_changed_file_is_another_question(tmp_path):
+    path = color_model(tmp_path / "model.onnx")
+    key = fastest._key(path, NAMES[:1], None)
+    assert fastest._key(path, NAMES[:1], None) == key
+    path.write_bytes(path.read_bytes() + b" ")
+    assert fastest._key(path, NAMES[:1], None) != key
+
+
+def test_noise_has_the_shape_that_the_card_asks_for(tmp_path):
+    fixed = read_card(color_model(tmp_path / "fixed.onnx", size=(64, 96), batch=2, uint8=False))
+    assert sample(fixed, (32, 32), 5).shape == (2, 3, 64, 96)
+    free = read_card(color_model(tmp_path / "free.onnx"))
+    assert sample(free, (32, 64), 5).shape == (5, 32, 64, 3)
+    assert sample(free).dtype == np.uint8
+
+
+@pytest.mark.skipif(
+    not all(installed(fastest.REGISTRY[name]) for name in NAMES), reason="needs onnxruntime and openvino"
+)
+def test_auto_times_the_real_ones(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(fastest, "_QUICK_MS", 0.0)
+    monkeypatch.setenv("INTERNIMAGE_DEPLOY_CACHE", str(tmp_path / "cache"))
+    path = color_model(tmp_path / "model.onnx")
+    with caplog.at_level(logging.INFO, "internimage_deploy"):
+        backend = load_backend(path)
+    assert f"backend {backend.name}: " in caplog.text
+    assert all(name in caplog.text for name in NAMES)
+    given = sample(backend.card, (64, 64))
+    np.testing.assert_allclose(backend.run(given), load_backend(path, "onnxruntime").run(given), atol=1e-3)

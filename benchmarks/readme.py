@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the README's figures from results/*.json, between the markers that name them."""
+"""Write the tables of README.md and docs/speed-notes.md from results/*.json, between the markers that name them."""
 
 from __future__ import annotations
 
@@ -9,52 +9,127 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PLAIN, EAGER = "plain export, ONNX Runtime", "PyTorch eager"
+PLAIN = "plain export, ONNX Runtime"
+OPERATORS = 9  # lines of a profile; the rest is summed
 
 
 def main() -> None:
-    """Replace what lies between the markers."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    path = ROOT / "benchmarks" / "results" / "cpu.json"
-    if path.exists():
-        block = f"<!-- speed:begin -->\n{speed(json.loads(path.read_text()))}\n<!-- speed:end -->"
-        text, found = re.subn(r"<!-- speed:begin -->.*?<!-- speed:end -->", lambda _: block, text, flags=re.DOTALL)
-        if not found:
-            raise SystemExit("README.md has no <!-- speed:begin --> and <!-- speed:end --> markers")
-        readme.write_text(text)
+    """Replace what lies between the markers of every result that is there."""
+    for document, name, block in (
+        ("README.md", "cpu", speed),
+        ("docs/speed-notes.md", "profile", profile),
+        ("docs/speed-notes.md", "operators", operators),
+    ):
+        path = ROOT / "benchmarks" / "results" / f"{name}.json"
+        if path.exists():
+            replace(ROOT / document, name, block(json.loads(path.read_text())))
+
+
+def replace(document: Path, name: str, content: str) -> None:
+    """Put `content` between <!-- NAME:begin --> and <!-- NAME:end -->."""
+    block = f"<!-- {name}:begin -->\n{content}\n<!-- {name}:end -->"
+    pattern = f"<!-- {name}:begin -->.*?<!-- {name}:end -->"
+    text, found = re.subn(pattern, lambda _: block, document.read_text(), flags=re.DOTALL)
+    if not found:
+        raise SystemExit(f"{document.name} has no <!-- {name}:begin --> and <!-- {name}:end --> markers")
+    document.write_text(text)
+
+
+def table(*lines: list[str]) -> str:
+    """A Markdown table: the first line is the head, all but the first column are numbers."""
+    rule = ["---"] + ["---:"] * (len(lines[0]) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (lines[0], rule, *lines[1:]))
+
+
+def of(row: dict[str, Any]) -> str:
+    """The model and size of a row."""
+    return f"{row['model'].upper()} {'x'.join(map(str, row['size']))}"
+
+
+def machine(report: dict[str, Any]) -> str:
+    """Where it was measured, and with what."""
+    versions = report["versions"]
+    used = ", ".join(f"{name} {versions[name]}" for name in ("torch", "onnxruntime", "openvino") if name in versions)
+    return f"{report['machine']['cpu']}, {report['threads']} threads, float32, batch 1; {used}"
 
 
 def speed(report: dict[str, Any]) -> str:
     """Ratios to the plain export first, then milliseconds, then the sizes that go with them."""
-    names = list(dict.fromkeys(name for row in report["rows"] for name in row["times"]))
-    heads = (f"{row['model'].upper()} {'x'.join(map(str, row['size']))}" for row in report["rows"])
-    lines = [
-        f"{report['machine']['cpu']}, {report['threads']} threads, batch 1, uint8 picture to labels; median time as a "
-        "share of the plain export's, and in ms. One interleaved run.",
-        "",
-        "| | " + " | ".join(heads) + " |",
-        "| --- |" + " ---: |" * len(report["rows"]),
-    ]
+    rows = report["rows"]
+    names = dict.fromkeys(name for row in rows for name in row["times"])
+    lines = [["", *map(of, rows)]]
     for name in names:
         cells = []
-        for row in report["rows"]:
+        for row in rows:
             timing = row["times"].get(name)
             share = timing and timing["median_ms"] / row["times"][PLAIN]["median_ms"]
-            cells.append(f"{share:.2f} ({timing['median_ms']:.0f} ms)" if timing else "-")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            cells.append(f"**{share:.2f}** ({timing['median_ms']:,.0f} ms)" if timing else "-")
+        lines.append([name, *cells])
     for label, key, unit in (
         ("file", "file_mb", "MiB"),
         ("export", "export_s", "s"),
         ("peak memory", "peak_mb", "MiB"),
     ):
         ours = "onnxruntime" if key == "peak_mb" else "ours"
-        cells = [f"{row[key][ours]:.0f} ({row[key]['plain']:.0f}) {unit}" for row in report["rows"]]
-        lines.append(f"| {label}, ours (plain) | " + " | ".join(cells) + " |")
-    unstable = [name for row in report["rows"] for name, timing in row["times"].items() if timing["unstable"]]
-    if unstable:
-        lines += ["", "The machine was busy: some runs differ by more than 10 %, so take the ratios as rough."]
-    return "\n".join(lines)
+        cells = [f"{row[key][ours]:,.0f} ({row[key]['plain']:,.0f}) {unit}" for row in rows]
+        lines.append([f"{label}, ours (plain)", *cells])
+    unstable = any(timing["unstable"] for row in rows for timing in row["times"].values())
+    busy = " Some runs differ by more than 10 %: take their ratios as rough." if unstable else ""
+    return (
+        "Picture (uint8) to labels; median time as a share of the plain export's in ONNX Runtime, which is what plain "
+        f"`torch.onnx` gives. {machine(report)}. One interleaved run of all contestants for each column.{busy}"
+        f"\n\n{table(*lines)}"
+    )
+
+
+def profile(report: dict[str, Any]) -> str:
+    """Where the time goes before and after, beside the arithmetic floor."""
+    rate, parts = report["gemm_gmacs"], []
+    for row in report["rows"]:
+        before = {line["operator"]: line for line in row["plain"]["operators"]}
+        after = {line["operator"]: line for line in row["ours"]["operators"]}
+        both = sorted(
+            before | after, key=lambda name: -max(side.get(name, {"ms": 0})["ms"] for side in (before, after))
+        )
+        lines = [[of(row), "plain, ms", "ours, ms", "G multiply-adds", "floor, ms", "times the floor"]]
+        for name in both[:OPERATORS]:
+            ms = [f"{side[name]['ms']:,.0f}" if name in side else "-" for side in (before, after)]
+            work = after.get(name, {"gmacs": 0})["gmacs"]
+            floor = 1e3 * work / rate
+            lines.append([name, *ms, *(_floor(work, floor, after[name]["ms"]) if work else ["", "", ""])])
+        rest = [
+            sum(line["ms"] for name, line in side.items() if name not in both[:OPERATORS]) for side in (before, after)
+        ]
+        work = sum(line["gmacs"] for line in after.values())
+        lines.append(["others", *(f"{ms:,.0f}" for ms in rest), "", "", ""])
+        totals = [row[kind]["total_ms"] for kind in ("plain", "ours")]
+        lines.append(["all", *(f"{ms:,.0f}" for ms in totals), *_floor(work, 1e3 * work / rate, totals[1])])
+        parts.append(table(*lines))
+    return (
+        f"{machine(report)}. The floor is the rate of a product of two 2048x2048 matrices, the second constant: "
+        f"{rate:.0f} G multiply-adds a second. Least time of every node over the runs.\n\n" + "\n\n".join(parts)
+    )
+
+
+def _floor(work: float, floor: float, ms: float) -> list[str]:
+    return [f"{work:,.1f}", f"{floor:,.0f}", f"{ms / floor:.1f}" if floor else ""]
+
+
+def operators(report: dict[str, Any]) -> str:
+    """One line for each operator: parameters, then multiply-adds, memory and time at every size."""
+    rows = report["rows"]
+    sizes = sorted({row["size"] for row in rows})
+    lines = [["", "parameters", *(f"{size}x{size}" for size in sizes)]]
+    for name in dict.fromkeys(row["operator"] for row in rows):
+        own = {row["size"]: row for row in rows if row["operator"] == name}
+        cells = [
+            f"{r['mmacs']:,.0f} M, {r['memory_mb']:,.1f} MiB, {r['median_ms']:.2f} ms" for r in map(own.get, sizes) if r
+        ]
+        lines.append([name, f"{own[sizes[0]]['parameters']:,}", *cells])
+    return (
+        f"{report['channels']} channels, PyTorch; {machine(report)}. Multiply-adds, memory allocated by one call "
+        f"(freed parts included), median time.\n\n{table(*lines)}"
+    )
 
 
 if __name__ == "__main__":

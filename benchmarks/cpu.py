@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="512x512,512x1024")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=60, help="at most, per model and size")
+    parser.add_argument("--seconds", type=float, default=40, help="at most, per model and size")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--name", default="cpu")
     arguments = parser.parse_args()

@@ -30,19 +30,20 @@ def main() -> None:
     parser.add_argument("--sizes", default="512x512,512x1024,1024x2048")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--add", action="store_true", help="keep the other models and sizes of the results")
     parser.add_argument("--quick", action="store_true", help="T at 512x512 only")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.models, arguments.sizes = "t", "512x512"
     rate = gemm_rate(arguments.threads)
     print(f"large matrix product: {rate:.0f} G multiply-adds/s")
-    rows = []
-    for model in arguments.models.split(","):
-        for size in arguments.sizes.split(","):
-            height, width = map(int, size.split("x"))
-            rows.append(profile(model, (height, width), arguments))
-            show(rows[-1], rate)
-            report.write("profile", rows, threads=arguments.threads, gemm_gmacs=round(rate, 1))
+    sizes = [tuple(map(int, size.split("x"))) for size in arguments.sizes.split(",")]
+    chosen = [(model, size) for model in arguments.models.split(",") for size in sizes]
+    rows = report.kept("profile", [(model, list(size)) for model, size in chosen]) if arguments.add else []
+    for model, size in chosen:
+        rows.append(profile(model, size, arguments))
+        show(rows[-1], rate)
+        report.write("profile", rows, threads=arguments.threads, gemm_gmacs=round(rate, 1))
 
 
 def gemm_rate(threads: int) -> float:

@@ -4,50 +4,39 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
-import sys
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from internimage_deploy.files import atomic_write
+from internimage_deploy.runtime.environment import environment
+
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "onnxruntime", "openvino", "numpy", "onnx", "onnxscript")
 
 
 def write(name: str, rows: Any, **facts: Any) -> Path:
     """Write `rows` to results/NAME.json; returns the path."""
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({**environment(), **facts, "rows": rows}, indent=1) + "\n")
+    write_to(path, rows=rows, **facts)
     return path
 
 
-def environment() -> dict[str, Any]:
-    """Machine, versions, commit and command."""
-    return {
-        "machine": {"cpu": _cpu(), "threads": len(os.sched_getaffinity(0)), "load": round(os.getloadavg()[0], 1)},
-        "versions": {"python": platform.python_version(), **{p: v for p in _PACKAGES if (v := _version(p))}},
-        "commit": _git("rev-parse", "--short", "HEAD"),
-        "command": " ".join(["python", *(os.path.relpath(sys.argv[0]), *sys.argv[1:])]),
-    }
+def kept(name: str, again: Collection[tuple[str, list[int]]]) -> list[dict[str, Any]]:
+    """The rows of results/NAME.json but those of the (model, size) pairs in `again`, to be written with new ones.
+
+    Raises:
+        SystemExit: they were measured on another machine or with other versions.
+    """
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return []
+    then, now = json.loads(path.read_text()), environment()
+    if then["machine"]["cpu"] != now["machine"]["cpu"] or not then["versions"].items() <= now["versions"].items():
+        raise SystemExit(f"{path.name} was measured on another machine or with other versions; run without --add")
+    return [row for row in then["rows"] if (row["model"], row["size"]) not in again]
 
 
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return done.stdout.strip()
+def write_to(path: Path, **facts: Any) -> None:
+    """Write `facts` to `path`, after what they depend on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, json.dumps({**environment(Path(__file__).parent), **facts}, indent=1) + "\n")

@@ -29,8 +29,9 @@ class Timing:
         return self.cv > UNSTABLE_ABOVE
 
     def asdict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**{key: round(value, 3) for key, value in asdict(self).items()}, "unstable": self.unstable}
+        """For JSON: six significant digits, for a kernel may take microseconds."""
+        short = {key: value if key == "runs" else float(f"{value:.6g}") for key, value in asdict(self).items()}
+        return {**short, "unstable": self.unstable}
 
 
 def measure(

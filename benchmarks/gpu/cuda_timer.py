@@ -5,17 +5,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds of one call, over `calls` calls. `spread`: standard deviation over mean."""
-
-    median_ms: float
-    p95_ms: float
-    spread: float
-    calls: int
+from internimage_deploy.runtime.timing import Timing, summary
 
 
 class CudaTimer:
@@ -49,9 +40,7 @@ class CudaTimer:
         call()
         estimate = max(statistics.median(self._events(call, 3)), 1e-3)
         self._events(call, max(3, int(self.warmup_ms / estimate)))
-        times = sorted(self._events(call, min(2000, max(20, int(self.measure_ms / estimate)))))
-        p95 = times[min(len(times) - 1, int(0.95 * len(times)))]
-        return Timing(statistics.median(times), p95, statistics.pstdev(times) / statistics.fmean(times), len(times))
+        return summary(self._events(call, min(2000, max(20, int(self.measure_ms / estimate)))))
 
     def copy_bandwidth(self, gibibytes: float = 1.0) -> float:
         """Bytes per second, read plus written, of a large copy in device memory."""

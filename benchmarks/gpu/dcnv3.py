@@ -18,10 +18,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import math
-import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import report  # noqa: E402
 from internimage_deploy.exporter.presets import BACKBONES  # noqa: E402
 from internimage_deploy.trt_plugins import host  # noqa: E402
 from internimage_deploy.trt_plugins.cache import SOURCES, run_compiler  # noqa: E402
@@ -264,7 +262,7 @@ def measure(case: Case, rivals: Rivals, timer: Any, copy_bandwidth: float, sprea
             continue
         bandwidth = case.bytes_moved / (timing.median_ms * 1e-3)
         row["kernels"][name] = {
-            **asdict(timing), "error": error, "GB_per_s": bandwidth / 1e9, "share": bandwidth / copy_bandwidth,
+            **timing.asdict(), "error": error, "GB_per_s": bandwidth / 1e9, "share": bandwidth / copy_bandwidth,
         }  # fmt: skip
     tactics = {name: k for name, k in row["kernels"].items() if name.startswith("ours tactic") and "median_ms" in k}
     row["best_tactic"] = min(tactics, key=lambda name: tactics[name]["median_ms"]) if tactics else None
@@ -295,15 +293,9 @@ HEADER = (
 )
 
 
-def environment() -> dict[str, Any]:
-    """What the figures depend on."""
+def gpu_facts() -> dict[str, Any]:
+    """What the figures depend on besides machine and versions."""
     import torch
-
-    def output(*command: str) -> str:
-        try:
-            return subprocess.run(command, capture_output=True, text=True, check=True, cwd=HERE).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return "unknown"
 
     properties = torch.cuda.get_device_properties(0)
     return {
@@ -311,13 +303,7 @@ def environment() -> dict[str, Any]:
         "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "l2_bytes": properties.L2_cache_size,
-        "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "clocks": output("nvidia-smi", "--query-gpu=clocks.max.sm,clocks.max.mem", "--format=csv,noheader"),
         "cuda": find_nvcc().version,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": output("git", "rev-parse", "HEAD"),
-        "command": " ".join(sys.argv),
     }
 
 
@@ -379,8 +365,8 @@ def main(arguments: list[str] | None = None) -> int:
     timer = CudaTimer()
     bandwidth = timer.copy_bandwidth()
     rivals = Rivals(options.official)
-    facts = environment()
-    print(f"{facts['gpu']}, driver {facts['driver']}, CUDA {facts['cuda']}; copy {bandwidth / 1e9:.0f} GB/s")
+    facts = gpu_facts()
+    print(f"{facts['gpu']}, CUDA {facts['cuda']}; copy {bandwidth / 1e9:.0f} GB/s")
     for name, reason in rivals.missing.items():
         print(f"not measured: {name} ({reason})")
     print(HEADER)
@@ -392,11 +378,8 @@ def main(arguments: list[str] | None = None) -> int:
     verdicts = targets(rows, facts["l2_bytes"])
     print(*verdicts, sep="\n")
     if options.output:
-        from internimage_deploy.files import atomic_write
-
-        report = {"environment": facts, "copy_GB_per_s": bandwidth / 1e9, "missing": rivals.missing,
-                  "targets": verdicts, "rows": rows}  # fmt: skip
-        atomic_write(options.output, json.dumps(report, indent=1) + "\n")
+        facts |= {"copy_GB_per_s": bandwidth / 1e9, "missing": rivals.missing, "targets": verdicts}
+        report.write_to(options.output, **facts, rows=rows)
     return 0
 
 

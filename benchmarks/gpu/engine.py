@@ -13,8 +13,6 @@ Random weights leave many pixels nearly undecided, so agreement in float16 is a 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,11 +26,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from internimage_deploy import Segmenter, UserError, __version__
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import report
+from internimage_deploy import Segmenter, UserError
 from internimage_deploy.runtime.backends.base import Backend, load_backend
 from internimage_deploy.runtime.engine import compilers
 from internimage_deploy.runtime.engine.build import Options, build
 from internimage_deploy.runtime.engine.compilers import Absent, gpu_problem
+from internimage_deploy.runtime.timing import measure
 
 WARM_UP, RUNS = 10, 50
 
@@ -84,9 +86,8 @@ def main() -> None:
                 results.append(result)
                 print(_row(result), flush=True)
     if arguments.output:
-        report = {"command": sys.argv, "machine": _machine(), "results": [asdict(result) for result in results]}
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        rows = [asdict(result) for result in results]
+        report.write_to(arguments.output, compilers=_compilers(), rows=rows)
 
 
 Candidate = Callable[[Result, Path, npt.NDArray[np.uint8], npt.NDArray[Any], argparse.Namespace], None]
@@ -187,15 +188,8 @@ def _compare(result: Result, answer: npt.NDArray[Any], reference: npt.NDArray[An
 
 def _time(result: Result, call: Callable[[], Any]) -> None:
     """From the picture in host memory to the answer in host memory."""
-    for _ in range(WARM_UP):
-        call()
-    times = []
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - start) * 1e3)
-    times.sort()
-    result.median_ms, result.p95_ms = statistics.median(times), times[int(0.95 * len(times))]
+    timing = measure({"call": call}, runs=RUNS, warmup=WARM_UP)["call"]
+    result.median_ms, result.p95_ms = timing.median_ms, timing.p95_ms
     result.pictures_per_s = result.batch / result.median_ms * 1e3
 
 
@@ -229,19 +223,9 @@ def _export(arguments: argparse.Namespace, batch: int, folder: Path) -> Path:
     return target
 
 
-def _machine() -> dict[str, str]:
-    facts = {"internimage-deploy": __version__, "python": platform.python_version(), "system": platform.platform()}
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    facts["gpu"] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
-    for name in ("torch", "onnxruntime"):
-        try:
-            facts[name] = __import__(name).__version__
-        except ImportError:
-            facts[name] = "not installed"
-    for flavour in compilers.FLAVOURS:
-        found = compilers.find(flavour)
-        facts[flavour] = found.reason if isinstance(found, Absent) else found.version
-    return facts
+def _compilers() -> dict[str, str]:
+    found = {flavour: compilers.find(flavour) for flavour in compilers.FLAVOURS}
+    return {flavour: one.reason if isinstance(one, Absent) else one.version for flavour, one in found.items()}
 
 
 def _row(result: Result) -> str:

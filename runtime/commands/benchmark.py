@@ -34,6 +34,7 @@ def benchmark(
     from internimage_deploy.errors import UserError
     from internimage_deploy.runtime.backends.base import REGISTRY, load_backend
     from internimage_deploy.runtime.backends.fastest import sample
+    from internimage_deploy.runtime.environment import environment
     from internimage_deploy.runtime.timing import measure
 
     for name in backends:
@@ -53,7 +54,7 @@ def benchmark(
     times = measure({n.name: (lambda n=n: n.run(given)) for n in networks}, runs=runs, warmup=warmup)
     if as_json:
         rows = {name: {**timing.asdict(), "labels_differ": differing[name]} for name, timing in times.items()}
-        click.echo(json.dumps({"input": list(given.shape), "backends": rows}, indent=1))
+        click.echo(json.dumps({**environment(), "input": list(given.shape), "backends": rows}, indent=1))
         return
     for name, timing in times.items():
         click.echo(

@@ -91,7 +91,9 @@ class Share:
         self._closed = False
 
     def take(self, size: int) -> None:
-        """Hold `size` bytes more; refuses with 503 if the budget is used up."""
+        """Hold `size` bytes more; refuses with 503 if the budget is used up, with 413 if it could never hold them."""
+        if self._held + size > self._budget._total:
+            raise Refusal(413, "the request needs more memory than this service allows", kind="size")
         with self._budget._lock:
             if self._closed or self._budget.used + size > self._budget._total:
                 raise overloaded("too many large pictures at the moment; try again", kind="memory")

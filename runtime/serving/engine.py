@@ -28,8 +28,8 @@ class Engine(Protocol):
         """Load the model and wait until it answers. Raises `UserError` if it cannot be loaded."""
         ...
 
-    def refusal(self) -> Refusal | None:
-        """Why a picture would be refused at this moment; None if there is room."""
+    def refusal(self) -> Refusal:
+        """The 503 for a picture that there is no room for, saying when to come back."""
         ...
 
     def alive(self) -> bool:
@@ -60,7 +60,8 @@ class LocalEngine:
             self._pool.run,
             size=settings.batching.size,
             delay_s=settings.batching.delay_s,
-            queue=settings.batching.queue,
+            # What the application lets in is never refused here: its picture has been sent and decoded already.
+            queue=settings.places,
             runners=settings.workers,
             observe=metrics.batch_size.observe,
         )
@@ -70,8 +71,8 @@ class LocalEngine:
     async def start(self) -> ModelCard:
         return await self._pool.start()
 
-    def refusal(self) -> Refusal | None:
-        return self._batcher.refusal() if self._batcher.full else None
+    def refusal(self) -> Refusal:
+        return self._batcher.refusal()
 
     def alive(self) -> bool:
         return self._pool.alive > 0

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 _OPEN = frozenset(
     {"/", "/page.js", "/page.css", "/icon.svg", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
 )
+# Requests refused here already when there is no room: under overload most requests end so, and they must not take the
+# time of those that are answered.
+_PICTURES = frozenset({"/v1/segment", "/v1/segment/batch"})
 
 
 class Doorkeeper:
-    """Asks for the token, counts requests of each client, measures, and hardens the answer's headers."""
+    """Asks for the token, counts requests of each client, refuses at once, measures, and hardens answers' headers."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
@@ -34,6 +37,7 @@ class Doorkeeper:
             await self._app(scope, receive, send)
             return
         started = time.monotonic()
+        path = scope["path"]
         status = 500
 
         async def watch(message: Message) -> None:
@@ -46,15 +50,18 @@ class Doorkeeper:
             await send(message)
 
         try:
-            if scope["path"] not in _OPEN:
+            if path not in _OPEN:
+                self._service.check_crowd()
                 self._admit(scope)
+            if path in _PICTURES and scope["method"] == "POST":
+                self._service.check_room()
             await self._app(scope, receive, watch)
         except Refusal as refusal:
             self._service.metrics.refused.labels(refusal.kind).inc()
             await _refuse(refusal, watch)
         finally:
             # The route's pattern, not the path: the number of series must not be the client's choice.
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(scope.get("route"), "path", path if path in _PICTURES else "other")
             metrics = self._service.metrics
             metrics.requests.labels(route, str(status)).inc()
             metrics.request_seconds.labels(route).observe(time.monotonic() - started)

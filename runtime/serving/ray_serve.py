@@ -92,8 +92,8 @@ class RayEngine:
                 assert isinstance(card, ModelCard)
                 return card
 
-    def refusal(self) -> Refusal | None:
-        return None  # the queue's length is Ray's to know; `segment` hears of it
+    def refusal(self) -> Refusal:
+        return overloaded("too many pictures are waiting already; try again")
 
     def alive(self) -> bool:
         return self._handle is not None
@@ -126,7 +126,7 @@ class RayEngine:
             response.cancel()
             raise overloaded("no replica answered in time; try again", kind="deadline", retry_after_s=2) from error
         except BackPressureError as error:
-            raise overloaded("too many pictures are waiting already; try again") from error
+            raise self.refusal() from error
         except DeploymentUnavailableError as error:
             raise overloaded("no replica is running; try again", kind="worker", retry_after_s=2) from error
         return answer

@@ -38,7 +38,6 @@ def segment_routes(service: Service) -> APIRouter:
         openapi_extra=api_schema.PICTURE_BODY,
     )
     async def segment(request: Request, view: View = "labels", alpha: Alpha = 0.5) -> Response:
-        service.check_room()
         kind = answers.negotiate(request.headers.get("accept"))
         with service.memory.share() as share:
             (upload,) = await _uploads(request, share, most=1)
@@ -66,7 +65,6 @@ def segment_routes(service: Service) -> APIRouter:
         response_class=Response,
     )
     async def segment_batch(request: Request) -> Response:
-        service.check_room()
         if not answers.accepts(request.headers.get("accept"), answers.JSON):
             raise Refusal(406, "a batch is answered as application/json", kind="accept")
         with service.memory.share() as share:
@@ -85,7 +83,8 @@ def segment_routes(service: Service) -> APIRouter:
 
     async def _uploads(request: Request, share: Share, most: int) -> list[Upload]:
         started = time.monotonic()
-        body = await read_body(request, share, limits)
+        with service.arriving():
+            body = await read_body(request, share, limits)
         service.metrics.stage_seconds.labels("read").observe(time.monotonic() - started)
         uploads = await read_uploads(request, body, limits)
         if len(uploads) > most:

@@ -61,7 +61,6 @@ def protocol_routes(service: Service) -> APIRouter:
 
     async def infer(request: Request, model: str, version: str = protocol.VERSION) -> Response:
         check(model, version)
-        service.check_room()
         with service.memory.share() as share:
             asked = await read(request, share)
             share.take(asked.image.nbytes)
@@ -72,7 +71,8 @@ def protocol_routes(service: Service) -> APIRouter:
         return Response(content, headers={**headers, "Content-Type": kind})
 
     async def read(request: Request, share: Share) -> protocol.InferRequest:
-        body = await read_body(request, share, limits)
+        with service.arriving():
+            body = await read_body(request, share, limits)
         header_length = request.headers.get(protocol.HEADER_LENGTH)
         text = len(body) if header_length is None else min(len(body), protocol.MOST_JSON)
         if header_length is None and text <= protocol.MOST_JSON:

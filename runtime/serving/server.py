@@ -17,6 +17,7 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.serving.app import create_app
 from internimage_deploy.runtime.serving.settings import Settings
 
+_OWN_FILES = 512  # descriptors beside the connections: workers, libraries, refused connections that are still open
 _TOO_SLOW = b'{"error": "the request headers came too slowly"}'
 _TIMEOUT_ANSWER = (
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: application/json\r\n"
@@ -84,8 +85,9 @@ def serve(settings: Settings, *, host: str, port: int, drain_s: float) -> None:
     # wait for them again and again, and refusing takes far less time than that.
     sys.setswitchinterval(0.0005)
     limits = settings.limits
+    app = create_app(settings, failed=failed)
     config = uvicorn.Config(
-        create_app(settings, failed=failed),
+        app,
         http=protocol_with_deadline(limits.header_s),
         ws="none",
         log_level="warning",
@@ -94,10 +96,11 @@ def serve(settings: Settings, *, host: str, port: int, drain_s: float) -> None:
         date_header=False,
         lifespan="on",
         timeout_keep_alive=15,
-        limit_concurrency=limits.connections,
         timeout_graceful_shutdown=max(int(drain_s), 1),
     )
     server = uvicorn.Server(config)
+    app.state.service.connections = lambda: len(server.server_state.connections)
+    _allow_open_files(limits.connections + _OWN_FILES)
     sock = _bind(host, port)
     logging.getLogger("internimage_deploy.serving").info("listening on http://%s:%d", *sock.getsockname()[:2])
     # uvicorn drains on these and raises them again afterwards; the end asked for is no failure.
@@ -107,6 +110,18 @@ def serve(settings: Settings, *, host: str, port: int, drain_s: float) -> None:
         server.run(sockets=[sock])
     if failure:
         raise failure[0]
+
+
+def _allow_open_files(number: int) -> None:
+    """Raise the soft limit, which is 1024 on many machines, so that every allowed connection can be accepted."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _bind(host: str, port: int) -> socket.socket:

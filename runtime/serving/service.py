@@ -28,6 +28,8 @@ from internimage_deploy.runtime.serving.settings import Settings
 
 T = TypeVar("T")
 
+_ARRIVAL_S = 1.0  # how long a request that is still being sent keeps its place
+
 
 @dataclass
 class Answer:
@@ -54,11 +56,11 @@ class Service:
         self.memory = MemoryBudget(settings.limits.memory)
         self.rate = RateLimiter(settings.limits.rate, settings.limits.burst)
         self.closing = False
+        self.connections: Callable[[], int] = lambda: 0  # a server that counts them says how many are open
         self._preparer: Segmenter | None = None
         self._threads = ThreadPoolExecutor(max(os.cpu_count() or 1, 2), thread_name_prefix="pictures")
-        batching = settings.batching
-        self._places = batching.queue + batching.size * settings.workers
         self._taken = 0
+        self._arriving = 0
         metrics.memory.set_function(lambda: self.memory.used)
 
     async def start(self) -> None:
@@ -84,16 +86,43 @@ class Service:
         """The loaded model's card; refuses with 503 while there is none."""
         return self._loaded().card
 
+    def check_crowd(self) -> None:
+        """Refuse with 503 when too many connections are open."""
+        if self.connections() > self.settings.limits.connections:
+            refusal = overloaded("too many connections; try again", kind="connections")
+            refusal.headers["Connection"] = "close"
+            raise refusal
+
     def check_room(self) -> None:
         """Refuse with 503 at once what would be refused later: not loaded, shutting down, queue full."""
         self._loaded()
         if self.closing:
             raise overloaded("the service is shutting down; try again", kind="closing")
-        refusal = self.engine.refusal()
-        if refusal is None and self._taken >= self._places:
-            refusal = overloaded(f"{self._taken} pictures are in work already; try again")
-        if refusal is not None:
-            raise refusal
+        if self._taken + self._arriving >= self.settings.places:
+            raise self.engine.refusal()
+
+    @contextmanager
+    def arriving(self) -> Iterator[None]:
+        """Hold a place while a request's body is read; refuses with 503 if there is none.
+
+        When many requests come at once, those without a chance hear of it before they send. A slow sender's place is
+        given up after a second, so that holding all of them takes as many requests as using them would.
+        """
+        self.check_room()
+        self._arriving += 1
+        held = True
+
+        def give_back() -> None:
+            nonlocal held
+            self._arriving -= held
+            held = False
+
+        lapse = asyncio.get_running_loop().call_later(_ARRIVAL_S, give_back)
+        try:
+            yield
+        finally:
+            lapse.cancel()
+            give_back()
 
     async def segment_file(self, data: bytes, share: Share) -> Answer:
         """Labels of an encoded picture. Refuses with 400, 413, 422 (not for this model), 503."""

@@ -60,6 +60,11 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     batching: Batching = field(default_factory=Batching)
 
+    @property
+    def places(self) -> int:
+        """Pictures that may be in work at once: those that wait and those that run."""
+        return self.batching.queue + self.batching.size * self.workers
+
 
 def model_name(path: Path) -> str:
     """The name a model is served under: the file's, without what does not belong into an address."""

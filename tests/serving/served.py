@@ -4,6 +4,7 @@
 import io
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -19,9 +20,12 @@ STARTUP_S = 60
 
 
 class Served:
-    """A running service; `url` is where. `audited` runs it under a hook that lists every file it opens."""
+    """A running service; `url` is where.
 
-    def __init__(self, model, folder, *options, env=None, audited=False, wait=True):
+    `audited` runs it under a hook that lists every file it opens; `open_files` is its soft limit of them.
+    """
+
+    def __init__(self, model, folder, *options, env=None, audited=False, open_files=None, wait=True):
         self.log_path = Path(folder) / "server.log"
         self.opened_path = Path(folder) / "opened.txt"
         start = (
@@ -31,8 +35,10 @@ class Served:
         )
         command = [sys.executable, *start, "serve", str(model), "--port", "0", *map(str, options)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        limit = open_files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard)))
         with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, preexec_fn=limit)
         self.url = self.port = None
         if wait:
             self.wait_ready()
@@ -86,6 +92,15 @@ class Served:
         """Memory of the service and its workers."""
         pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in (self.pid, *self.workers())]
         return sum(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def cpu_seconds(self):
+        """CPU time so far of the service's front, and of its workers together."""
+
+        def spent(pid):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+        return spent(self.pid), sum(map(spent, self.workers()))
 
     def stop(self):
         """SIGTERM; returns the exit code."""

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from served import Served, decoded, encoded, stripes
 
+from internimage_deploy.runtime.serving.admission import MemoryBudget
+from internimage_deploy.runtime.serving.refusal import Refusal
+
 SECONDS = 20
 
 
@@ -262,9 +265,33 @@ def test_memory_for_requests_is_bounded(color_path, tmp_path):
     picture = encoded(np.zeros((1000, 1000, 3), np.uint8))
     with Served(color_path, tmp_path, "--max-memory", "2") as server:
         answer = server.post("/v1/segment", content=picture)
-        assert answer.status_code == 503
-        assert int(answer.headers["retry-after"]) >= 1
+        assert answer.status_code == 413
+        assert "memory" in answer.json()["error"]
         assert server.metric("internimage_request_memory_bytes") == 0
+        check_alive(server)
+
+
+def test_memory_that_others_hold_is_worth_waiting_for():
+    budget = MemoryBudget(100)
+    with budget.share() as first, budget.share() as second:
+        first.take(60)
+        with pytest.raises(Refusal) as refused:
+            second.take(60)
+        assert (refused.value.status, refused.value.headers["Retry-After"]) == (503, "1")
+        second.take(40)
+    assert budget.used == 0
+
+
+def test_too_many_connections_are_told_to_come_back_and_health_still_answers(color_path, tmp_path):
+    with Served(color_path, tmp_path, open_files=256) as server:
+        idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(1030)]
+        refused = server.post("/v1/segment", content=stripes()[0])
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        assert "connections" in refused.json()["error"]
+        assert server.get("/healthz").status_code == 200
+        for connection in idle:
+            connection.close()
         check_alive(server)
 
 

@@ -12,7 +12,7 @@ from tiny_models import picture
 
 from internimage_deploy.runtime.card import ModelCard, TensorSpec
 from internimage_deploy.runtime.segmenter import Segmenter
-from internimage_deploy.runtime.serving import pictures
+from internimage_deploy.runtime.serving import pictures, service
 from internimage_deploy.runtime.serving.admission import RateLimiter
 from internimage_deploy.runtime.serving.app import create_app
 from internimage_deploy.runtime.serving.batcher import Batcher
@@ -77,7 +77,7 @@ class StuckEngine:
         return True
 
     def refusal(self):
-        return self.batcher.refusal() if self.batcher.full else None
+        return self.batcher.refusal()
 
     async def segment(self, work, deadline):
         return await self.batcher.submit(work, key=work.key, deadline=deadline)
@@ -128,6 +128,37 @@ def test_a_full_queue_refuses_before_the_body_is_read(tmp_path):
         assert (await client.get("/readyz")).status_code == 200
         engine.go.set()
         assert [answer.status_code for answer in await asyncio.gather(*accepted)] == [200] * 4
+
+    with_stuck_engine(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("arrival_s", [60, 0.05], ids=["in time", "slow"])
+def test_requests_still_being_sent_hold_places_but_not_for_long(tmp_path, monkeypatch, arrival_s):
+    monkeypatch.setattr(service, "_ARRIVAL_S", arrival_s)
+
+    async def scenario(client, engine):
+        engine.go.set()
+        data, started, sent = stripes()[0], asyncio.Semaphore(0), asyncio.Event()
+
+        async def slow():
+            yield data[:1]
+            started.release()
+            await sent.wait()
+            yield data[1:]
+
+        senders = [asyncio.create_task(client.post("/v1/segment", content=slow())) for _ in range(4)]
+        for _ in senders:
+            await started.acquire()
+        if arrival_s == 60:
+            answer = await client.post("/v1/segment", content=data)
+            assert answer.status_code == 503
+            assert "waiting already" in answer.json()["error"]
+        else:
+            while (await client.post("/v1/segment", content=data)).status_code != 200:
+                await asyncio.sleep(0.05)
+            assert not any(sender.done() for sender in senders)
+        sent.set()
+        assert [answer.status_code for answer in await asyncio.gather(*senders)] == [200] * 4
 
     with_stuck_engine(tmp_path, scenario)
 

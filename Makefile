@@ -7,6 +7,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO   := out/demo
+SOAK   := out/soak
 
 .PHONY: ptxas help setup test soak lint demo bench bench-export clean
 
@@ -49,9 +50,19 @@ test: setup ## every test
 	@echo "== tests"
 	$(BIN)/python -m pytest
 
-soak: setup ## load, faults and fuzzing of the service; figures in benchmarks/results/serving.json
-	@echo "== soak"
-	$(BIN)/python tests/serving/soak.py -o benchmarks/results/serving.json
+soak: $(SOAK)/toy_street.onnx $(SOAK)/scenes ## load, faults and fuzzing of the service; writes benchmarks/results/serving.json
+	@echo "== soak (on a quiet machine)"
+	$(BIN)/python tests/serving/soak.py --model $(SOAK)/toy_street.onnx --pictures $(SOAK)/scenes/pictures \
+	  -o benchmarks/results/serving.json
+	$(BIN)/python benchmarks/readme.py
+
+$(SOAK)/toy_street.onnx: examples/toy_street/toy_street.pth $(wildcard exporter/*.py exporter/*/*.py) | $(STAMP)
+	@mkdir -p $(SOAK)
+	$(BIN)/export-onnx --ckpt $< -o $@
+
+$(SOAK)/scenes: $(wildcard examples/toy_street/*.py) | $(STAMP)
+	$(BIN)/python examples/toy_street/scenes.py $@ --count 32
+	@touch $@
 
 lint: setup ## ruff, mypy, clang-format
 	$(BIN)/python -m pip install --quiet -c constraints.txt ruff mypy clang-format

@@ -17,6 +17,7 @@ def main() -> None:
     """Replace what lies between the markers of every result that is there."""
     for document, name, block in (
         ("README.md", "cpu", speed),
+        ("README.md", "serving", serving),
         ("docs/speed-notes.md", "profile", profile),
         ("docs/speed-notes.md", "operators", operators),
     ):
@@ -130,6 +131,51 @@ def operators(report: dict[str, Any]) -> str:
         f"{report['channels']} channels, PyTorch; {machine(report)}. Multiply-adds, memory allocated by one call "
         f"(freed parts included), median time.\n\n{table(*lines)}"
     )
+
+
+def serving(report: dict[str, Any]) -> str:
+    """What happened under load, what batching gains, what faults and damaged requests did."""
+    load, batching, faults, fuzz = (report[stage] for stage in ("load", "batching", "faults", "fuzz"))
+    network = batching["the network alone, pictures per second"]
+    service = batching["answered per second"]
+    alone = load["refused_ms, seen by a single client in a process of its own"]
+    answered, refused = load["answered_ms"], load["refused_ms"]
+    memory = load["memory_mb"]
+    rows = [
+        (
+            f"{load['clients']} clients, {load['seconds']:.0f} s",
+            f"{load['answered']:,} answered ({load['answered per second']:.0f}/s), "
+            f"p50 {answered['p50'] / 1e3:.2f} s, p95 {answered['p95'] / 1e3:.2f} s; "
+            f"{load['lost or wrong']} lost or wrong",
+        ),
+        (
+            "overload",
+            f"{load['refused with 503']:,} refused with 503 and Retry-After: p50 {refused['p50']:.0f} ms, "
+            f"p95 {refused['p95']:.0f} ms, max {refused['max']:.0f} ms (one client apart from the others: "
+            f"p95 {alone['p95']:.0f} ms)",
+        ),
+        ("memory", f"{memory['second quarter']} MiB in the second quarter, {memory['last quarter']} MiB in the last"),
+        (
+            "batches of 8, of 1",
+            f"{service['batch 8']:.0f}/s, {service['batch 1']:.0f}/s: {service['ratio']:.2f}x; the network alone, "
+            f"one thread: {network['batch 8']:.0f}/s, {network['batch 1']:.0f}/s: {network['ratio']:.2f}x",
+        ),
+        (
+            f"{faults['workers killed']} workers killed under load",
+            f"{faults['answered']:,} answered, {faults['refused with 503']} refused, "
+            f"{faults['lost or wrong']} lost or wrong",
+        ),
+        (
+            f"{fuzz['mutations']:,} damaged requests, Schemathesis",
+            f"{fuzz['number of problems']} answered with 5xx or not at all; {fuzz['schemathesis'][0]}",
+        ),
+    ]
+    where = (
+        f"The model of the demo, {report['pictures']}; {report['service']}; {report['machine']['cpu']}, "
+        f"{report['machine']['threads']} threads."
+    )
+    lines = [f"| {label} | {figures} |" for label, figures in (("", ""), ("---", "---"), *rows)]
+    return "\n".join((where, "", *lines))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 """Many clients at once, each checking every answer it gets. Light, so that it leaves the cores to the service."""
 
 import asyncio
+import contextlib
+import http.client
 import time
 from dataclasses import dataclass, field
 
@@ -51,6 +53,21 @@ def percentiles(seconds):
         return {}
     values = np.percentile(np.array(seconds) * 1e3, [50, 95, 99, 100])
     return {name: round(float(value), 1) for name, value in zip(("p50", "p95", "p99", "max"), values, strict=True)}
+
+
+def probe(port, picture, seconds, pause_s=0.05):
+    """(status, seconds) of one request after another, from a process that does nothing else."""
+    seen, until = [], time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)) as connection:
+            connection.connect()
+            began = time.monotonic()
+            connection.request("POST", "/v1/segment", body=picture)
+            answer = connection.getresponse()
+            answer.read()
+            seen.append((answer.status, time.monotonic() - began))
+        time.sleep(pause_s)
+    return seen
 
 
 async def run(port, samples, *, clients, seconds=None, each=None):

@@ -7,14 +7,16 @@ or above 499 without being an announced refusal.
 
 import argparse
 import asyncio
+import contextlib
 import json
+import multiprocessing
 import os
-import platform
 import signal
 import statistics
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -23,27 +25,23 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "runtime"), str(HERE.parents[1])]
 import fuzz  # noqa: E402
 import load  # noqa: E402
 import numpy as np  # noqa: E402
-from served import Served, encoded  # noqa: E402
-from tiny_models import color_model  # noqa: E402
+from served import Served, decoded, encoded  # noqa: E402
 
+from internimage_deploy.runtime.environment import environment  # noqa: E402
 from internimage_deploy.runtime.images import read_image  # noqa: E402
 from internimage_deploy.runtime.segmenter import Segmenter  # noqa: E402
 from internimage_deploy.runtime.serving import pictures  # noqa: E402
 
+PACKAGES = ("fastapi", "opencv-python-headless", "pillow", "uvicorn")
+ROUNDS = 3
 
-def samples(model, folder, count=32):
-    """Pictures of `folder`, or made ones, each different, with the answers of direct calls."""
+
+def samples(model, folder):
+    """The pictures of `folder` with the answers of direct calls."""
     segmenter = Segmenter.load(model, threads=1)
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png"))[:count] if folder else []
     made = []
-    for number in range(count):
-        if files:
-            image = read_image(files[number % len(files)])
-            image = np.roll(image, 17 * (number // len(files)), axis=1)
-        else:
-            rng = np.random.default_rng(number)
-            image = np.repeat(np.repeat(rng.integers(0, 256, (8, 8, 3), np.uint8), 16, axis=0), 16, axis=1)
-        labels = segmenter(image).labels
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png")):
+        labels = segmenter(image := read_image(path)).labels
         made.append(load.Sample(encoded(image), pictures.png(labels), labels))
     return made
 
@@ -59,31 +57,78 @@ async def watched(server, coroutine, interval_s=1.0):
 
 def soak(model, given, clients, seconds, folder):
     """200 clients against a bounded queue: what is refused is refused at once, the rest is right."""
-    with Served(model, folder, "--threads", "1", "--workers", "1") as server:
+    with Served(model, folder, "--threads", "1") as server:
         asyncio.run(load.run(server.port, given, clients=8, each=4))
-        report, memory = asyncio.run(watched(server, load.run(server.port, given, clients=clients, seconds=seconds)))
+        with multiprocessing.get_context("spawn").Pool(1) as apart:
+            apart.apply(time.sleep, (0,))  # started before it counts
+            seen = apart.apply_async(load.probe, (server.port, given[0].picture, seconds))
+            before = server.cpu_seconds(), time.process_time()
+            found, memory = asyncio.run(watched(server, load.run(server.port, given, clients=clients, seconds=seconds)))
+            front, workers = (round(after - b, 1) for after, b in zip(server.cpu_seconds(), before[0], strict=True))
+            probed = [took for status, took in seen.get() if status == 503]
         quarter = max(len(memory) // 4, 1)
-        middle, end = statistics.median(memory[quarter : 2 * quarter]), statistics.median(memory[-quarter:])
         sizes = server.metric("internimage_batch_size_sum"), server.metric("internimage_batch_size_count")
         return {
             "clients": clients,
-            "seconds": round(report.seconds, 1),
-            **report.summary(),
-            "problems": report.wrong[:5],
+            "seconds": round(found.seconds, 1),
+            **found.summary(),
+            "refused_ms, seen by a single client in a process of its own": load.percentiles(probed),
+            "cpu_s": {"front": front, "worker": workers, "clients": round(time.process_time() - before[1], 1)},
+            "problems": found.wrong[:5],
             "mean batch": round(sizes[0] / sizes[1], 2),
-            "memory_mb": {"second quarter": middle >> 20 if isinstance(middle, int) else round(middle / 2**20),
-                          "last quarter": round(end / 2**20), "highest": max(memory) >> 20},
-        }  # fmt: skip
+            "memory_mb": {
+                "second quarter": round(statistics.median(memory[quarter : 2 * quarter]) / 2**20),
+                "last quarter": round(statistics.median(memory[-quarter:]) / 2**20),
+                "highest": round(max(memory) / 2**20),
+            },
+        }
 
 
-def throughput(model, given, batch, seconds, folder):
-    """Answers per second with at most `batch` pictures in a run; 32 clients, nothing refused."""
-    options = ("--threads", "1", "--batch", batch, "--queue", "1000")
-    with Served(model, folder, *options) as server:
-        asyncio.run(load.run(server.port, given, clients=8, each=4))
-        report = asyncio.run(load.run(server.port, given, clients=32, seconds=seconds))
-        assert not report.wrong, report.wrong[:3]
-        return {"batch": batch, **report.summary()}
+def throughput(model, given, seconds, folder):
+    """Answers per second with and without batches, by turns; 32 clients, nothing refused. And the network's own."""
+    found = {1: [], 8: []}
+    with contextlib.ExitStack() as stack:
+        servers = {}
+        for batch in found:
+            (folder / str(batch)).mkdir()
+            options = ("--threads", "1", "--batch", batch, "--queue", "1000")
+            servers[batch] = stack.enter_context(Served(model, folder / str(batch), *options))
+            asyncio.run(load.run(servers[batch].port, given, clients=8, each=4))
+        for _ in range(ROUNDS):
+            for batch, server in servers.items():
+                found[batch].append(asyncio.run(load.run(server.port, given, clients=32, seconds=seconds)))
+    rates = {batch: [len(turn.answered) / turn.seconds for turn in turns] for batch, turns in found.items()}
+    return {
+        "answered per second": spread(rates),
+        "the network alone, pictures per second": spread(network(model, given)),
+        "lost or wrong": sum(len(turn.wrong) for turns in found.values() for turn in turns),
+        "problems": [problem for turns in found.values() for turn in turns for problem in turn.wrong][:5],
+    }
+
+
+def network(model, given):
+    """Pictures per second of the network on one thread, by batch, with neither HTTP nor files."""
+    segmenters = {batch: Segmenter.load(model, threads=1, batch=batch) for batch in (1, 8)}
+    prepared = [segmenters[1].prepare(np.asarray(decoded(sample.picture))) for sample in given[:24]]
+    rates = {batch: [] for batch in segmenters}
+    for turn in range(2 * ROUNDS + 1):
+        for batch, segmenter in segmenters.items():
+            began = time.perf_counter()
+            for start in range(0, len(prepared), batch):
+                segmenter.forward(prepared[start : start + batch])
+            if turn:  # the first warms up
+                rates[batch].append(len(prepared) / (time.perf_counter() - began))
+    return rates
+
+
+def spread(rates):
+    """Medians by batch, all turns, and the ratio."""
+    middle = {batch: statistics.median(turns) for batch, turns in rates.items()}
+    return {
+        **{f"batch {batch}": round(rate, 1) for batch, rate in middle.items()},
+        "turns": {f"batch {batch}": [round(rate, 1) for rate in turns] for batch, turns in rates.items()},
+        "ratio": round(middle[8] / middle[1], 2),
+    }
 
 
 def faults(model, given, seconds, folder):
@@ -100,20 +145,19 @@ def faults(model, given, seconds, folder):
                 killed += 1
 
     async def both(server):
-        report, _ = await asyncio.gather(
+        found, _ = await asyncio.gather(
             load.run(server.port, given, clients=24, seconds=seconds), kill(server, time.monotonic() + seconds - 2)
         )
-        return report
+        return found
 
     with Served(model, folder, "--threads", "1", "--workers", "2", "--queue", "500") as server:
-        report = asyncio.run(both(server))
-        return {"workers killed": killed, **report.summary(), "problems": report.wrong[:5]}
+        found = asyncio.run(both(server))
+        return {"workers killed": killed, **found.summary(), "problems": found.wrong[:5]}
 
 
-def mutate(count, folder):
+def mutate(model, count, folder):
     """Random damage and requests from the OpenAPI page."""
-    model = color_model(folder / "color.onnx")
-    with Served(model, folder, "--body-timeout", "0.5", "--deadline", "600") as server:
+    with Served(model, folder, "--name", "color", "--body-timeout", "0.5", "--deadline", "600") as server:
         workers, problems = server.workers(), []
         started = time.monotonic()
         verdicts = asyncio.run(fuzz.run(server.port, count, seed=20, problems=problems))
@@ -136,57 +180,44 @@ def mutate(count, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="default: a made model whose class is the strongest colour")
-    parser.add_argument("--pictures", type=Path, help="folder of pictures to send; default: made ones")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of pictures to send")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--mutations", type=int, default=10_000)
-    parser.add_argument("--note", default="", help="what else the machine was doing")
-    parser.add_argument("--only", action="append", help="one stage; the others' figures stay as they are in the file")
+    parser.add_argument("--only", action="append", help="one stage")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
-    results = json.loads(options.output.read_text()) if options.only and options.output.exists() else {}
+    given = samples(options.model, options.pictures)
+    height, width = given[0].labels.shape
+    size = sum(len(sample.picture) for sample in given) // len(given)
+    results = environment(HERE)
+    results["versions"] |= {name: version(name) for name in PACKAGES}
+    results |= {
+        "model": options.model.name,
+        "pictures": f"{len(given)} PNG of {width}x{height}, {size >> 10} KiB",
+        "service": "--threads 1, else defaults; clients and service on one machine",
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = options.model or color_model(folder / "color.onnx")
-        given = samples(model, options.pictures)
-        short = min(options.seconds / 3, 20)
         stages = {
-            "load": lambda: soak(model, given, options.clients, options.seconds, folder),
-            "batched": lambda: throughput(model, given, 8, short, folder),
-            "unbatched": lambda: throughput(model, given, 1, short, folder),
-            "faults": lambda: faults(model, given, short, folder),
-            "fuzz": lambda: mutate(options.mutations, folder),
+            "load": lambda: soak(options.model, given, options.clients, options.seconds, folder),
+            "batching": lambda: throughput(options.model, given, options.seconds / 10, folder),
+            "faults": lambda: faults(options.model, given, min(options.seconds / 3, 20), folder),
+            "fuzz": lambda: mutate(options.model, options.mutations, folder),
         }
         for title in options.only or stages:
             print(f"== {title}", flush=True)
-            results[title] = {"conditions": conditions(model, given, options.note), **stages[title]()}
+            results[title] = stages[title]()
             print(json.dumps(results[title], indent=1), flush=True)
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps(results, indent=1) + "\n")
-    if {"batched", "unbatched"} <= set(results):
-        rates = [results[title]["answered per second"] for title in ("batched", "unbatched")]
-        results["batched over unbatched"] = round(rates[0] / rates[1], 2)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1) + "\n")
-    bad = sum(results[title].get("lost or wrong", 0) for title in results if title in stages)
+    bad = sum(results[title].get("lost or wrong", 0) for title in stages if title in results)
     if "fuzz" in results:
         fuzzed = results["fuzz"]
         bad += fuzzed["number of problems"] + fuzzed["tracebacks in the log"] + (not fuzzed["schemathesis passed"])
     print(f"wrote {options.output}: {'as it should be' if not bad else f'{bad} problems'}")
     sys.exit(bool(bad))
-
-
-def conditions(model, given, note):
-    """What the machine was, and was doing, when a stage began."""
-    return {
-        "model": model.name,
-        "pictures": f"{len(given)} of {given[0].labels.shape[1]}x{given[0].labels.shape[0]}",
-        "cpus": len(os.sched_getaffinity(0)),
-        "load average before": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        "clients and service": "on the same machine",
-        "note": note,
-    }
 
 
 if __name__ == "__main__":

@@ -242,17 +242,24 @@ def _float32(tensor: Tensor, name: str, path: Path) -> Tensor:
 def _classes(
     meta: Mapping[str, Any], dataset: str | None, count: int, report: list[str]
 ) -> tuple[tuple[str, ...], tuple[Color, ...]]:
-    """Names and colours for `count` outputs: the checkpoint's own, else the data set's, else numbered ones."""
+    """Names and colours for `count` outputs: the checkpoint's own, else its data set's, else numbered ones.
+
+    Where the checkpoint names no data set either, it is guessed from `count`.
+    """
     data = meta.get("dataset_meta") if isinstance(meta.get("dataset_meta"), Mapping) else meta
     assert isinstance(data, Mapping)
     names, palette = data.get("CLASSES", data.get("classes")), data.get("PALETTE", data.get("palette"))
     if isinstance(names, list | tuple) and 0 < len(names) <= count:
         names, colors = tuple(map(str, names)), _colors(palette)[: len(names)]
     else:
-        names, colors = (class_tables.lookup(dataset) if dataset else None) or class_tables.lookup(count) or ((), ())
-        report.append(
-            f"the checkpoint names no classes: {f'names of {dataset or len(names)}' if names else 'numbered'}"
-        )
+        names, colors = class_tables.lookup(dataset or count) or ((), ())
+        if not names:
+            how = f"numbered, for the data set {dataset} is not known" if dataset else "numbered"
+        elif dataset:
+            how = f"names of {dataset}"
+        else:
+            how = f"names guessed from the {count} outputs ({', '.join(names[:3])}, ...)"
+        report.append(f"the checkpoint names no classes: {how}")
     if 0 < len(names) < count:
         report.append(f"the head has {count} outputs for {len(names)} named classes: the rest are numbered")
     # Apart from each other: a checkpoint may name its classes and leave out their colours.

@@ -31,6 +31,7 @@ _ALIASES = {
     "nyudepthv2": "nyu_40",
     "pascalcontext": "pascal_context_59",
     "pascalcontext59": "pascal_context_59",
+    "pascalcontextdataset59": "pascal_context_59",
 }
 DATASETS = tuple(dict.fromkeys(_ALIASES.values()))
 

@@ -110,6 +110,22 @@ def test_numbered_classes_and_data_set_tables_fill_in_for_missing_names(tmp_path
     assert len(numbered.palette) == 21
 
 
+@pytest.mark.parametrize(
+    ("config", "first", "told"),
+    [
+        ("dataset_type = 'MyRoadDataset'", "class_0", "numbered, for the data set MyRoadDataset is not known"),
+        ("dataset_type = 'CityscapesDataset'", "road", "names of CityscapesDataset"),
+        ("", "road", "names guessed from the 19 outputs (road, sidewalk, building, ...)"),
+    ],
+    ids=["unknown data set", "known data set", "no data set"],
+)
+def test_names_of_another_data_set_are_not_taken_for_granted(config, first, told, tmp_path):
+    path = saved(tmp_path / "m.pth", {"meta": {"config": config}, "state_dict": weights()})
+    checkpoint = read_checkpoint(path, offset_scale=1.0)
+    assert (checkpoint.classes[0], len(checkpoint.classes)) == (first, 19)
+    assert f"the checkpoint names no classes: {told}" in checkpoint.report
+
+
 def test_heads_wider_than_their_data_set_keep_every_output(tmp_path):
     meta = {"CLASSES": ("road", "sky"), "PALETTE": [[1, 2, 3], [4, 5, 6]]}
     path = saved(tmp_path / "m.pth", {"meta": meta, "state_dict": weights()})

@@ -35,6 +35,7 @@ def test_table(name):
         ("coco_stuff164k", "coco_stuff"),
         ("cocostuff10k", "coco_stuff"),
         ("Pascal-Context-59", "pascal_context_59"),
+        ("PascalContextDataset59", "pascal_context_59"),
         ("NYUDepthV2Dataset", "nyu_40"),
         ("MapillaryDataset_v1", "mapillary"),
     ],

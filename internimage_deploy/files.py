@@ -25,6 +25,7 @@ _REASONS = {
     errno.EISDIR: "it is a folder; name a file",
     errno.EFBIG: "the file is too large for this file system or its limits",
 }
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_error(path: Path, error: OSError) -> UserError:
@@ -42,6 +43,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
 
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
+        OSError: the body raised it about another file.
     """
     target = target.absolute()
     if target.is_dir():
@@ -49,13 +51,19 @@ def staging_folder(target: Path) -> Iterator[Path]:
     # The name is known before the folder is made, so that an interrupt in between cannot leave it behind.
     stage = target.parent / f".{target.name}.{secrets.token_hex(6)}"
     try:
-        stage.mkdir(mode=0o700)
-        yield stage
-        for path in sorted(stage.iterdir(), key=lambda p: p.name == target.name):
-            _adopt_umask(path)
-            os.replace(path, target.parent / path.name)
-    except OSError as error:
-        raise write_error(target, error) from error
+        with _explained(target):
+            stage.mkdir(mode=0o700)
+        try:
+            yield stage
+        except OSError as error:
+            # The body may open other files too; only what befell the stage tells about `target`.
+            if error.errno in _OUT_OF_SPACE or _lies_in(error.filename, stage):
+                raise write_error(target, error) from error
+            raise
+        with _explained(target):
+            for path in sorted(stage.iterdir(), key=lambda p: p.name == target.name):
+                _adopt_umask(path)
+                os.replace(path, target.parent / path.name)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -84,6 +92,18 @@ def sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise write_error(target, error) from error
+
+
+def _lies_in(name: object, folder: Path) -> bool:
+    return isinstance(name, str | bytes | os.PathLike) and Path(os.fsdecode(name)).is_relative_to(folder)
 
 
 def _adopt_umask(path: Path) -> None:

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+import errno
+import os
+import shutil
+
+import pytest
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.files import atomic_path, staging_folder
+
+
+def test_another_files_error_is_not_blamed_on_the_target(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"missing\.so"), atomic_path(tmp_path / "t.so") as path:
+        shutil.copyfile(tmp_path / "missing.so", path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_in_the_temporary_folder_is_the_targets(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*/t\.bin: its folder does not exist"):  # noqa: SIM117
+        with staging_folder(tmp_path / "t.bin") as stage:
+            (stage / "none" / "file").write_bytes(b"")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG], ids=errno.errorcode.get)
+def test_a_full_disk_is_the_targets_error_where_no_file_is_named(code, tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*/t\.bin"), atomic_path(tmp_path / "t.bin"):
+        raise OSError(code, os.strerror(code))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import threading
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +59,16 @@ def decode_image(
     return _read(io.BytesIO(data), what, max_pixels, formats)
 
 
+def image_size(data: bytes, *, what: str = "picture", formats: tuple[str, ...] = _FORMATS) -> tuple[int, int]:
+    """(width, height) as the header of a picture file says, however large; nothing is decoded.
+
+    Raises:
+        UserError: no picture, or a damaged header.
+    """
+    with _damage_as_user_error(what), _open(io.BytesIO(data), what, formats) as image:
+        return image.width, image.height
+
+
 def check_array(image: npt.NDArray[Any], what: str = "image") -> npt.NDArray[np.uint8]:
     """`image` itself if it is (H, W, 3) uint8 and not empty; raises `UserError` otherwise."""
     if not isinstance(image, np.ndarray):
@@ -94,34 +103,49 @@ def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
 
 
 def _read(source: Path | io.BytesIO, name: str, max_pixels: int, formats: tuple[str, ...]) -> npt.NDArray[np.uint8]:
-    try:
-        return _decode(source, name, max_pixels, formats)
-    except UserError:
-        raise
-    except MemoryError as error:
-        raise UserError(f"{name}: not enough memory to decode this picture") from error
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, IndexError, TypeError) as error:
-        # Pillow's decoders answer damage with any of these.
-        raise UserError(f"{name}: cannot be read as a picture ({_one_line(error)})") from error
-
-
-def _decode(source: Path | io.BytesIO, name: str, max_pixels: int, formats: tuple[str, ...]) -> npt.NDArray[np.uint8]:
-    from PIL import Image, ImageOps
-
-    try:
-        with _own_pixel_limit():
-            opened = Image.open(source, formats=formats)
-    except Image.UnidentifiedImageError as error:
-        raise UserError(f"{name}: not a picture in a known format ({', '.join(formats)})") from error
-    with opened as image:
+    with _damage_as_user_error(name), _open(source, name, formats) as image:
         if image.width * image.height > max_pixels:
             raise UserError(
                 f"{name}: {image.width}x{image.height} is {image.width * image.height:,} pixels, the limit is "
                 f"{max_pixels:,}; raise it with --max-pixels (max_pixels=) if you trust this file"
             )
         image.load()
-        rgb = _to_rgb(ImageOps.exif_transpose(image), name)
+        rgb = _to_rgb(_upright(image), name)
         return np.ascontiguousarray(np.asarray(rgb, dtype=np.uint8))
+
+
+@contextmanager
+def _damage_as_user_error(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"{name}: not enough memory to decode this picture") from error
+    except Exception as error:  # Pillow's decoders answer damage with whatever comes to them
+        raise UserError(f"{name}: cannot be read as a picture ({_one_line(error)})") from error
+
+
+def _open(source: Path | io.BytesIO, name: str, formats: tuple[str, ...]) -> Image.Image:
+    from PIL import Image
+
+    try:
+        with _own_pixel_limit():
+            return Image.open(source, formats=formats)
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{name}: not a picture in a known format ({', '.join(formats)})") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """`image` turned as its EXIF block says; as it is stored where that block is damaged."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:  # a cut block gives struct.error, a false one something else; the pixels are good all the same
+        return image
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image | npt.NDArray[np.uint8]:

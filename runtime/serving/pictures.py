@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.images import decode_image
+from internimage_deploy.runtime.images import decode_image, image_size
 from internimage_deploy.runtime.postprocess import Labels
 from internimage_deploy.runtime.serving.refusal import Refusal
 
@@ -21,29 +19,21 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MOST_RUNS = 2_000_000  # of run-length masks; about 10 MB of JSON
 
 
-def picture_size(data: bytes) -> tuple[int, int]:
-    """(width, height) as the header says, without decoding. Refuses with 400 what is no picture."""
-    from PIL import Image
-
+def picture_size(data: bytes, max_pixels: int) -> tuple[int, int]:
+    """(width, height) as the header says. Refuses what is no picture with 400, what has too many pixels with 413."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures; ours is the limit that counts
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                return image.width, image.height
-    except Image.DecompressionBombError as error:
-        raise Refusal(413, "the picture has far too many pixels", kind="pixels") from error
-    except Exception as error:  # whatever a damaged header makes of Pillow
-        reason = f"the body is not a picture in a known format ({', '.join(FORMATS)})"
-        raise Refusal(400, reason, kind="picture") from error
-
-
-def decode(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB; refuses with 400 or 413."""
-    width, height = picture_size(data)
+        width, height = image_size(data, what="the body", formats=FORMATS)
+    except UserError as error:
+        raise Refusal(400, str(error), kind="picture") from error
     if width * height > max_pixels:
         raise Refusal(
             413, f"the picture is {width}x{height}, {width * height:,} pixels; at most {max_pixels:,}", kind="pixels"
         )
+    return width, height
+
+
+def decode(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB of a picture whose size is known to be good; refuses with 400."""
     try:
         return decode_image(data, what="the picture", max_pixels=max_pixels, formats=FORMATS)
     except UserError as error:

@@ -155,9 +155,8 @@ class Service:
         return Answer(Segmentation(labels, card.classes, card.palette, prepared.image), seconds, timing.batch)
 
     def _decode(self, data: bytes, share: Share) -> npt.NDArray[np.uint8]:
-        width, height = pictures.picture_size(data)
-        if width * height <= self.settings.limits.pixels:  # larger ones are refused by `decode`
-            share.take(3 * width * height)
+        width, height = pictures.picture_size(data, self.settings.limits.pixels)
+        share.take(3 * width * height)
         return pictures.decode(data, self.settings.limits.pixels)
 
     def _loaded(self) -> Segmenter:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from internimage_deploy import UserError
-from internimage_deploy.runtime.images import find_images, read_image
+from internimage_deploy.runtime.images import find_images, image_size, read_image
 
 RGB = np.arange(6 * 9 * 3, dtype=np.uint8).reshape(6, 9, 3)
 GREY = RGB[:, :, 0]
@@ -91,6 +91,25 @@ def test_exif_rotation_is_applied(tmp_path, orientation):
     np.testing.assert_array_equal(read_image(save(tmp_path, stored, exif=exif)), RGB)
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_a_cut_exif_block_leaves_the_picture_as_it_is_stored(tmp_path, name):
+    path = save(tmp_path, Image.fromarray(RGB), name, exif=b"Exif\0\0MM\0*", quality=100, lossless=True)
+    assert read_image(path).shape == RGB.shape
+    if name != "a.jpg":
+        np.testing.assert_array_equal(read_image(path), RGB)
+
+
+@pytest.mark.parametrize("error", [struct.error("needs 8 bytes"), KeyError("none"), ZeroDivisionError(), MemoryError()])
+def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch, error):
+    def load(self):
+        raise error
+
+    path = save(tmp_path, Image.fromarray(RGB))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(UserError, match=r"a\.png: (cannot be read as a picture|not enough memory)"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp", "a.bmp", "a.gif"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9], ids="cut at {}".format)
@@ -127,15 +146,28 @@ def test_the_pixel_limit_is_checked_before_decoding(tmp_path):
     assert read_image(tmp_path / "a.png", max_pixels=54).shape == (6, 9, 3)
 
 
-def test_a_bomb_of_a_few_bytes_is_refused_by_its_header(tmp_path):
+def png_header(width, height):
+    """A PNG file that claims a size and holds next to nothing."""
+
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_a_bomb_of_a_few_bytes_is_refused_by_its_header(tmp_path):
+    (tmp_path / "bomb.png").write_bytes(png_header(100_000, 100_000))
     with pytest.raises(UserError, match="10,000,000,000 pixels"):
         read_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.filterwarnings("error")
+def test_sizes_above_pillows_own_limit_are_read():
+    assert image_size(png_header(20_000, 10_000)) == (20_000, 10_000)
+    with pytest.raises(UserError, match="the body: not a picture in a known format"):
+        image_size(b"nothing", what="the body")
 
 
 def test_pillows_own_limit_is_left_as_it_was(tmp_path):

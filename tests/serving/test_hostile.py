@@ -2,6 +2,7 @@
 """Requests meant to do harm, and what must not come of them."""
 
 import gzip
+import io
 import json
 import socket
 import struct
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from served import Served, decoded, encoded, stripes
 
 from internimage_deploy.runtime.serving.admission import MemoryBudget
+from internimage_deploy.runtime.serving.pictures import picture_size
 from internimage_deploy.runtime.serving.refusal import Refusal
 
 SECONDS = 20
@@ -86,6 +89,22 @@ def test_a_picture_bomb_is_refused_without_decoding(server, size):
     assert answer.status_code == 413
     assert "pixels" in answer.json()["error"]
     assert server.resident_bytes() - before < 64 << 20
+
+
+def test_a_limit_above_pillows_own_is_the_one_that_counts():
+    data = bomb(20_000, 10_000)
+    assert picture_size(data, 200_000_000) == (20_000, 10_000)
+    with pytest.raises(Refusal, match="the picture is 20000x10000, 200,000,000 pixels; at most 199,999,999"):
+        picture_size(data, 199_999_999)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_a_cut_exif_block_does_not_matter(server, kind):
+    data, labels = stripes()
+    file = io.BytesIO()
+    Image.open(io.BytesIO(data)).save(file, kind, exif=b"Exif\0\0MM\0*", lossless=True)
+    answer = server.post("/v1/segment", content=file.getvalue())
+    np.testing.assert_array_equal(decoded(answer.content), labels)
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])

@@ -45,10 +45,7 @@ def labels_from_logits(logits: npt.NDArray[Any], geometry: Geometry) -> Labels:
         UserError: the logits hold NaN or infinity.
     """
     logits = np.ascontiguousarray(logits, np.float32)
-    if not np.isfinite(logits).all():
-        raise UserError(
-            "the network answered NaN or infinity; if the model is float16, export or build it in float32 or bfloat16"
-        )
+    _check_finite(logits)
     classes, low_height, low_width = logits.shape
     rows = _tiles(low_height, geometry.network[0], geometry.content[0], geometry.image[0])
     columns = _tiles(low_width, geometry.network[1], geometry.content[1], geometry.image[1])
@@ -78,6 +75,9 @@ def labels_from_planes(plane: Callable[[int], npt.NDArray[np.float32]], classes:
     """Labels (H, W) at the picture's size where `plane(c)` gives class c's scores at network size (h, w).
 
     One class at a time, for scores that are costly to hold for all classes.
+
+    Raises:
+        UserError: the scores hold NaN or infinity.
     """
     import cv2
 
@@ -86,11 +86,19 @@ def labels_from_planes(plane: Callable[[int], npt.NDArray[np.float32]], classes:
     best = np.full((height, width), -np.inf, np.float32)
     for index in range(classes):
         inside = plane(index)[: geometry.content[0], : geometry.content[1]]
+        _check_finite(inside)
         scores = cv2.resize(np.ascontiguousarray(inside), (width, height), interpolation=cv2.INTER_LINEAR)
         higher = scores > best
         labels[higher] = index
         np.copyto(best, scores, where=higher)
     return labels
+
+
+def _check_finite(scores: npt.NDArray[np.float32]) -> None:
+    if not np.isfinite(scores).all():
+        raise UserError(
+            "the network answered NaN or infinity; if the model is float16, export or build it in float32 or bfloat16"
+        )
 
 
 def _band(source: int, target: int, start: int, stop: int) -> tuple[int, npt.NDArray[np.float64]]:

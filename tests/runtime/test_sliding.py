@@ -5,6 +5,7 @@ import pytest
 from tiny_models import color_model, picture
 
 from internimage_deploy import Segmenter, UserError
+from internimage_deploy.runtime.postprocess import labels_from_logits
 from internimage_deploy.runtime.preprocess import Geometry
 from internimage_deploy.runtime.sliding import Window, crops, labels_from_crops
 
@@ -44,6 +45,18 @@ def test_labels_equal_a_plain_average_over_all_pixels(size):
     clear = ordered[-1] - ordered[-2] > 1e-4
     labels = labels_from_crops(logits, places, Geometry(image, size, size, size))
     np.testing.assert_array_equal(labels[clear], full.argmax(axis=0)[clear])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_no_numbers_are_refused(value):
+    window, size = Window((64, 64), (42, 42)), (96, 160)
+    places = crops(size, window)
+    logits = [np.zeros((3, 16, 16), np.float32) for _ in places]
+    logits[-1][1, 8, 8] = value
+    with pytest.raises(UserError, match="the network answered NaN or infinity"):
+        labels_from_crops(logits, places, Geometry(size, size, size, size))
+    with pytest.raises(UserError, match="the network answered NaN or infinity"):
+        labels_from_logits(logits[-1], Geometry((64, 64), (64, 64), (64, 64), (64, 64)))
 
 
 @pytest.mark.parametrize("batch", [1, 4])

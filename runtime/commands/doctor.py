@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -88,8 +89,18 @@ _PARTS = (
         "engines for desktop GPUs, built without one",
         aliases=("tensorrt_rtx_bindings",),
     ),
+    Part("PyCUDA", "pycuda", ("pycuda",), "pip install pycuda", "running engines"),
+    Part(
+        "cuda-python",
+        "cuda.bindings",
+        ("cuda-python", "cuda-bindings"),
+        "pip install cuda-python",
+        "CUDA graphs of TensorRT engines",
+        aliases=("cuda.cudart",),
+    ),
     Part("FastAPI", "fastapi", ("fastapi",), _extra("serve"), "serve"),
     Part("uvicorn", "uvicorn", ("uvicorn",), _extra("serve"), "serve"),
+    Part("python-multipart", "python_multipart", ("python-multipart",), _extra("serve"), "serve: forms"),
     Part("Ray", "ray", ("ray",), _extra("ray"), "many pictures on many machines"),
 )
 
@@ -108,7 +119,8 @@ def doctor(as_json: bool) -> None:
     Exit code 1 if something that every task needs is missing or broken.
     """
     findings = [examine(part) for part in _PARTS] + [_tool(*tool) for tool in _TOOLS]
-    backends = _backends()
+    broken = {part.module for part, finding in zip(_PARTS, findings, strict=False) if finding.state == "broken"}
+    backends = _backends(broken)
     needed = {part.title for part in _PARTS if part.needed}
     healthy = all(finding.state == "installed" for finding in findings if finding.title in needed) and bool(backends)
     system = {
@@ -151,8 +163,8 @@ def examine(part: Part) -> Finding:
 
 def _present(module: str) -> bool:
     try:
-        spec = importlib.util.find_spec(module.partition(".")[0])
-    except (ImportError, ValueError):
+        spec = importlib.util.find_spec(module)
+    except Exception:  # looking for a.b imports a, and a damaged package can raise anything
         return False
     return spec is not None and spec.origin is not None  # a folder left over from an uninstall has no origin
 
@@ -182,9 +194,15 @@ def _gpus() -> list[str]:
     return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
 
 
-def _backends() -> list[str]:
+def _backends(broken: set[str]) -> list[str]:
+    """The backends whose package is there and not among the `broken` ones."""
     try:
         from internimage_deploy.runtime.backends.base import REGISTRY, installed
     except Exception:  # numpy itself may be the broken part
         return []
-    return [name for name, entry in REGISTRY.items() if installed(entry)]
+    usable = []
+    for name, entry in REGISTRY.items():
+        with contextlib.suppress(Exception):  # asking onnxruntime for its providers imports it
+            if entry.package not in broken and installed(entry):
+                usable.append(name)
+    return usable

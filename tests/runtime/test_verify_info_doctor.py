@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import importlib
 import json
 import sys
 
@@ -215,7 +216,7 @@ def test_a_backend_that_is_not_installed_names_its_extra(tmp_path, monkeypatch):
 
 def test_the_answer_must_have_the_rank_of_the_card(tmp_path):
     answer = TensorSpec("logits", "float32", ("batch", 3, "x", "h4", "w4"))
-    backend = load_backend(color_model(tmp_path / "m.onnx", card_changes={"output": answer}))
+    backend = load_backend(color_model(tmp_path / "m.onnx", card_changes={"output": answer}), "onnxruntime")
     with pytest.raises(UserError, match="expected 5 dimensions"):
         backend.run(np.zeros((1, 64, 64, 3), np.uint8))
 
@@ -242,3 +243,36 @@ def test_doctor_says_what_is_there(run, monkeypatch):
     code, said, _ = run("doctor")
     assert code == 1
     assert "pip install opencv-python-headless" in said
+
+
+@pytest.mark.parametrize(
+    "content", ["raise ImportError('libcublas.so.12: no such file')", "x = 1"], ids=["import", "stub"]
+)
+def test_doctor_survives_a_broken_onnxruntime(run, tmp_path, monkeypatch, content):
+    (tmp_path / "onnxruntime.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    _, said, _ = run("doctor", "--json")
+    report = json.loads(said)
+    (found,) = (part for part in report["parts"] if part["title"] == "ONNX Runtime")
+    if "raise" in content:
+        assert (found["state"], found["detail"]) == ("broken", "(ImportError: libcublas.so.12: not found)")
+        assert "onnxruntime" not in report["backends"]
+    assert "onnxruntime-cuda" not in report["backends"]
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+
+
+def test_doctor_finds_a_part_inside_a_namespace(tmp_path, monkeypatch):
+    """As cuda-python's: the folder `cuda` belongs to several distributions and is no package of its own."""
+    (part,) = (part for part in doctor._PARTS if part.title == "cuda-python")
+    (tmp_path / "cuda").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cuda"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert doctor.examine(part).state == "missing"
+    (tmp_path / "cuda" / "bindings").mkdir()
+    (tmp_path / "cuda" / "bindings" / "__init__.py").touch()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cuda"]:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.invalidate_caches()
+    assert doctor.examine(part).state == "installed"

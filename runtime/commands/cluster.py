@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -57,8 +58,12 @@ def cluster_options(command: Command) -> Command:
     return command
 
 
-def check_local(places: tuple[Path | str, ...]) -> None:
-    """Refuse addresses of object stores, which only a cluster reads."""
+def check_local(places: tuple[Path | str, ...] = ()) -> None:
+    """Refuse what only a cluster understands: its options, and addresses of object stores."""
+    context = click.get_current_context()
+    for name in ("ray_address", "replicas", "gpus", "cpus"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} has no effect on this machine alone; add --engine ray")
     for place in places:
         if isinstance(place, str):
             store = place.partition("://")[0]

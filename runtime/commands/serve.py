@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from internimage_deploy.errors import MissingDependency, UserError
-from internimage_deploy.runtime.commands.cluster import cluster_options
+from internimage_deploy.runtime.commands.cluster import check_local, cluster_options
 from internimage_deploy.runtime.commands.options import (
     Size,
     backend_option,
@@ -103,6 +103,7 @@ def serve(model: Path, **options: Any) -> None:
     if options["engine"] == "ray":
         _serve_on_ray(settings, options)
         return
+    check_local()
     try:
         from internimage_deploy.runtime.serving.server import serve as serve_here
     except ImportError as error:

@@ -106,6 +106,9 @@ def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:
     async def readyz() -> JSONResponse:
         return JSONResponse({"status": "ready" if service.ready else "not ready"}, 200 if service.ready else 503)
 
+    for path, ask in (("/healthz", healthz), ("/readyz", readyz)):
+        app.add_api_route(path, ask, methods=["HEAD"], include_in_schema=False)
+
     @app.get(
         "/metrics",
         tags=["operations"],
@@ -125,7 +128,7 @@ def _add_page(app: FastAPI) -> None:
             headers = {"Content-Type": kind, "Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
             return Response(content, headers=headers)
 
-        app.add_api_route(path, read, methods=["GET"], include_in_schema=False)
+        app.add_api_route(path, read, methods=["GET", "HEAD"], include_in_schema=False)
 
     for path, (name, kind) in _PAGE.items():
         add(path, (folder / name).read_bytes(), kind)

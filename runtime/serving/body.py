@@ -19,7 +19,8 @@ from internimage_deploy.runtime.serving.refusal import Refusal
 from internimage_deploy.runtime.serving.settings import Limits
 
 _FIELDS = 20  # form fields beside the files
-_RAW_TYPES = ("application/octet-stream", "image/")
+# The last is what `curl --data-binary` says unless told otherwise.
+_RAW_TYPES = ("application/octet-stream", "image/", "application/x-www-form-urlencoded")
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,8 @@ def serve(settings: Settings, *, host: str, port: int, drain_s: float) -> None:
     Raises:
         UserError: the address cannot be bound, or the model cannot be loaded.
     """
+    if not settings.model.path.exists():
+        raise UserError(f"{settings.model.path}: no such file")
     failure: list[UserError] = []
 
     def failed(error: UserError) -> None:

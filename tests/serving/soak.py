@@ -34,11 +34,13 @@ from internimage_deploy.runtime.serving import pictures  # noqa: E402
 
 PACKAGES = ("fastapi", "opencv-python-headless", "pillow", "uvicorn")
 ROUNDS = 3
+BACKEND = "onnxruntime"
+OPTIONS = ("--backend", BACKEND, "--threads", "1")
 
 
 def samples(model, folder):
     """The pictures of `folder` with the answers of direct calls."""
-    segmenter = Segmenter.load(model, threads=1)
+    segmenter = Segmenter.load(model, backend=BACKEND, threads=1)
     made = []
     for path in sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png")):
         labels = segmenter(image := read_image(path)).labels
@@ -57,7 +59,7 @@ async def watched(server, coroutine, interval_s=1.0):
 
 def soak(model, given, clients, seconds, folder):
     """200 clients against a bounded queue: what is refused is refused at once, the rest is right."""
-    with Served(model, folder, "--threads", "1") as server:
+    with Served(model, folder, *OPTIONS) as server:
         asyncio.run(load.run(server.port, given, clients=8, each=4))
         with multiprocessing.get_context("spawn").Pool(1) as apart:
             apart.apply(time.sleep, (0,))  # started before it counts
@@ -91,7 +93,7 @@ def throughput(model, given, seconds, folder):
         servers = {}
         for batch in found:
             (folder / str(batch)).mkdir()
-            options = ("--threads", "1", "--batch", batch, "--queue", "1000")
+            options = (*OPTIONS, "--batch", batch, "--queue", "1000")
             servers[batch] = stack.enter_context(Served(model, folder / str(batch), *options))
             asyncio.run(load.run(servers[batch].port, given, clients=8, each=4))
         for _ in range(ROUNDS):
@@ -108,7 +110,7 @@ def throughput(model, given, seconds, folder):
 
 def network(model, given):
     """Pictures per second of the network on one thread, by batch, with neither HTTP nor files."""
-    segmenters = {batch: Segmenter.load(model, threads=1, batch=batch) for batch in (1, 8)}
+    segmenters = {batch: Segmenter.load(model, backend=BACKEND, threads=1, batch=batch) for batch in (1, 8)}
     prepared = [segmenters[1].prepare(np.asarray(decoded(sample.picture))) for sample in given[:24]]
     rates = {batch: [] for batch in segmenters}
     for turn in range(2 * ROUNDS + 1):
@@ -150,7 +152,7 @@ def faults(model, given, seconds, folder):
         )
         return found
 
-    with Served(model, folder, "--threads", "1", "--workers", "2", "--queue", "500") as server:
+    with Served(model, folder, *OPTIONS, "--workers", "2", "--queue", "500") as server:
         found = asyncio.run(both(server))
         return {"workers killed": killed, **found.summary(), "problems": found.wrong[:5]}
 
@@ -196,7 +198,7 @@ def main():
     results |= {
         "model": options.model.name,
         "pictures": f"{len(given)} PNG of {width}x{height}, {size >> 10} KiB",
-        "service": "--threads 1, else defaults; clients and service on one machine",
+        "service": f"{' '.join(OPTIONS)}, else defaults; clients and service on one machine",
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -3,7 +3,12 @@
 
 import io
 import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +16,8 @@ from served import Served, decoded, encoded, stripes
 from tiny_models import color_model, picture
 
 from internimage_deploy.runtime.segmenter import Segmenter
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +48,19 @@ def test_a_picture_becomes_its_label_map(server, segmenter, kind):
     assert {part.split(";")[0] for part in answer.headers["server-timing"].split(", ")} == {
         "decode", "queue", "run", "encode",
     }  # fmt: skip
+
+
+def test_the_readmes_curl_commands_work(server, tmp_path):
+    section = re.search(r"^## Serve\n(.*?)(?=^## )", (ROOT / "README.md").read_text(), re.M | re.S)[1]
+    commands = [line for line in section.splitlines() if line.startswith("curl ")]
+    data, labels = stripes()
+    (tmp_path / "street.jpg").write_bytes(data)
+    answers = []
+    for line in commands:
+        words = shlex.split(line.replace("http://127.0.0.1:8000", server.url))
+        answers.append(subprocess.run([*words, "-sS", "--fail"], cwd=tmp_path, capture_output=True, check=True).stdout)
+    np.testing.assert_array_equal(decoded((tmp_path / "labels.png").read_bytes()), labels)
+    assert json.loads(answers[1])["height"] == labels.shape[0]
 
 
 def test_a_form_does_as_well(server):
@@ -120,6 +140,9 @@ def test_health_metrics_and_schema(server):
     server.post("/v1/segment", content=stripes()[0])
     assert server.get("/healthz").json() == {"status": "ok"}
     assert server.get("/readyz").json() == {"status": "ready"}
+    for path in ("/", "/healthz", "/readyz"):
+        answer = httpx.head(server.url + path)
+        assert (answer.status_code, answer.content) == (200, b"")
     text = server.get("/metrics").text
     for name in ("requests_total", "queue_pictures", "batch_size_bucket", "stage_seconds_bucket", "workers"):
         assert f"\ninternimage_{name}" in text

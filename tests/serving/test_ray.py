@@ -176,13 +176,22 @@ def test_a_folder_is_segmented_once_whatever_breaks(cluster, color_path, tmp_pat
     ("arguments", "code", "words"),
     [
         (["s3://bucket/in", "-o", "out"], 2, "--engine ray reads"),
+        (["a.png", "-o", "out", "--replicas", "2"], 2, "add --engine ray"),
         (["a.png", "b.png", "-o", "out", "--engine", "ray"], 2, "takes one folder"),
         (["nowhere://x/y", "-o", "out", "--engine", "ray"], 1, "not a place that can be opened"),
         (["/nonexistent-folder", "-o", "out", "--engine", "ray"], 2, "takes one folder"),
         ([".", "-o", "out", "--engine", "ray"], 1, "no picture here"),
         ([".", "-o", "out", "--engine", "ray", "--replicas", "4-2"], 2, "expected a number or a range"),
     ],
-    ids=["address without a cluster", "two files", "unknown store", "no folder", "no picture", "replicas"],
+    ids=[
+        "address without a cluster",
+        "option without a cluster",
+        "two files",
+        "unknown store",
+        "no folder",
+        "no picture",
+        "replicas",
+    ],
 )
 def test_wrong_usage_is_told(color_path, tmp_path, arguments, code, words):
     result = subprocess.run(command("segment", color_path, *arguments), capture_output=True, text=True, cwd=tmp_path)

@@ -245,21 +245,19 @@ def test_doctor_says_what_is_there(run, monkeypatch):
     assert "pip install opencv-python-headless" in said
 
 
-@pytest.mark.parametrize(
-    "content", ["raise ImportError('libcublas.so.12: no such file')", "x = 1"], ids=["import", "stub"]
-)
+@pytest.mark.parametrize("content", ["raise ImportError('no libcublas.so.12')", "x = 1"], ids=["import", "stub"])
 def test_doctor_survives_a_broken_onnxruntime(run, tmp_path, monkeypatch, content):
     (tmp_path / "onnxruntime.py").write_text(content)
-    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("onnxruntime")  # the real one, which is put back afterwards
     monkeypatch.delitem(sys.modules, "onnxruntime")
+    monkeypatch.syspath_prepend(tmp_path)
     _, said, _ = run("doctor", "--json")
     report = json.loads(said)
     (found,) = (part for part in report["parts"] if part["title"] == "ONNX Runtime")
     if "raise" in content:
-        assert (found["state"], found["detail"]) == ("broken", "(ImportError: libcublas.so.12: not found)")
+        assert (found["state"], found["detail"]) == ("broken", "(ImportError: no libcublas.so.12)")
         assert "onnxruntime" not in report["backends"]
     assert "onnxruntime-cuda" not in report["backends"]
-    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
 
 
 def test_doctor_finds_a_part_inside_a_namespace(tmp_path, monkeypatch):

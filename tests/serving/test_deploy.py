@@ -3,6 +3,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import click
 import pytest
 import yaml
 
+from internimage_deploy.runtime.commands.build_engine import build_engine
 from internimage_deploy.runtime.commands.serve import TOKEN_VARIABLE, serve
 from internimage_deploy.runtime.serving.app import create_app
 from internimage_deploy.runtime.serving.settings import ModelSettings, Settings
+from internimage_deploy.trt_plugins.command import build_plugin
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -54,8 +57,23 @@ def test_recipes_copy_what_exists_and_start_the_service(recipe):
     assert "SIGTERM" in [rest for kind, rest in steps if kind == "STOPSIGNAL"]
 
 
+def test_the_jetson_serves_the_engine_that_its_recipe_builds():
+    header = re.sub(r"\\\n# *", "", (DEPLOY / "Dockerfile.jetson").read_text())
+    words = shlex.split(re.search(r"--entrypoint build-engine internimage-deploy:jetson (.*)", header)[1])
+    built = build_engine.make_context("build-engine", words).params
+    command = json.loads(next(rest for kind, rest in instructions("Dockerfile.jetson") if kind == "CMD"))
+    assert parse(command)["model"] == built["output"]
+    assert built["no_embed_plugin"], "serve refuses code in an engine without --trust-engine"
+    (plugin,) = [rest for kind, rest in instructions("Dockerfile.jetson") if "build-plugin" in rest]
+    build_plugin.make_context("build-plugin", shlex.split(plugin)[2:])
+
+
 def test_the_compose_file():
-    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    text = (DEPLOY / "compose.yaml").read_text()
+    started = [line for line in text.splitlines() if "docker compose" in line]
+    assert len(started) == 2
+    assert all(f"{TOKEN_VARIABLE}=" in line for line in started), "compose refuses the file without it"
+    services = yaml.safe_load(text)["services"]
     service = services["serve"]
     assert (REPOSITORY / "deploy" / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
     assert parse(service["command"])["model"] == Path("/models/model.onnx")

@@ -19,6 +19,7 @@ from typing import Literal
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import atomic_path, atomic_write, write_error
 from internimage_deploy.runtime.card import METADATA_KEY, ModelCard, TensorSpec
+from internimage_deploy.runtime.engine import sidecar
 from internimage_deploy.runtime.model_file import external_files, read_card, read_model
 
 _TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32"}
@@ -46,7 +47,7 @@ def export(model: Path, repository: Path, options: TritonOptions) -> list[str]:
         UserError: the model is not one Triton can run in one step, its plugin is missing, or a file cannot be written.
     """
     is_engine = model.suffix.lower() != ".onnx"
-    card = _engine_card(model) if is_engine else read_card(model)
+    card = sidecar.read(model) if is_engine else read_card(model)
     _check(model, card, options, is_engine)
     folder = repository / options.name
     try:
@@ -63,7 +64,9 @@ def export(model: Path, repository: Path, options: TritonOptions) -> list[str]:
         _copy(options.plugin, folder / options.plugin.name)
     # Last: a server that polls the repository must not see a model without its files.
     atomic_write(folder / "config.pbtxt", config(card, options, is_engine=is_engine))
-    return commands(repository, plugin, gpu=is_engine or options.device == "gpu")
+    compatible = card.engine is not None and card.engine.version_compatible
+    gpu = is_engine or options.device == "gpu"
+    return commands(repository, plugin, gpu=gpu, version_compatible=compatible)
 
 
 def config(card: ModelCard, options: TritonOptions, *, is_engine: bool) -> str:
@@ -99,15 +102,17 @@ def config(card: ModelCard, options: TritonOptions, *, is_engine: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def commands(repository: Path, plugin: str | None, *, gpu: bool) -> list[str]:
+def commands(repository: Path, plugin: str | None, *, gpu: bool, version_compatible: bool = False) -> list[str]:
     """Shell commands that start Triton on `repository` and ask whether it is ready; `plugin` inside the container."""
     gpus = "--gpus all " if gpu else ""
     # LD_PRELOAD registers the plugin before any engine is read; it is Triton's documented way for custom layers.
     preload = f"-e LD_PRELOAD={plugin} " if plugin else ""
+    # Such an engine brings code of its own, which Triton does not run unasked.
+    backend = " --backend-config=tensorrt,version-compatible=true" if version_compatible else ""
     return [
         f"docker run --rm {gpus}{preload}-p 8000:8000 -p 8001:8001 -p 8002:8002 "
         f"-v {repository.resolve()}:{_MOUNT}:ro nvcr.io/nvidia/tritonserver:YY.MM-py3 "
-        f"tritonserver --model-repository={_MOUNT}",
+        f"tritonserver --model-repository={_MOUNT}{backend}",
         "curl -f localhost:8000/v2/health/ready",
     ]
 
@@ -135,22 +140,6 @@ def _check(model: Path, card: ModelCard, options: TritonOptions, is_engine: bool
         )
     if options.plugin is not None and not options.plugin.is_file():
         raise UserError(f"{options.plugin}: no such file; compile the plugin with  build-plugin")
-
-
-def _engine_card(model: Path) -> ModelCard:
-    if not model.is_file():
-        raise UserError(f"{model}: no such file")
-    path = model.with_name(f"{model.name}.json")
-    try:
-        card = ModelCard.from_json(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{model}: neither an .onnx file nor an engine with its card {path.name} beside it; "
-            "copy both files together, or build the engine again"
-        ) from error
-    if card.engine is None:
-        raise UserError(f"{path}: a model card without facts about an engine; build the engine again")
-    return card
 
 
 def _batch_size(card: ModelCard, options: TritonOptions) -> int:

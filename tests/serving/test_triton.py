@@ -13,6 +13,7 @@ from google.protobuf import text_format
 from tiny_models import color_model, picture
 
 from internimage_deploy.errors import UserError
+from internimage_deploy.files import sha256
 from internimage_deploy.runtime.card import EngineInfo
 from internimage_deploy.runtime.model_file import read_card
 from internimage_deploy.runtime.serving.triton import TritonOptions, export
@@ -33,7 +34,7 @@ def engine(tmp_path, card, **facts):
     """A stand-in for an engine file with its card; Triton's repository does not look inside."""
     path = tmp_path / "street.engine"
     path.write_bytes(b"engine")
-    info = EngineInfo("tensorrt", "10.14", "0" * 64, ("8.6",), **facts)
+    info = EngineInfo("tensorrt", "10.14", sha256(path), ("8.6",), **facts)
     (tmp_path / "street.engine.json").write_text(dataclasses.replace(card, engine=info).to_json())
     return path
 
@@ -120,6 +121,21 @@ def test_an_engine_takes_its_plugin_along(labels_model, tmp_path):
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["street"], "Triton takes every folder for a model"
 
 
+@pytest.mark.parametrize("compatible", [False, True])
+def test_a_version_compatible_engine_is_allowed_by_name(compatible, labels_model, tmp_path):
+    model = engine(tmp_path, read_card(labels_model), version_compatible=compatible)
+    start, _ = export(model, tmp_path / "r", TritonOptions("street"))
+    assert ("--backend-config=tensorrt,version-compatible=true" in start) == compatible
+
+
+def test_an_engine_that_is_not_the_cards_is_refused(labels_model, tmp_path):
+    model = engine(tmp_path, read_card(labels_model))
+    model.write_bytes(b"another")
+    with pytest.raises(UserError, match="not the one its card describes"):
+        export(model, tmp_path / "r", TritonOptions("street"))
+    assert not (tmp_path / "r").exists()
+
+
 def test_what_triton_cannot_run_is_refused(labels_model, tmp_path):
     card = read_card(labels_model)
     logits = color_model(tmp_path / "logits.onnx")
@@ -137,7 +153,7 @@ def test_what_triton_cannot_run_is_refused(labels_model, tmp_path):
     with pytest.raises(UserError, match="tensorrt-rtx, which Triton does not run"):
         export(path, tmp_path / "r", TritonOptions("m"))
     (tmp_path / "street.engine.json").unlink()
-    with pytest.raises(UserError, match=r"neither an \.onnx file nor an engine with its card"):
+    with pytest.raises(UserError, match=r"its card street\.engine\.json is not beside it"):
         export(path, tmp_path / "r", TritonOptions("m"))
     assert not (tmp_path / "r").exists()
 

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import multiprocessing
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +56,7 @@ class Worker:
 
     async def ready(self) -> ModelCard:
         """Wait until the model is loaded. Raises `UserError` with the worker's reason, or `WorkerLost`."""
-        kind, value = await self._in_thread(self._receive, None)
+        kind, value = await self._in_thread(self._receive)
         if kind == "refused":
             raise UserError(value)
         assert isinstance(value, ModelCard)
@@ -97,17 +98,25 @@ class Worker:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     def _exchange(self, items: list[Work], timeout_s: float) -> Any:
+        give_up = time.monotonic() + timeout_s
+        # A process that does not read blocks the send in a full pipe; only its end frees it.
+        watchdog = threading.Timer(timeout_s, self.kill)
+        watchdog.daemon = True
+        watchdog.start()
         try:
             self._connection.send(items)
-        except OSError as error:
-            raise WorkerLost("the worker ended") from error
-        return self._receive(timeout_s)
+            if self._connection.poll(max(give_up - time.monotonic(), 0)):
+                return self._connection.recv()
+        except (EOFError, OSError) as error:
+            if time.monotonic() < give_up:
+                raise WorkerLost("the worker ended") from error
+        finally:
+            watchdog.cancel()
+        self.kill()
+        raise WorkerLost(f"no answer in {timeout_s:g} s")
 
-    def _receive(self, timeout_s: float | None) -> Any:
+    def _receive(self) -> Any:
         try:
-            if not self._connection.poll(timeout_s):
-                self.kill()
-                raise WorkerLost(f"no answer in {timeout_s:g} s")
             return self._connection.recv()
         except (EOFError, OSError) as error:
             raise WorkerLost("the worker ended") from error

@@ -107,13 +107,20 @@ def test_a_client_that_goes_away_frees_its_place(color_path, tmp_path):
 
 
 def test_before_the_model_is_loaded_requests_are_told_to_wait(color_path, tmp_path):
-    with Served(color_path, tmp_path, wait=False) as server:
+    # Python reads this file at its start; workers wait in it.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        f"while '--multiprocessing-fork' in sys.orig_argv and not os.path.exists({str(tmp_path / 'go')!r}):\n"
+        "    time.sleep(0.02)\n"
+    )
+    with Served(color_path, tmp_path, env={"PYTHONPATH": str(tmp_path)}, wait=False) as server:
         server.wait_listening()
-        early = server.get("/readyz").status_code, server.post("/v1/segment", content=stripes()[0])
+        assert server.get("/readyz").status_code == 503
+        early = server.post("/v1/segment", content=stripes()[0])
+        assert early.status_code == 503
+        assert int(early.headers["retry-after"]) >= 1
+        (tmp_path / "go").touch()
         server.wait_ready()
-        if early[0] == 503 and early[1].status_code != 200:
-            assert early[1].status_code == 503
-            assert int(early[1].headers["retry-after"]) >= 1
         assert server.post("/v1/segment", content=stripes()[0]).status_code == 200
 
 
@@ -145,13 +152,13 @@ def test_a_weak_token_is_refused(color_path, tmp_path, token):
     assert len(token) < 6 or token not in result.stderr
 
 
-def pooled(color_path, scenario, **options):
+def pooled(color_path, scenario, side=32, **options):
     async def go():
         pool = Pool(ModelSettings(color_path, threads=1), **{"count": 1, "batch": 4, "run_s": 60.0, **options})
         try:
             card = await pool.start()
             assert isinstance(card, ModelCard)
-            prepared = preparer(card, ModelSettings(color_path), 10**6).prepare(np.full((32, 32, 3), 9, np.uint8))
+            prepared = preparer(card, ModelSettings(color_path), 10**6).prepare(np.full((side, side, 3), 9, np.uint8))
             await scenario(pool, Work(prepared.network, prepared.geometry))
         finally:
             await pool.close()
@@ -159,7 +166,8 @@ def pooled(color_path, scenario, **options):
     asyncio.run(go())
 
 
-def test_a_worker_that_hangs_is_replaced_and_its_work_reported_failed(color_path):
+@pytest.mark.parametrize("side", [32, 640], ids=["3 kB", "1.2 MB, which blocks the pipe"])
+def test_a_worker_that_hangs_is_replaced_and_its_work_reported_failed(side, color_path):
     async def scenario(pool, work):
         (before,) = pool.pids
         os.kill(before, signal.SIGSTOP)
@@ -169,10 +177,10 @@ def test_a_worker_that_hangs_is_replaced_and_its_work_reported_failed(color_path
         assert answer.status == 503
         pool._run_s = 60.0
         (answer,) = await pool.run([work])
-        assert answer.shape == (32, 32)
+        assert answer.shape == (side, side)
         assert before not in pool.pids
 
-    pooled(color_path, scenario)
+    pooled(color_path, scenario, side=side)
 
 
 def test_work_of_a_dead_worker_runs_again(color_path):

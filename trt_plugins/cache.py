@@ -18,7 +18,7 @@ SOURCES = Path(__file__).resolve().parent / "csrc"
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries are kept: $INTERNIMAGE_DEPLOY_CACHE, else the user's cache folder."""
+    """Where compiled libraries and the like are kept: $INTERNIMAGE_DEPLOY_CACHE, else the user's cache folder."""
     import platformdirs
 
     chosen = os.environ.get(CACHE_VARIABLE)

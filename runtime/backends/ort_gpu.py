@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from internimage_deploy.runtime.backends.base import check_answer
 from internimage_deploy.runtime.card import ModelCard
 from internimage_deploy.runtime.cuda import OutOfDeviceMemory
 from internimage_deploy.runtime.model_file import read_card
+from internimage_deploy.trt_plugins.cache import cache_folder
+
+log = logging.getLogger(__name__)
 
 _CUDA, _TENSORRT, _CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 
@@ -80,10 +84,12 @@ def _cuda_options() -> dict[str, str]:
 
 
 def _tensorrt_options() -> dict[str, str]:
-    import platformdirs
-
-    cache = platformdirs.user_cache_path("internimage-deploy") / "onnxruntime-tensorrt"
-    cache.mkdir(parents=True, exist_ok=True)
+    cache = cache_folder() / "onnxruntime-tensorrt"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning("engines are built anew each time: cannot write %s (%s)", cache, error.strerror)
+        return {"device_id": "0"}
     return {
         "device_id": "0",
         "trt_engine_cache_enable": "1",

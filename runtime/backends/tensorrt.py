@@ -22,6 +22,7 @@ from internimage_deploy.runtime.engine import sidecar
 from internimage_deploy.runtime.engine.compilers import load_module
 from internimage_deploy.runtime.engine.operators import Flavour
 from internimage_deploy.runtime.engine.profiles import Profile, Size, fitting, tensor_shape
+from internimage_deploy.trt_plugins.cache import cache_folder
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -187,11 +188,9 @@ class TensorRTBackend:
         return config, cache
 
     def _cache_path(self) -> Path:
-        import platformdirs
-
         assert self.card.engine is not None
         key = f"{self.card.engine.sha256[:16]}-{self.device.capability}-{self._api.__version__}"
-        return platformdirs.user_cache_path("internimage-deploy") / "runtime" / f"{key}.cache"
+        return cache_folder() / "runtime" / f"{key}.cache"
 
     def _save_cache(self) -> None:
         from internimage_deploy.files import atomic_write

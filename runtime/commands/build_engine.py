@@ -142,9 +142,9 @@ def build_engine(
 
 def default_timing_cache(version: str) -> Path:
     """Where measured kernels are kept for this version of TensorRT."""
-    import platformdirs
+    from internimage_deploy.trt_plugins.cache import cache_folder
 
-    return platformdirs.user_cache_path("internimage-deploy") / "timing" / f"tensorrt-{version}.cache"
+    return cache_folder() / "timing" / f"tensorrt-{version}.cache"
 
 
 def _called(compiler: Compiler) -> str:

@@ -79,7 +79,7 @@ def compile_engine(api: Any, job: Job, tell: Tell, cancelled: threading.Event) -
         raise UserError(failure(logger.errors, node_names(job.model)))
     size = _write(Path(job.output), plan)
     if cache:
-        _save_timing_cache(config, job.timing_cache)
+        _save_timing_cache(config, job.timing_cache, tell)
     return {
         "version": api.__version__,
         "bytes": size,
@@ -262,13 +262,17 @@ def _load_timing_cache(config: trt.IBuilderConfig, path: str) -> bool:
     return True
 
 
-def _save_timing_cache(config: trt.IBuilderConfig, path: str) -> None:
+def _save_timing_cache(config: trt.IBuilderConfig, path: str, tell: Tell) -> None:
     from internimage_deploy.files import atomic_write
 
     cache = config.get_timing_cache()
-    if cache is not None:
+    if cache is None:
+        return
+    try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         atomic_write(Path(path), bytes(cache.serialize()))
+    except (OSError, UserError) as error:  # it only saves time, and the engine is done
+        tell({"event": LOG, "text": f"the timing cache is not kept ({error})"})
 
 
 def _write(path: Path, plan: Any) -> int:

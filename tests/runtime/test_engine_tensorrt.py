@@ -16,9 +16,10 @@ from tiny_models import color_model, picture
 
 from internimage_deploy import Segmenter
 from internimage_deploy.errors import MissingDependency, UserError
-from internimage_deploy.runtime.backends import base
+from internimage_deploy.runtime.backends import base, ort_gpu
 from internimage_deploy.runtime.backends import tensorrt as backend_module
 from internimage_deploy.runtime.backends.base import answers, load_backend
+from internimage_deploy.runtime.commands.build_engine import default_timing_cache
 from internimage_deploy.runtime.cuda import Device, DeviceArray, DeviceBuffer, DeviceError, OutOfDeviceMemory
 from internimage_deploy.runtime.engine import build as build_module
 from internimage_deploy.runtime.engine import sidecar
@@ -48,9 +49,11 @@ def compile_here(monkeypatch, tmp_path):
         monkeypatch.setattr("internimage_deploy.trt_plugins.library.ctypes.CDLL", lambda *a, **k: None)
         library.write_bytes(b"")
         target = tmp_path / f"{version}.engine"
-        built = build(model, target, compiler, Options(**options), plugin=lambda: (library, "1"))
+        options = Options(**options)
+        built = build(model, target, compiler, options, follow=events.append, plugin=lambda: (library, "1"))
         return built, trt, trt.configs[0]
 
+    compile_here.events = events = []
     return compile_here
 
 
@@ -108,6 +111,25 @@ def test_the_timing_cache(compile_here, tmp_path):
     _, _, config = compile_here(exported(*DYNAMIC), timing_cache=cache)
     assert config._cache._data == b""
     assert cache.read_bytes() == b"measured"
+
+
+def test_a_timing_cache_that_cannot_be_written_costs_no_engine(compile_here, tmp_path):
+    (tmp_path / "file").touch()
+    built, _, _ = compile_here(exported(*DYNAMIC), timing_cache=tmp_path / "file" / "timing.cache")
+    assert built.path.is_file()
+    (said,) = (event["text"] for event in compile_here.events if event["event"] == "log")
+    assert said.startswith("the timing cache is not kept (")
+
+
+def test_whatever_is_kept_lies_in_the_chosen_folder(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("INTERNIMAGE_DEPLOY_CACHE", str(tmp_path / "cache"))
+    assert default_timing_cache("10.1") == tmp_path / "cache" / "timing" / "tensorrt-10.1.cache"
+    kept = ort_gpu._tensorrt_options()["trt_engine_cache_path"]
+    assert kept == str(tmp_path / "cache" / "onnxruntime-tensorrt")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("INTERNIMAGE_DEPLOY_CACHE", str(tmp_path / "file"))
+    assert ort_gpu._tensorrt_options() == {"device_id": "0"}
+    assert "engines are built anew each time: cannot write" in caplog.text
 
 
 def test_the_shared_api_is_in_tensorrt_rtx(compile_here, monkeypatch, tmp_path):

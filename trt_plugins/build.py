@@ -43,16 +43,27 @@ FLAGS = (
 Interface = Literal["v2", "v3"]
 
 
+def major(version: str) -> int:
+    """The major number of a TensorRT version."""
+    return int(version.split(".")[0])
+
+
+def default_interface(tensorrt_major: int) -> Interface:
+    """The plugin interface for a TensorRT: IPluginV3 came with version 10."""
+    return "v3" if tensorrt_major >= 10 else "v2"
+
+
 def sources_key() -> str:
     """A digest of the C++ and CUDA sources."""
     return fingerprint((path for path in SOURCES.iterdir() if path.is_file()), [])
 
 
-def cached_libraries(tensorrt: str | None = None) -> list[Path]:
+def cached_libraries(tensorrt: str | None = None, *, any_headers: bool = False) -> list[Path]:
     """Libraries in the cache that were built from these sources: those for most GPUs first, then the newest.
 
     Args:
         tensorrt: A TensorRT version; only libraries built with headers of its major version are returned.
+        any_headers: Return those with the interface for `tensorrt`, whatever headers they were built with.
     """
     found = []
     for record in (cache_folder() / "plugin").glob(f"*/{RECORD}"):
@@ -60,7 +71,9 @@ def cached_libraries(tensorrt: str | None = None) -> list[Path]:
         try:
             facts = json.loads(record.read_text())
             fits = facts["sources"] == sources_key() and facts["machine"] == platform.machine()
-            fits = fits and (tensorrt is None or facts["tensorrt"].split(".")[0] == tensorrt.split(".")[0])
+            if tensorrt is not None:
+                wanted, built = major(tensorrt), major(facts["tensorrt"])
+                fits = fits and (facts["interface"] == default_interface(wanted) if any_headers else built == wanted)
             if fits:
                 found.append((len(facts["architectures"]), library.stat().st_mtime, library))
         except (OSError, ValueError, KeyError):
@@ -130,7 +143,7 @@ def make_plan(
     compiler = find_nvcc(nvcc)
     headers = find_headers(tensorrt_include)
     if interface is None:
-        interface = "v3" if headers.major >= 10 else "v2"
+        interface = default_interface(headers.major)
     if interface == "v3" and headers.major < 10:
         raise UserError(
             f"--interface v3 needs TensorRT 10 or later, but the headers in {headers.path} are {headers.version}"

@@ -24,7 +24,8 @@ def find_library(path: Path | None = None, *, tensorrt: str | None = None, build
 
     Args:
         path: The library, if the user named one.
-        tensorrt: The TensorRT version that is to load it; its major version must be that of the library's headers.
+        tensorrt: The TensorRT version that is to load it. A library built with headers of its major version is
+            preferred; without `build`, one of its interface will do.
         build: Compile the library if the cache has none.
 
     Raises:
@@ -46,8 +47,15 @@ def find_library(path: Path | None = None, *, tensorrt: str | None = None, build
         return cached[0]
     if build:
         return builder.build(builder.make_plan())[0]
+    # TensorRT from PyPI has no headers, so build-plugin takes those of another version: its interfaces stay compatible.
+    cached = builder.cached_libraries(tensorrt, any_headers=True)
+    if cached:
+        return cached[0]
     version = f" for TensorRT {tensorrt}" if tensorrt else ""
-    raise UserError(f"the DCNv3 plugin library has not been compiled{version}: run  internimage-deploy build-plugin")
+    headers = "  with --tensorrt-include, that version's headers" if builder.cached_libraries() else ""
+    raise UserError(
+        f"the DCNv3 plugin library has not been compiled{version}: run  internimage-deploy build-plugin{headers}"
+    )
 
 
 def find_creator(trt: ModuleType, name: str = OP_TYPE) -> Any | None:

@@ -70,7 +70,7 @@ class TensorRTBackend:
         sidecar.check_runtime(path, info, flavour, self._api.__version__)
         self.device = Device(device)
         sidecar.check_gpu(path, info, self.device.capability, self.device.name)
-        sidecar.check_plugin(path, info, available=self._plugin(info), trusted=trust_engine)
+        sidecar.check_plugin(path, info, available=self._plugin(path, info), trusted=trust_engine)
         self._profiles = tuple(Profile(*(_size(p[kind]) for kind in ("min", "opt", "max"))) for p in info.profiles)
         self._errors: list[str] = []
         self._logger = _logger(self._api, self._errors)
@@ -147,16 +147,16 @@ class TensorRTBackend:
                 self._lanes.drop()
                 raise
 
-    def _plugin(self, info: EngineInfo) -> str:
-        """Load the plugin where the engine needs one; its version, empty where there is none."""
+    def _plugin(self, path: Path, info: EngineInfo) -> str:
+        """Load the plugin where the engine needs one in a file of its own; its version, empty where it needs none."""
         if not info.plugin_version or info.plugin_embedded:
             return ""
         from internimage_deploy.trt_plugins import contract, library
 
         try:
             library.load_library(self._api)
-        except UserError:
-            return ""
+        except UserError as error:
+            raise UserError(f"{path}: the engine needs the DCNv3 plugin; {error}") from error
         return contract.PLUGIN_VERSION
 
     def _load(self, path: Path) -> trt.ICudaEngine:

@@ -86,6 +86,18 @@ def test_a_plugin_of_its_own(compile_here):
     assert "needs the DCNv3 plugin where it runs" in built.notes[0]
 
 
+def test_why_the_plugin_does_not_load_is_said(compile_here, monkeypatch, tmp_path):
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("INTERNIMAGE_DEPLOY_CACHE", str(tmp_path / "cache"))
+    built, trt, _ = compile_here(exported(*DYNAMIC), embed_plugin=False)
+    object.__setattr__(trt.get_plugin_registry(), "all_creators", [])  # as in a new process
+    fake_cuda.install(monkeypatch, fake_cuda.make_driver())
+    monkeypatch.setattr(backend_module, "load_module", lambda flavour: trt)
+    monkeypatch.setattr(base, "installed", lambda entry: True)
+    with pytest.raises(UserError, match=r"needs the DCNv3 plugin; the DCNv3 .* compiled for TensorRT 10.13.0: run"):
+        load_backend(built.path)
+
+
 def test_flags_are_those_of_the_version():
     def flags(version):
         trt = fake_tensorrt.make(version, without=LACKS[version])

@@ -285,6 +285,22 @@ def test_of_cached_libraries_the_one_for_most_gpus_comes_first(plan, empty_cache
         library.find_library(tensorrt="8.6.1")
 
 
+@pytest.mark.parametrize(
+    ("tensorrt", "expected"), [("11.4.0", "v3"), ("10.3.0", "v3"), ("8.6.1", "v2"), ("8.5.2", "v2")]
+)
+def test_without_headers_of_its_version_the_interface_decides(empty_cache, tensorrt, expected):
+    for interface in ("v2", "v3"):
+        folder = empty_cache / "plugin" / interface
+        folder.mkdir(parents=True)
+        (folder / build.LIBRARY).write_text("")
+        facts = {"machine": platform.machine(), "tensorrt": "9.0.0", "architectures": [87], "interface": interface}
+        (folder / build.RECORD).write_text(json.dumps({"sources": build.sources_key(), **facts}))
+    assert library.find_library(tensorrt=tensorrt).parent.name == expected
+    (empty_cache / "plugin" / expected / build.LIBRARY).unlink()
+    with pytest.raises(UserError, match=f"has not been compiled for TensorRT {tensorrt}: .* --tensorrt-include"):
+        library.find_library(tensorrt=tensorrt)
+
+
 def test_importing_compiles_nothing(tmp_path):
     code = (
         "import importlib, pkgutil, internimage_deploy.trt_plugins as room\n"

@@ -86,7 +86,7 @@ def random_pictures(count: int, size: tuple[int, int], seed: int = 0) -> list[np
 def run_alone(network: Backend, size: tuple[int, int]) -> Run:
     """Run `network` at `size` and check what comes out. Raises `UserError` for a wrong shape, type or value."""
     card = network.card
-    _check_size(card, size)
+    check_size(card, size)
     batch = card.batch or 2
     pictures = random_pictures(batch, size)
     start = time.perf_counter()
@@ -111,7 +111,7 @@ def run_alone(network: Backend, size: tuple[int, int]) -> Run:
 def compare(first: Backend, second: Backend, size: tuple[int, int]) -> Comparison:
     """Compare two networks on the same random pictures at `size`. Raises `UserError` if they cannot be compared."""
     for network in (first, second):
-        _check_size(network.card, size)
+        check_size(network.card, size)
     if len(first.card.classes) != len(second.card.classes):
         raise UserError(
             f"the models have {len(first.card.classes)} and {len(second.card.classes)} classes; nothing to compare"
@@ -152,7 +152,8 @@ def _labels(card: ModelCard, answer: npt.NDArray[Any], size: tuple[int, int]) ->
     return np.stack([labels_from_logits(logits, Geometry(size, size, size, size)) for logits in answer])
 
 
-def _check_size(card: ModelCard, size: tuple[int, int]) -> None:
+def check_size(card: ModelCard, size: tuple[int, int]) -> None:
+    """Refuse an input size (height, width) that the model does not take. Raises `UserError`."""
     height, width = card.network_size
     if isinstance(height, int) and size != (height, width):
         raise UserError(f"the model takes one size, {height}x{width}, got {size[0]}x{size[1]}")

@@ -15,7 +15,7 @@ from typing import Literal
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import atomic_path, atomic_write
 from internimage_deploy.trt_plugins.cache import SOURCES, build_once, cache_folder, fingerprint, run_compiler
-from internimage_deploy.trt_plugins.toolchain import Headers, Nvcc, find_headers, find_nvcc
+from internimage_deploy.trt_plugins.toolchain import Headers, Nvcc, find_headers, find_nvcc, major
 
 LIBRARY = "libinternimage_trt_plugins.so"
 RECORD = "plugin.json"
@@ -41,11 +41,6 @@ FLAGS = (
 )
 
 Interface = Literal["v2", "v3"]
-
-
-def major(version: str) -> int:
-    """The major number of a TensorRT version."""
-    return int(version.split(".")[0])
 
 
 def default_interface(tensorrt_major: int) -> Interface:

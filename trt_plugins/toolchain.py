@@ -36,6 +36,11 @@ class Nvcc:
     architectures: tuple[int, ...]
 
 
+def major(version: str) -> int:
+    """The major number of a TensorRT version."""
+    return int(version.split(".")[0])
+
+
 @dataclass(frozen=True)
 class Headers:
     """TensorRT's headers: their folder, version such as "10.14.1", and how they were found."""
@@ -47,7 +52,7 @@ class Headers:
     @property
     def major(self) -> int:
         """The major version."""
-        return int(self.version.split(".")[0])
+        return major(self.version)
 
 
 def _output(command: list[str]) -> str:

@@ -54,7 +54,9 @@ class Entry:
 
 _HERE = "internimage_deploy.runtime.backends"
 
-_ENGINES = (".engine", ".plan", ".trt")
+ENGINES = (".engine", ".plan", ".trt")
+"""File name endings of engines."""
+
 _ENGINE_OPTIONS = ("trust_engine", "cuda_graphs")
 
 # `auto` takes the first that is installed and reads the file, or the fastest of `_RIVALS`; an engine names its own.
@@ -62,8 +64,8 @@ REGISTRY: dict[str, Entry] = {
     "onnxruntime": Entry(f"{_HERE}.onnxruntime:load", (".onnx",), "onnxruntime", "cpu"),
     "openvino": Entry(f"{_HERE}.openvino:load", (".onnx",), "openvino", "openvino"),
     "openvino-bf16": Entry(f"{_HERE}.openvino:load_bf16", (".onnx",), "openvino", "openvino"),
-    "tensorrt": Entry(f"{_HERE}.tensorrt:load_tensorrt", _ENGINES, "tensorrt", "gpu", _ENGINE_OPTIONS),
-    "tensorrt-rtx": Entry(f"{_HERE}.tensorrt:load_rtx", _ENGINES, "tensorrt_rtx_bindings", "rtx", _ENGINE_OPTIONS),
+    "tensorrt": Entry(f"{_HERE}.tensorrt:load_tensorrt", ENGINES, "tensorrt", "gpu", _ENGINE_OPTIONS),
+    "tensorrt-rtx": Entry(f"{_HERE}.tensorrt:load_rtx", ENGINES, "tensorrt_rtx_bindings", "rtx", _ENGINE_OPTIONS),
     "onnxruntime-cuda": Entry(
         f"{_HERE}.ort_gpu:load_cuda", (".onnx",), "onnxruntime", "gpu", provider="CUDAExecutionProvider"
     ),
@@ -101,7 +103,7 @@ def choose(path: Path, backend: str = "auto") -> str:
         known = sorted({suffix for name in names for suffix in REGISTRY[name].suffixes})
         who = "no backend reads" if backend == "auto" else f"the backend '{backend}' does not read"
         raise UserError(f"{path}: {who} this kind of file, expected a name ending in {' or '.join(known)}")
-    if backend == "auto" and path.suffix.lower() in _ENGINES:
+    if backend == "auto" and path.suffix.lower() in ENGINES:
         from internimage_deploy.runtime.engine import sidecar
 
         fitting = [sidecar.info_of(path).flavour]

@@ -15,7 +15,9 @@ from internimage_deploy.runtime.commands.options import Size, model_argument, th
 @model_argument
 @click.option("--backend", "backends", multiple=True, help="What runs it; may be repeated, then in turns.")
 @click.option("--size", type=Size("HxW"), help="Input size of a model that takes any.  [default: 512x512]")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--batch", type=click.IntRange(1), help="Pictures in a run.  [default: the model's own, 1 where it is free]"
+)
 @click.option("--runs", type=click.IntRange(3), default=10, show_default=True)
 @click.option("--warmup", type=click.IntRange(0), default=2, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -24,7 +26,7 @@ def benchmark(
     model: Path,
     backends: tuple[str, ...],
     size: tuple[int, int] | None,
-    batch: int,
+    batch: int | None,
     runs: int,
     warmup: int,
     as_json: bool,
@@ -36,16 +38,18 @@ def benchmark(
     from internimage_deploy.runtime.backends.fastest import sample
     from internimage_deploy.runtime.environment import environment
     from internimage_deploy.runtime.timing import measure
+    from internimage_deploy.runtime.verification import check_size
 
     for name in backends:
         if name not in ("auto", *REGISTRY):
             raise click.BadParameter(f"'{name}': choose among auto, {', '.join(REGISTRY)}", param_hint="--backend")
     networks = [load_backend(model, name, threads=threads) for name in backends or ("auto",)]
     card = networks[0].card
-    if size is not None and not card.is_dynamic and size != card.network_size:
-        fixed = "x".join(map(str, card.network_size))
-        raise UserError(f"{model}: takes {fixed} only; leave --size out, or export with --dynamic")
-    given = sample(card, size, batch)
+    if size is not None:
+        check_size(card, size)
+    if batch not in (None, card.batch) and card.batch is not None:
+        raise UserError(f"{model}: takes batches of {card.batch} only, got --batch {batch}; leave it out")
+    given = sample(card, size, batch or 1)
     answers = [network.run(given) for network in networks]
     differing = {
         network.name: float((_labels(answer, card.emits_labels) != _labels(answers[0], card.emits_labels)).mean())

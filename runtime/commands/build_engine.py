@@ -10,7 +10,7 @@ import click
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.commands.options import Size
-from internimage_deploy.runtime.engine.profiles import parse_size
+from internimage_deploy.runtime.engine.profiles import described, parse_size
 
 if TYPE_CHECKING:
     from internimage_deploy.runtime.engine.build import Built
@@ -192,5 +192,4 @@ def _tell(built: Built, compiler: Compiler) -> None:
         f"wrote {built.path} ({size}, {built.card.precision}) with {_called(compiler)}{where} in {built.seconds:.0f} s"
     )
     for profile in info.profiles:
-        ranges = " ".join(f"{kind} {'x'.join(map(str, profile[kind]))}" for kind in ("min", "opt", "max"))
-        click.echo(f"profile: {ranges}")
+        click.echo(f"profile: {described(profile)}")

@@ -11,6 +11,7 @@ import click
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.commands.options import Size, model_argument
+from internimage_deploy.runtime.engine.profiles import described
 
 _DEFAULT_SIZE = (512, 512)
 
@@ -24,7 +25,7 @@ _DEFAULT_SIZE = (512, 512)
     help="Input size for the multiply-adds.  [default: the model's own, 512x512 where it takes any]",
 )
 def info(model: Path, as_json: bool, size: tuple[int, int] | None) -> None:
-    """Print a model's card, the size of its graph, its operators, and its multiply-adds."""
+    """Print a model's card and, of an ONNX file, the size of its graph, its operators, and its multiply-adds."""
     facts = collect(model, size)
     if as_json:
         click.echo(json.dumps(facts, indent=1))
@@ -41,7 +42,13 @@ def info(model: Path, as_json: bool, size: tuple[int, int] | None) -> None:
 
 
 def collect(path: Path, size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Everything `info` knows about the ONNX file `path`, as plain data. Raises `UserError`."""
+    """Everything `info` knows about the model file `path`, as plain data. Raises `UserError`."""
+    from internimage_deploy.runtime.backends.base import ENGINES
+
+    if path.suffix.lower() in ENGINES:
+        if size is not None:
+            raise UserError(f"{path}: multiply-adds are counted in ONNX files only; leave --size out")
+        return _engine_facts(path)
     from internimage_deploy.runtime.graph import UnknownShape, graph_facts, multiply_adds
     from internimage_deploy.runtime.model_file import card_of, read_model
 
@@ -71,13 +78,21 @@ def collect(path: Path, size: tuple[int, int] | None = None) -> dict[str, Any]:
     return {"file": path.name, "card": json.loads(card.to_json()), "graph": graph, "multiply_adds": macs}
 
 
+def _engine_facts(path: Path) -> dict[str, Any]:
+    from internimage_deploy.runtime.engine import sidecar
+
+    card = sidecar.read(path)
+    return {"file": path.name, "card": json.loads(card.to_json()), "file_bytes": path.stat().st_size}
+
+
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    card, graph, macs = facts["card"], facts["graph"], facts["multiply_adds"]
+    card = facts["card"]
     names = card["classes"]
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     resize = f"keep-ratio into {card['resize'][0]}x{card['resize'][1]}" if card["resize"] else "the picture's own size"
+    size = facts["graph"]["file_bytes"] if "graph" in facts else facts["file_bytes"]
     rows = [
-        ("file", f"{facts['file']}, {graph['file_bytes'] / 1e6:,.1f} MB"),
+        ("file", f"{facts['file']}, {size / 1e6:,.1f} MB"),
         ("architecture", card["architecture"]),
         ("classes", f"{len(names)}: {listed}"),
         ("input", _tensor(card["input"])),
@@ -87,8 +102,14 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("rewrites", ", ".join(card["rewrites"]) or "none"),
         ("source", ", ".join(f"{name} {value}" for name, value in card["source"].items()) or "not recorded"),
         ("made with", ", ".join(f"{name} {value}" for name, value in card["tools"].items()) or "not recorded"),
-        ("parameters", f"{graph['parameters'] / 1e6:,.2f} M"),
     ]
+    if "graph" in facts:
+        return rows + _graph_rows(facts["graph"], facts["multiply_adds"])
+    return rows + _engine_rows(card["engine"])
+
+
+def _graph_rows(graph: dict[str, Any], macs: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("parameters", f"{graph['parameters'] / 1e6:,.2f} M")]
     height, width = macs["size"]
     if macs["total"] is None:
         rows.append(("multiply-adds", f"unknown at {height}x{width}: {macs['reason']}"))
@@ -98,6 +119,18 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("graph", f"{graph['nodes']} nodes, opset {graph['opset']}"))
     rows.append(("operators", ", ".join(f"{name} {count}" for name, count in graph["operators"].items())))
     return rows
+
+
+def _engine_rows(engine: dict[str, Any]) -> list[tuple[str, str]]:
+    gpus = ", ".join(engine["compute_capabilities"])
+    rows = [
+        ("engine", f"{engine['flavour']} {engine['version']}{', version-compatible' * engine['version_compatible']}"),
+        ("GPU", f"compute capability {gpus}" if gpus else engine["device"] or "the library's own choice"),
+    ]
+    if engine["plugin_version"]:
+        where = "inside" if engine["plugin_embedded"] else "in a file of its own"
+        rows.append(("DCNv3 plugin", f"version {engine['plugin_version']}, {where}"))
+    return rows + [("profile", described(profile)) for profile in engine["profiles"]]
 
 
 def _tensor(spec: dict[str, Any]) -> str:

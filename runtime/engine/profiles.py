@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from internimage_deploy.errors import UserError
@@ -27,6 +27,11 @@ class Profile:
     def as_dict(self) -> dict[str, tuple[int, ...]]:
         """As the model card stores it."""
         return {"min": self.min, "opt": self.opt, "max": self.max}
+
+
+def described(profile: Mapping[str, Sequence[int]]) -> str:
+    """A card's profile in words: "min 1x64x64 opt 1x512x512 max 1x1024x1024"."""
+    return " ".join(f"{kind} {'x'.join(map(str, profile[kind]))}" for kind in ("min", "opt", "max"))
 
 
 def parse_size(text: str) -> Size:

@@ -11,9 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_models import color_model
 
 from internimage_deploy import UserError, cli
+from internimage_deploy.files import sha256
 from internimage_deploy.runtime.backends.base import REGISTRY, Entry, choose, load_backend
-from internimage_deploy.runtime.card import METADATA_KEY, ModelCard, TensorSpec
+from internimage_deploy.runtime.card import METADATA_KEY, EngineInfo, ModelCard, TensorSpec
 from internimage_deploy.runtime.commands import doctor
+from internimage_deploy.runtime.engine import sidecar
 from internimage_deploy.runtime.graph import UnknownShape, graph_facts, multiply_adds
 from internimage_deploy.runtime.model_file import read_model
 
@@ -113,7 +115,7 @@ def test_verify_sees_more_labels_than_classes(run, tmp_path):
 
 @pytest.mark.parametrize("size", ["60x64", "64x100"])
 def test_sizes_that_are_no_multiple_of_32(run, tmp_path, size):
-    for command in ("verify", "info"):
+    for command in ("verify", "info", "benchmark"):
         code, _, err = run(command, color_model(tmp_path / "m.onnx"), "--size", size)
         assert code == 1
         assert "multiples of 32" in err
@@ -133,6 +135,48 @@ def test_info(run, tmp_path):
     assert code == 0
     assert "image uint8 (batch, height, width, 3)" in said
     assert run("info", color_model(tmp_path / "s.onnx", size=(64, 64)), "--size", "96x96")[0] == 1
+
+
+def write_engine(path, **changes):
+    """A file that stands for an engine, with its card."""
+    path.write_bytes(b"engine")
+    info = EngineInfo("tensorrt", "10.13.0", sha256(path), (), device="Thing", plugin_version="1", **changes)
+    source, answer = (
+        TensorSpec("image", "uint8", ("batch", 64, 96, 3)),
+        TensorSpec("labels", "uint8", ("batch", 64, 96)),
+    )
+    card = ModelCard("net", ("road", "sky"), ((0, 0, 0),) * 2, source, answer, engine=info)
+    sidecar.path_of(path).write_text(card.to_json())
+    return path
+
+
+def test_info_of_an_engine_is_its_card(run, tmp_path):
+    shapes = {"min": (1, 64, 96), "opt": (2, 64, 96), "max": (4, 64, 96)}
+    path = write_engine(tmp_path / "m.engine", profiles=(shapes,), plugin_embedded=True)
+    code, said, _ = run("info", path)
+    assert code == 0
+    for words in ("tensorrt 10.13.0", "Thing", "version 1, inside", "min 1x64x96 opt 2x64x96 max 4x64x96", "road, sky"):
+        assert words in said
+    facts = json.loads(run("info", path, "--json")[1])
+    assert (facts["file_bytes"], facts["card"]["engine"]["sha256"]) == (6, sha256(path))
+    code, _, err = run("info", path, "--size", "64x96")
+    assert code == 1
+    assert "leave --size out" in err
+    path.write_bytes(b"another")
+    assert "is not the one its card describes" in run("info", path)[2]
+
+
+def test_benchmark_refuses_a_size_or_batch_that_is_not_the_models(run, tmp_path):
+    fixed = color_model(tmp_path / "m.onnx", size=(64, 96), batch=2)
+    code, _, err = run("benchmark", fixed, "--batch", "5", "--backend", "onnxruntime")
+    assert code == 1
+    assert "takes batches of 2 only, got --batch 5" in err
+    code, _, err = run("benchmark", fixed, "--size", "96x64", "--backend", "onnxruntime")
+    assert code == 1
+    assert "the model takes one size, 64x96, got 96x64" in err
+    for batch in ((), ("--batch", "2")):
+        code, said, _ = run("benchmark", fixed, *batch, "--backend", "onnxruntime", "--runs", "3", "--json")
+        assert (code, json.loads(said)["input"]) == (0, [2, 64, 96, 3])
 
 
 def write_graph(path, nodes, initializers, size=("height", "width")):

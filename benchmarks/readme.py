@@ -157,8 +157,9 @@ def serving(report: dict[str, Any]) -> str:
         ("memory", f"{memory['second quarter']} MiB in the second quarter, {memory['last quarter']} MiB in the last"),
         (
             "batches of 8, of 1",
-            f"{service['batch 8']:.0f}/s, {service['batch 1']:.0f}/s: {service['ratio']:.2f}x; the network alone, "
-            f"one thread: {network['batch 8']:.0f}/s, {network['batch 1']:.0f}/s: {network['ratio']:.2f}x",
+            f"{service['batch 8']:.0f}/s, {service['batch 1']:.0f}/s, turn by turn {service['ratio']:.2f}x; "
+            f"the network alone, one thread: {network['batch 8']:.0f}/s, {network['batch 1']:.0f}/s, "
+            f"turn by turn {network['ratio']:.2f}x",
         ),
         (
             f"{faults['workers killed']} workers killed under load",

@@ -124,12 +124,12 @@ def network(model, given):
 
 
 def spread(rates):
-    """Medians by batch, all turns, and the ratio."""
+    """Medians by batch, all turns, and the median of the turns' ratios: the machine may change its speed."""
     middle = {batch: statistics.median(turns) for batch, turns in rates.items()}
     return {
         **{f"batch {batch}": round(rate, 1) for batch, rate in middle.items()},
         "turns": {f"batch {batch}": [round(rate, 1) for rate in turns] for batch, turns in rates.items()},
-        "ratio": round(middle[8] / middle[1], 2),
+        "ratio": round(statistics.median(many / one for one, many in zip(rates[1], rates[8], strict=True)), 2),
     }
 
 

@@ -82,7 +82,7 @@ def segment(
     """Segment pictures, all pictures of folders, and videos.
 
     Writes STEM.labels.png into the output folder: class ids at the picture's own size, 8-bit (16-bit above 256
-    classes). A picture that cannot be read is named at the end, the others are done, and the exit code is 1.
+    classes). What cannot be read is named at the end, the others are done, and the exit code is 1.
 
     A video is a file, a camera's number, an address (rtsp://...) or a GStreamer pipeline; with --overlay it is written
     to STEM.overlay.mp4, without it only measured in frames per second.
@@ -126,13 +126,7 @@ def segment(
         trust_engine=trust_engine,
         cuda_graphs=cuda_graphs,
     )
-    _make_folder(output)
-    for source in videos:
-        segment_one_video(segmenter, source, output, overlay=overlay, live=live, most_frames=frames)
-    if not todo:
-        segmenter.close()
-        return
-    failures: list[tuple[jobs.Job, UserError]] = []
+    failures: list[tuple[str, UserError]] = []
     bar = Progress(
         TextColumn("segmenting"),
         BarColumn(),
@@ -142,33 +136,45 @@ def segment(
         transient=True,
         disable=not os.isatty(2),
     )
-    with segmenter, bar:
-        task = bar.add_task("", total=len(todo))
+    with segmenter:
+        _make_folder(output)
+        for source in videos:
+            try:
+                segment_one_video(segmenter, source, output, overlay=overlay, live=live, most_frames=frames)
+            except UserError as error:
+                failures.append((source, error))
+        bad_videos = len(failures)
+        if todo:
+            with bar:
+                task = bar.add_task("", total=len(todo))
 
-        def done(job: jobs.Job, error: UserError | None) -> None:
-            if error is not None:
-                failures.append((job, error))
-            bar.advance(task)
+                def done(job: jobs.Job, error: UserError | None) -> None:
+                    if error is not None:
+                        failures.append((str(job.source), error))
+                    bar.advance(task)
 
-        def write(job: jobs.Job, result: Any) -> None:
-            target = output / job.stem
-            if target.parent != output:
-                _make_folder(target.parent)
-            _write_result(target, job.source, model, result, overlay=overlay, as_json=as_json)
+                def write(job: jobs.Job, result: Any) -> None:
+                    target = output / job.stem
+                    if target.parent != output:
+                        _make_folder(target.parent)
+                    _write_result(target, job.source, model, result, overlay=overlay, as_json=as_json)
 
-        try:
-            jobs.run(segmenter, todo, write, done)
-        except jobs.WriteFailure as failure:
-            raise failure.reason from failure
-    if len(todo) == len(failures) == 1:
+                try:
+                    jobs.run(segmenter, todo, write, done)
+                except jobs.WriteFailure as failure:
+                    raise failure.reason from failure
+    total = len(videos) + len(todo)
+    if total == len(failures) == 1:
         raise failures[0][1]
-    for job, error in failures:
-        text = str(error)
-        click.echo(f"failed: {text if str(job.source) in text else f'{job.source}: {text}'}", err=True)
-    good = len(todo) - len(failures)
-    click.echo(f"segmented {good} of {len(todo)} {'picture' if len(todo) == 1 else 'pictures'} into {output}")
+    for source, reason in failures:
+        text = str(reason)
+        click.echo(f"failed: {text if source in text else f'{source}: {text}'}", err=True)
+    if todo:
+        good = len(todo) - (len(failures) - bad_videos)
+        click.echo(f"segmented {good} of {len(todo)} {'picture' if len(todo) == 1 else 'pictures'} into {output}")
     if failures:
-        raise UserError(f"{len(failures)} of {len(todo)} pictures could not be segmented; they are named above")
+        kinds = " and ".join(kind for kind, there in (("pictures", todo), ("videos", videos)) if there)
+        raise UserError(f"{len(failures)} of {total} {kinds} could not be segmented; they are named above")
 
 
 def _window(crop: tuple[int, int] | None, stride: tuple[int, int] | None) -> Any:

@@ -143,3 +143,26 @@ def test_the_command(clip, tmp_path, capsys):
     cv2.imwrite(str(image), picture(HEIGHT, WIDTH)[0])
     assert command("segment", model, image, "-o", tmp_path / "out", "--live") == 2
     assert "--live and --frames are for videos" in capsys.readouterr().err
+
+
+def test_a_bad_video_does_not_keep_the_rest_from_being_done(clip, tmp_path, capsys, monkeypatch):
+    model = color_model(tmp_path / "m.onnx")
+    (tmp_path / "bad.mp4").write_text("no video")
+    cv2.imwrite(str(tmp_path / "a.png"), picture(HEIGHT, WIDTH)[0])
+    closed = []
+    monkeypatch.setattr(Segmenter, "close", lambda self: closed.append(self))
+    given = (tmp_path / "bad.mp4", clip, tmp_path / "a.png")
+    assert command("segment", model, *given, "-o", tmp_path / "out", "--overlay", "--frames", 3) == 1
+    said, err = capsys.readouterr()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a.labels.png",
+        "a.overlay.png",
+        "clip.overlay.mp4",
+    ]
+    assert "segmented 1 of 1 picture into" in said
+    assert "failed: " in err
+    assert "bad.mp4: OpenCV cannot open it" in err
+    assert "1 of 3 pictures and videos could not be segmented" in err
+    assert command("segment", model, tmp_path / "bad.mp4", "-o", tmp_path / "out") == 1
+    assert capsys.readouterr().err.count("bad.mp4") == 1
+    assert len(closed) == 2

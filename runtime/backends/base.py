@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy.typing as npt
 
 from internimage_deploy.errors import MissingDependency, UserError
 from internimage_deploy.runtime.card import ModelCard
+
+log = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
@@ -130,6 +133,8 @@ def load_backend(path: Path, backend: str = "auto", *, threads: int | None = Non
     if not path.is_file():
         raise UserError(f"{path}: {'is a folder, not a model file' if path.is_dir() else 'no such file'}")
     name = choose(path, backend)
+    if backend == "auto" and name in _RIVALS:
+        _say_that_the_gpu_is_idle()
     rivals = [rival for rival in _RIVALS if installed(REGISTRY[rival])]
     if backend == "auto" and name in rivals and len(rivals) > 1:
         from internimage_deploy.runtime.backends.fastest import load_fastest
@@ -140,6 +145,15 @@ def load_backend(path: Path, backend: str = "auto", *, threads: int | None = Non
     fitting = {name: value for name, value in options.items() if name in entry.options}
     loaded: Backend = getattr(importlib.import_module(module), function)(path, threads=threads, **fitting)
     return loaded
+
+
+def _say_that_the_gpu_is_idle() -> None:
+    # onnxruntime-gpu has onnxruntime's import name, so nothing else tells that the GPU package is not what runs.
+    if installed(REGISTRY["onnxruntime-cuda"]):
+        from internimage_deploy.runtime.engine.compilers import gpu_problem
+
+        if not gpu_problem():
+            log.info("running on the CPU; --backend onnxruntime-cuda uses the GPU")
 
 
 def answers(backend: Backend, batches: Iterable[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:

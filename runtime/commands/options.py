@@ -45,7 +45,7 @@ def backend_option(command: Command) -> Command:
         type=click.Choice(["auto", *REGISTRY]),
         default="auto",
         show_default=True,
-        help="What runs the network; auto takes the first that is installed and reads the file.",
+        help="What runs the network; auto takes the fastest CPU backend that is installed, for an engine its own.",
     )(command)
 
 

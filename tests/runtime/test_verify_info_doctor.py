@@ -2,6 +2,7 @@
 import dataclasses
 import importlib
 import json
+import logging
 import sys
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny_models import color_model
 
 from internimage_deploy import UserError, cli
 from internimage_deploy.files import sha256
+from internimage_deploy.runtime.backends import base
 from internimage_deploy.runtime.backends.base import REGISTRY, Entry, choose, load_backend
 from internimage_deploy.runtime.card import METADATA_KEY, EngineInfo, ModelCard, TensorSpec
 from internimage_deploy.runtime.commands import doctor
@@ -66,7 +68,8 @@ def test_verify_against_its_equal_in_other_clothes(run, tmp_path):
     code, said, _ = run("verify", tmp_path / "a.onnx", "--against", color_model(tmp_path / "c.onnx", labels=True))
     assert code == 0
     assert said.count("of the labels agree") == 3
-    code, said, _ = run("verify", tmp_path / "a.onnx", "--against-backend", "onnxruntime", "--size", "64x32")
+    backends = ("--backend", "onnxruntime", "--against-backend", "onnxruntime")
+    code, said, _ = run("verify", tmp_path / "a.onnx", *backends, "--size", "64x32")
     assert code == 0
     assert "64x32: 100.0000% of the labels agree, max error 0" in said
 
@@ -256,6 +259,26 @@ def test_a_backend_that_is_not_installed_names_its_extra(tmp_path, monkeypatch):
         choose(tmp_path / "model.onnx", "abacus")
     with pytest.raises(UserError, match="no backend 'nothing'; choose one of: auto, onnxruntime"):
         choose(tmp_path / "model.onnx", "nothing")
+
+
+@pytest.mark.parametrize(
+    ("provider", "problem", "backend", "told"),
+    [
+        (True, "", "auto", True),
+        (False, "", "auto", False),
+        (True, "none", "auto", False),
+        (True, "", "onnxruntime", False),
+    ],
+    ids=["idle GPU", "CPU package", "no GPU", "asked for the CPU"],
+)
+def test_a_gpu_that_auto_leaves_idle_is_named(tmp_path, monkeypatch, caplog, provider, problem, backend, told):
+    there = {"onnxruntime", *(("onnxruntime-cuda",) if provider else ())}
+    names = {id(entry): name for name, entry in REGISTRY.items()}
+    monkeypatch.setattr(base, "installed", lambda entry: names[id(entry)] in there)
+    monkeypatch.setattr("internimage_deploy.runtime.engine.compilers.gpu_problem", lambda: problem)
+    with caplog.at_level(logging.INFO, "internimage_deploy"):
+        load_backend(color_model(tmp_path / "m.onnx"), backend)
+    assert ("running on the CPU; --backend onnxruntime-cuda uses the GPU" in caplog.text) == told
 
 
 def test_the_answer_must_have_the_rank_of_the_card(tmp_path):

@@ -12,10 +12,11 @@ class UserError(Exception):
 
 
 class MissingDependency(UserError):
-    """A package that this task needs is not installed; the message names the command that installs it."""
+    """A package that this task needs is not installed; the message names the command that installs it.
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{purpose} needs the package '{package}', which is not installed: "
-            f"run  pip install 'internimage-deploy[{extra}]'"
-        )
+    With `extra` that is the extra, with None the package alone, where the extras hold more than the task needs.
+    """
+
+    def __init__(self, package: str, extra: str | None, purpose: str) -> None:
+        wanted = package if extra is None else f"'internimage-deploy[{extra}]'"
+        super().__init__(f"{purpose} needs the package '{package}', which is not installed: run  pip install {wanted}")

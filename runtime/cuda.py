@@ -41,7 +41,7 @@ def driver() -> Any:
         import pycuda.driver as drv
     except ImportError as error:
         if getattr(error, "name", "") and str(error.name).startswith("pycuda"):
-            raise MissingDependency("pycuda", "gpu", "running an engine") from error
+            raise MissingDependency("pycuda", None, "running an engine") from error
         raise UserError(f"PyCUDA does not load ({error}); is the NVIDIA driver installed?") from error
     try:
         drv.init()
@@ -207,7 +207,7 @@ class DeviceArray:
         """View another library's GPU array (PyTorch, CuPy, Numba, JAX) as one of ours.
 
         Raises:
-            UserError: it offers neither interface, or is not dense in C order.
+            UserError: it offers neither interface, is not dense in C order, or NumPy has no such element type.
         """
         if isinstance(array, DeviceArray):
             return array
@@ -222,7 +222,10 @@ class DeviceArray:
         if hasattr(array, "__dlpack__"):
             from internimage_deploy.runtime.dlpack import CUDA, take
 
-            taken = take(array)
+            try:
+                taken = take(array)
+            except (ValueError, BufferError) as error:
+                raise UserError(f"the array cannot be taken through DLPack: {error}") from error
             if taken.device[0] != CUDA:
                 raise UserError("the array is not on an NVIDIA GPU; give NumPy arrays for the CPU")
             return DeviceArray(taken.address, taken.shape, taken.dtype, taken)

@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 class Recorder:
@@ -46,10 +50,16 @@ class Recorder:
 
 
 def recorder() -> Recorder | None:
-    """A recorder, or None where cuda-python is not installed."""
+    """A recorder, or None where cuda-python is not installed, which is logged once."""
     for name in ("cuda.bindings.runtime", "cuda.cudart"):  # new and old name of the module
         try:
             return Recorder(importlib.import_module(name))
         except (ImportError, RuntimeError):
             continue
+    _say_what_is_missing()
     return None
+
+
+@cache
+def _say_what_is_missing() -> None:
+    log.info("launches are not recorded (CUDA graphs): cuda-python is not there; run  pip install cuda-python")

@@ -82,6 +82,15 @@ def test_bfloat16_is_named():
         dlpack.export(0, (1,), "datetime64[s]", (dlpack.CPU, 0), None)
 
 
+def test_dlpack_mistakes_are_the_users():
+    with pytest.raises(UserError, match="not dense in C order; make it contiguous first"):
+        DeviceArray.of(np.zeros((4, 4))[:, ::2])
+    locked = np.zeros(4)
+    locked.flags.writeable = False  # NumPy answers BufferError
+    with pytest.raises(UserError, match="cannot be taken through DLPack"):
+        DeviceArray.of(locked)
+
+
 def facts(**changes):
     interface = {"shape": (2, 3), "typestr": "<f4", "data": (4096, False), "version": 3, "strides": None} | changes
     return SimpleNamespace(__cuda_array_interface__=interface)

@@ -3,6 +3,7 @@
 
 import dataclasses
 import itertools
+import logging
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from tiny_models import color_model, picture
 
 from internimage_deploy import Segmenter
 from internimage_deploy.errors import MissingDependency, UserError
-from internimage_deploy.runtime.backends import base, ort_gpu
+from internimage_deploy.runtime.backends import base, cuda_graph, ort_gpu
 from internimage_deploy.runtime.backends import tensorrt as backend_module
 from internimage_deploy.runtime.backends.base import answers, load_backend
 from internimage_deploy.runtime.commands.build_engine import default_timing_cache
@@ -259,6 +260,15 @@ def test_what_cannot_be_recorded_runs_all_the_same(compile_here, monkeypatch, tm
     assert graphs.launched == 0
 
 
+def test_that_cuda_python_is_missing_is_said_once(compile_here, monkeypatch, tmp_path, caplog):
+    cuda_graph._say_what_is_missing.cache_clear()
+    with caplog.at_level(logging.INFO, "internimage_deploy"):
+        segmenter, _ = engine_of(compile_here, monkeypatch, color_model(tmp_path / "m.onnx"), **sizes((1, 64, 64)))
+        assert cuda_graph.recorder() is None
+    assert segmenter.backend._recorder is None
+    assert caplog.text.count("pip install cuda-python") == 1
+
+
 def test_graphs_can_be_switched_off(compile_here, monkeypatch, tmp_path):
     graphs = fake_cuda.make_runtime()
 
@@ -352,7 +362,7 @@ def test_without_pycuda_or_tensorrt(compile_here, monkeypatch, tmp_path):
     monkeypatch.setattr(backend_module, "load_module", lambda flavour: trt)
     monkeypatch.setattr(base, "installed", lambda entry: True)
     monkeypatch.setitem(__import__("sys").modules, "pycuda", None)
-    with pytest.raises(MissingDependency, match=r"running an engine needs the package 'pycuda'"):
+    with pytest.raises(MissingDependency, match=r"needs the package 'pycuda', .*: run  pip install pycuda$"):
         load_backend(built.path)
 
 

@@ -11,6 +11,7 @@ import click
 
 from internimage_deploy.errors import MissingDependency
 from internimage_deploy.exporter.options import DEFAULT_OPSET, OPSETS, SIZE_DIVISOR, ExportOptions
+from internimage_deploy.runtime.commands.options import Size
 
 if TYPE_CHECKING:
     from internimage_deploy.exporter.export import Exported, ModelFacts
@@ -19,20 +20,16 @@ if TYPE_CHECKING:
 _ACTIVATIONS = ("GELU", "GELU_tanh", "ReLU", "SiLU")
 
 
-class Size(click.ParamType):
+class NetworkSize(Size):
     """HxW in pixels, both multiples of 32."""
 
-    name = "HxW"
+    def __init__(self) -> None:
+        super().__init__("HxW")
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"(\d+)x(\d+)", value)
-        if match is None:
-            self.fail(f"'{value}' is no size; expected height x width, for example 512x1024", param, ctx)
-        height, width = int(match[1]), int(match[2])
-        for side in (height, width):
-            if side < SIZE_DIVISOR or side % SIZE_DIVISOR:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        size = super().convert(value, param, ctx)
+        for side in size:
+            if side % SIZE_DIVISOR:
                 below = max(side // SIZE_DIVISOR * SIZE_DIVISOR, SIZE_DIVISOR)
                 self.fail(
                     f"'{value}': {side} is no multiple of {SIZE_DIVISOR}; the nearest are {below} and "
@@ -40,7 +37,7 @@ class Size(click.ParamType):
                     param,
                     ctx,
                 )
-        return height, width
+        return size
 
 
 class Integers(click.ParamType):
@@ -61,7 +58,7 @@ class Integers(click.ParamType):
 @click.option("--random", "preset", metavar="NAME", help="Random weights for the released model NAME.")
 @click.option("--list", "list_presets", is_flag=True, help="List the released models and exit.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The ONNX file to write.")
-@click.option("--size", type=Size(), help="Fixed network size, multiples of 32.")
+@click.option("--size", type=NetworkSize(), help="Fixed network size, multiples of 32.")
 @click.option("--dynamic", is_flag=True, help="Free height and width (multiples of 32). The default without --size.")
 @click.option("--batch", type=click.IntRange(1, 1024), help="Fixed batch. Default: 1 with --size, free with --dynamic.")
 @click.option(
@@ -133,6 +130,10 @@ def export_onnx(
         raise click.UsageError("give one of --ckpt FILE.pth and --random NAME")
     if output is None:
         raise click.UsageError("name the file to write with -o MODEL.onnx")
+    if output.suffix.lower() != ".onnx":
+        raise click.UsageError(f"-o {output}: the commands that read it know it by its ending; name it {output}.onnx")
+    if ckpt is not None and ckpt.exists() and output.exists() and output.samefile(ckpt):
+        raise click.UsageError(f"-o {output} is the checkpoint itself; name another file")
     if size is not None and dynamic:
         raise click.UsageError("--size and --dynamic exclude each other")
     _expect_known("--random", preset, PRESETS, "export-onnx --list names the released models")

@@ -14,6 +14,7 @@ from small_models import run, session
 
 import golden
 from internimage_deploy import cli
+from internimage_deploy.exporter.command import export_onnx
 from internimage_deploy.exporter.presets import PRESETS
 from internimage_deploy.runtime.model_file import read_card
 
@@ -65,19 +66,22 @@ def test_released_models_are_listed(capsys):
         pytest.param(["-o", "m.onnx"], "--ckpt FILE.pth and --random NAME", id="no-source"),
         pytest.param(["--ckpt", "a", "--random", "b", "-o", "m.onnx"], "one of --ckpt", id="two-sources"),
         pytest.param(["--ckpt", "a.pth"], "-o MODEL.onnx", id="no-output"),
+        pytest.param(["--ckpt", "a.pth", "-o", "model"], "name it model.onnx", id="no-ending"),
         pytest.param(
             ["--ckpt", "a.pth", "-o", "m.onnx", "--size", "500x512"],
             "500 is no multiple of 32; the nearest are 480 and 512",
             id="no-multiple-of-32",
         ),
-        pytest.param(["--ckpt", "a.pth", "-o", "m.onnx", "--size", "0x32"], "no multiple of 32", id="no-size"),
-        pytest.param(["--ckpt", "a.pth", "-o", "m.onnx", "--size", "512"], "height x width", id="no-height"),
-        pytest.param(["--ckpt", "a.pth", "-o", "m", "--size", "32x32", "--dynamic"], "exclude each other", id="both"),
-        pytest.param(["--ckpt", "a.pth", "-o", "m", "--batch", "0"], "--batch", id="batch"),
+        pytest.param(["--ckpt", "a.pth", "-o", "m.onnx", "--size", "0x32"], "such as 512x1024", id="no-size"),
+        pytest.param(["--ckpt", "a.pth", "-o", "m.onnx", "--size", "512"], "expected HxW", id="no-height"),
+        pytest.param(
+            ["--ckpt", "a.pth", "-o", "m.onnx", "--size", "32x32", "--dynamic"], "exclude each other", id="both"
+        ),
+        pytest.param(["--ckpt", "a.pth", "-o", "m.onnx", "--batch", "0"], "--batch", id="batch"),
         pytest.param(["--random", "resnet50", "-o", "m.onnx"], "'resnet50' does not exist", id="unknown-preset"),
-        pytest.param(["--ckpt", "a", "-o", "m", "--arch", "x"], "'x' does not exist", id="unknown-arch"),
-        pytest.param(["--ckpt", "a", "-o", "m", "--without", "x"], "'x' does not exist", id="unknown-rewrite"),
-        pytest.param(["--ckpt", "a", "-o", "m", "--post-norm-blocks", "5;11"], "separated by commas", id="blocks"),
+        pytest.param(["--ckpt", "a", "-o", "m.onnx", "--arch", "x"], "'x' does not exist", id="unknown-arch"),
+        pytest.param(["--ckpt", "a", "-o", "m.onnx", "--without", "x"], "'x' does not exist", id="unknown-rewrite"),
+        pytest.param(["--ckpt", "a", "-o", "m.onnx", "--post-norm-blocks", "5;11"], "separated by commas", id="blocks"),
     ],
 )
 def test_wrong_usage(arguments, message, capsys, tmp_path, monkeypatch):
@@ -85,6 +89,18 @@ def test_wrong_usage(arguments, message, capsys, tmp_path, monkeypatch):
     assert call(*arguments) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_checkpoint_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "weights.onnx").write_bytes(b"weights")
+    (tmp_path / "m.onnx").hardlink_to(tmp_path / "weights.onnx")
+    assert call("--ckpt", tmp_path / "weights.onnx", "-o", tmp_path / "m.onnx") == 2
+    assert "is the checkpoint itself" in capsys.readouterr().err
+    assert (tmp_path / "m.onnx").read_bytes() == b"weights"
+
+
+def test_sizes_are_read_as_everywhere():
+    assert export_onnx.make_context("export-onnx", ["--size", "64X96"]).params["size"] == (64, 96)
 
 
 def test_missing_checkpoint(tmp_path, capsys):

@@ -20,13 +20,14 @@ from internimage_deploy.exporter import graph, rewrites, verify
 from internimage_deploy.exporter.gelu import replace_gelu
 from internimage_deploy.exporter.interrupt import insistent_interrupt
 from internimage_deploy.exporter.models import Segmentor
-from internimage_deploy.exporter.network import Network, label_dtype
+from internimage_deploy.exporter.network import Network
 from internimage_deploy.exporter.opset import TRACED_OPSET, lower_opset
 from internimage_deploy.exporter.options import SIZE_DIVISOR, ExportOptions
 from internimage_deploy.exporter.progress import Step, silent
 from internimage_deploy.exporter.symbolic import emit_nodes
 from internimage_deploy.files import staging_folder
 from internimage_deploy.runtime.card import METADATA_KEY, ModelCard, TensorSpec
+from internimage_deploy.runtime.postprocess import label_dtype
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -182,7 +183,7 @@ def _card(segmentor: Segmentor, options: ExportOptions, facts: ModelFacts, appli
         else TensorSpec("input", "float32", (batch, 3, height, width))
     )
     gives = (
-        TensorSpec("labels", str(label_dtype(classes)).removeprefix("torch."), (batch, height, width))
+        TensorSpec("labels", label_dtype(classes).__name__, (batch, height, width))
         if options.emit == "labels"
         else TensorSpec(graph.LOGITS, "float32", (batch, classes, *quarter))
     )

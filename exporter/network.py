@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from internimage_deploy.exporter.models import Segmentor
 from internimage_deploy.exporter.options import ExportOptions
 from internimage_deploy.runtime.card import IMAGENET_MEAN, IMAGENET_STD
+from internimage_deploy.runtime.postprocess import label_dtype
 
 
 class Network(nn.Module):
@@ -54,13 +55,8 @@ class Labels(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.dtype = label_dtype(classes)
+        self.dtype: torch.dtype = getattr(torch, label_dtype(classes).__name__)
 
     def forward(self, logits: Tensor) -> Tensor:
         logits = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
         return logits.argmax(dim=1).to(self.dtype)
-
-
-def label_dtype(classes: int) -> torch.dtype:
-    """uint8 where the ids of that many classes fit, else int32."""
-    return torch.uint8 if classes <= 256 else torch.int32

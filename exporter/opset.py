@@ -7,6 +7,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from internimage_deploy.runtime.engine.lowering import ADDED_ATTRIBUTES, spell_out_layer_norm
+
 TRACED_OPSET = 18
 
 
@@ -23,11 +25,9 @@ def lower_opset(model: ir.Model, opset: int) -> None:
             continue
         if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
             _axes_to_attribute(node)
-        elif node.op_type == "Split":
-            _remove_attribute(node, "num_outputs")
-        elif node.op_type == "Resize":
-            for name in ("antialias", "keep_aspect_ratio_policy"):
-                _remove_attribute(node, name)
+        elif node.op_type in ADDED_ATTRIBUTES:
+            for name in ADDED_ATTRIBUTES[node.op_type]:
+                node.attributes.pop(name, None)
         elif node.op_type == "LayerNormalization" and opset < 17:
             _spell_out_layer_norm(node)
         elif onnx.defs.get_schema(node.op_type, TRACED_OPSET).since_version > opset:
@@ -44,16 +44,11 @@ def _axes_to_attribute(node: ir.Node) -> None:
     if axes is None:
         raise ValueError(f"{node.name}: {node.op_type} over axes that are computed has no form before opset 18")
     node.attributes["axes"] = ir.AttrInt64s("axes", axes.numpy().tolist())
-    _remove_attribute(node, "noop_with_empty_axes")
+    node.attributes.pop("noop_with_empty_axes", None)
     node.resize_inputs(1)
 
 
-def _remove_attribute(node: ir.Node, name: str) -> None:
-    node.attributes.pop(name, None)
-
-
 def _spell_out_layer_norm(node: ir.Node) -> None:
-    """(x - mean) / sqrt(variance + epsilon) * weight + bias over the last axis."""
     x, weight, *rest = node.inputs
     bias = rest[0] if rest else None
     if node.attributes.get_int("axis", -1) != -1 or x is None or weight is None:
@@ -70,12 +65,7 @@ def _spell_out_layer_norm(node: ir.Node) -> None:
         return result
 
     nodes: list[ir.Node] = []
-    centred = emit("Sub", x, emit("ReduceMean", x, axes=[-1], keepdims=1))
-    variance = emit("ReduceMean", emit("Mul", centred, centred), axes=[-1], keepdims=1)
-    deviation = emit("Sqrt", emit("Add", variance, epsilon))
-    result = emit("Mul", emit("Div", centred, deviation), weight)
-    if bias is not None:
-        result = emit("Add", result, bias)
+    result = spell_out_layer_norm(emit, x, weight, bias, epsilon)
     assert node.graph is not None
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes, node.outputs[:1], [result])
 

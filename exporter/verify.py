@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from internimage_deploy.errors import MissingDependency, UserError
+from internimage_deploy.exporter.graph import LOGITS
 from internimage_deploy.exporter.options import ExportOptions
 from internimage_deploy.runtime.card import ModelCard
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 # (batch, height, width) tried where they are free: the smallest, then not square, then larger than the traced one.
 FREE_SIZES = ((1, 32, 32), (2, 64, 128), (1, 192, 160))
-LOGITS = "logits"
 LEAST_AGREEMENT = 0.999
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -27,6 +27,8 @@ from internimage_deploy.runtime.engine.graph import (
     words,
 )
 from internimage_deploy.runtime.engine.operators import Parser
+
+Value = TypeVar("Value")
 
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32)
 
@@ -129,21 +131,28 @@ def _cast_like(emit: Emitter, types: dict[str, int]) -> None:
 
 
 def _layer_norm(emit: Emitter, types: dict[str, int]) -> None:
-    """(x - mean) / sqrt(variance + epsilon) * weight + bias over the last axis."""
     node = emit.node
     if attribute(node, "axis", -1) != -1 or len(node.output) > 1:
         raise UserError(
             f"node {label(node)}: only a LayerNormalization over the last axis, with one output, is lowered"
         )
     x, weight, *rest = node.input
-    centred = emit.op("Sub", x, emit.op("ReduceMean", x, axes=[-1], keepdims=1))
-    variance = emit.op("ReduceMean", emit.op("Mul", centred, centred), axes=[-1], keepdims=1)
     epsilon = emit.number(attribute(node, "epsilon", 1e-5), "epsilon")
-    scaled = emit.op("Div", centred, emit.op("Sqrt", emit.op("Add", variance, epsilon)))
-    bias = rest[0] if rest and rest[0] else ""
-    product = emit.op("Mul", scaled, weight, result="" if bias else node.output[0])
-    if bias:
-        emit.op("Add", product, bias, result=node.output[0])
+    spell_out_layer_norm(emit.op, x, weight, rest[0] if rest and rest[0] else None, epsilon)
+    emit.nodes[-1].output[0] = node.output[0]
+
+
+def spell_out_layer_norm(
+    op: Callable[..., Value], x: Value, weight: Value, bias: Value | None, epsilon: Value
+) -> Value:
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias over the last axis, in operators of opset 13 to 17.
+
+    `op` makes a node from the operator's name, its inputs and its attributes, and returns the node's output.
+    """
+    centred = op("Sub", x, op("ReduceMean", x, axes=[-1], keepdims=1))
+    variance = op("ReduceMean", op("Mul", centred, centred), axes=[-1], keepdims=1)
+    result = op("Mul", op("Div", centred, op("Sqrt", op("Add", variance, epsilon))), weight)
+    return result if bias is None else op("Add", result, bias)
 
 
 RULES: dict[str, Callable[[Emitter, dict[str, int]], None]] = {
@@ -153,7 +162,7 @@ RULES: dict[str, Callable[[Emitter, dict[str, int]], None]] = {
 }
 
 # Attributes that later versions of an operator added, with defaults that mean what the older version does.
-_ADDED_ATTRIBUTES = {
+ADDED_ATTRIBUTES = {
     "Cast": ("saturate", "round_mode"),
     "Split": ("num_outputs",),
     "Resize": ("antialias", "keep_aspect_ratio_policy"),
@@ -181,7 +190,7 @@ def _lower_opset(graph: Graph, parser: Parser) -> None:
             _drop(node, "mode")
             node.attribute.append(helper.make_attribute("mode", _GRID_MODES.get(mode, mode)))
         elif node.op_type in _ONLY_NEW_TYPES:
-            for name in _ADDED_ATTRIBUTES.get(node.op_type, ()):
+            for name in ADDED_ATTRIBUTES.get(node.op_type, ()):
                 _drop(node, name)
         else:
             raise UserError(

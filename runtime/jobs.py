@@ -29,6 +29,9 @@ class Job:
     stem: Path
 
 
+_Group = list[tuple[Job, Prepared]]
+
+
 class WriteFailure(Exception):
     """A result could not be written; wraps the `UserError` that says why. Ends the run: the next would fail too."""
 
@@ -90,13 +93,8 @@ def run(
             raise WriteFailure(error) from error
 
     try:
-        for group in _groups(_decoded(segmenter, jobs, decoders, done), segmenter.batch):
-            try:
-                answers = segmenter.forward([prepared for _, prepared in group])
-            except UserError as error:
-                for job, _ in group:
-                    done(job, error)
-                continue
+        groups = _groups(_decoded(segmenter, jobs, decoders, done), segmenter.batch)
+        for group, answers in _answered(segmenter, groups, done):
             for (job, prepared), answer in zip(group, answers, strict=True):
                 writing.append((job, writers.submit(finish_and_write, job, prepared, answer)))
             settle(2 * max(segmenter.batch, _WRITERS))
@@ -104,6 +102,35 @@ def run(
     finally:
         for pool in (decoders, writers):
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _answered(
+    segmenter: Segmenter, groups: Iterator[_Group], done: Callable[[Job, UserError | None], None]
+) -> Iterator[tuple[_Group, list[npt.NDArray[Any]]]]:
+    """The groups with the network's answers, in order; `done` is told of those that it refuses."""
+    started: deque[_Group] = deque()
+
+    def starting() -> Iterator[list[Prepared]]:
+        for group in groups:
+            started.append(group)
+            yield [prepared for _, prepared in group]
+
+    while True:
+        try:
+            for found in segmenter.forward_each(starting()):
+                yield started.popleft(), found
+            return
+        except UserError:
+            # One of those under way failed and took the others with it: each is run alone, then it goes on as before.
+            while started:
+                group = started.popleft()
+                try:
+                    found = segmenter.forward([prepared for _, prepared in group])
+                except UserError as error:
+                    for job, _ in group:
+                        done(job, error)
+                else:
+                    yield group, found
 
 
 def _report(job: Job, future: Future[None], done: Callable[[Job, UserError | None], None]) -> None:
@@ -135,9 +162,9 @@ def _decoded(
             yield job, prepared
 
 
-def _groups(items: Iterator[tuple[Job, Prepared]], batch: int) -> Iterator[list[tuple[Job, Prepared]]]:
+def _groups(items: Iterator[tuple[Job, Prepared]], batch: int) -> Iterator[_Group]:
     """Consecutive pictures of one network size, up to `batch` together."""
-    group: list[tuple[Job, Prepared]] = []
+    group: _Group = []
     for item in items:
         if group and (len(group) == batch or item[1].geometry.network != group[0][1].geometry.network):
             yield group

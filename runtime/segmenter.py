@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,16 @@ class Segmenter:
         places = sliding.crops(group[0].geometry.network, self.window)
         return [self._run([item.network[place] for place in places]) for item in group]
 
+    def forward_each(self, groups: Iterable[Sequence[Prepared]]) -> Iterator[list[npt.NDArray[Any]]]:
+        """`forward` for one group of at most `batch` after another.
+
+        Where the backend can, the next group is under way before the answers to one are waited for.
+        """
+        if self.window is None:
+            yield from map(list, self._stream([item.network for item in group] for group in groups))
+        else:
+            yield from map(self.forward, groups)
+
     def finish(self, prepared: Prepared, answer: npt.NDArray[Any]) -> Segmentation:
         """The result for one picture from what `forward` answered to it; may be called from any thread."""
         geometry, classes = prepared.geometry, len(self.card.classes)
@@ -181,14 +192,8 @@ class Segmenter:
         results: dict[int, Segmentation] = {}
         for indices in groups.values():
             parts = [indices[start : start + self.batch] for start in range(0, len(indices), self.batch)]
-            pictures = [[items[index] for index in part] for part in parts]
-            if self.window is None:
-                forward: Iterator[Iterable[npt.NDArray[Any]]] = self._stream(
-                    [[item.network for item in group] for group in pictures]
-                )
-            else:
-                forward = map(self.forward, pictures)
-            for part, found in zip(parts, forward, strict=True):
+            pictures = ([items[index] for index in part] for part in parts)
+            for part, found in zip(parts, self.forward_each(pictures), strict=True):
                 for index, answer in zip(part, found, strict=True):
                     results[index] = self.finish(items[index], answer)
         return [results[index] for index in range(len(items))]
@@ -198,12 +203,17 @@ class Segmenter:
         found = list(self._stream([pictures[i : i + self.batch] for i in range(0, len(pictures), self.batch)]))
         return found[0] if len(found) == 1 else np.concatenate(found)
 
-    def _stream(self, parts: Sequence[Sequence[npt.NDArray[np.uint8]]]) -> Iterator[npt.NDArray[Any]]:
+    def _stream(self, parts: Iterable[Sequence[npt.NDArray[np.uint8]]]) -> Iterator[npt.NDArray[Any]]:
         """The answers to each part of at most `batch` pictures, the next one started before one is waited for."""
-        filled = ([*part, *[part[-1]] * ((self.card.batch or 0) - len(part))] for part in parts)
-        batches = (preprocess.network_input(part, self.card) for part in filled)
-        for part, answer in zip(parts, answers(self.backend, batches), strict=True):
-            yield answer[: len(part)]
+        sizes: deque[int] = deque()
+
+        def batches() -> Iterator[npt.NDArray[Any]]:
+            for part in parts:
+                sizes.append(len(part))
+                yield preprocess.network_input([*part, *[part[-1]] * ((self.card.batch or 0) - len(part))], self.card)
+
+        for answer in answers(self.backend, batches()):
+            yield answer[: sizes.popleft()]
 
 
 def _window(card: ModelCard, asked: Literal["slide"] | Window | None) -> Window | None:

@@ -7,9 +7,11 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +97,21 @@ def segment_video(
         frames = _Reader(segmenter, capture, fps if live else None, stop, paced=live and not _is_stream(source))
         stack.callback(frames.join)
         stack.callback(stop.set)
+        started: deque[tuple[int, Prepared]] = deque()
+
+        def starting() -> Iterator[list[Prepared]]:
+            for frame in islice(frames, most_frames):
+                started.append(frame)
+                yield [frame[1]]
+
         try:
-            for index, prepared in frames:
-                (answer,) = segmenter.forward([prepared])
+            for (answer,) in segmenter.forward_each(starting()):
+                index, prepared = started.popleft()
                 if writer is not None:
                     writer.put(index, prepared, answer)
                 count = progress.frames + 1
                 progress = Progress(count, index + 1 - count, time.monotonic() - start)
                 report(progress)
-                if count == most_frames:
-                    break
         except KeyboardInterrupt:
             if not _is_stream(source):  # a camera has no end of its own: Ctrl-C ends the video and keeps it
                 raise

@@ -12,9 +12,11 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
-from tiny_models import color_model, picture
+from tiny_models import Overlapping, color_model, picture
 
-from internimage_deploy import cli
+from internimage_deploy import Segmenter, cli
+from internimage_deploy.runtime import jobs
+from internimage_deploy.runtime.backends.base import load_backend
 
 
 @pytest.fixture
@@ -89,6 +91,40 @@ def test_batches_slide_and_resize_give_the_plain_answer(run, pictures, tmp_path)
         for index, size in enumerate([(40, 70), (70, 40), (40, 70)]):
             labels = np.asarray(Image.open(tmp_path / name / f"p{index}.labels.png"))
             assert (labels == picture(*size)[1]).mean() > 0.9, name
+
+
+def segmented(backend, folder):
+    """{stem: labels} and {stem: error} of the pictures in `folder`."""
+    found, errors = {}, {}
+    todo = jobs.plan([folder])
+
+    def done(job, error):
+        if error is not None:
+            errors[str(job.stem)] = str(error)
+
+    jobs.run(Segmenter(backend), todo, lambda job, result: found.update({str(job.stem): result.labels}), done)
+    return found, errors
+
+
+def test_batches_overlap_where_the_backend_can(model, pictures):
+    backend = Overlapping(load_backend(model, "onnxruntime"))
+    found, errors = segmented(backend, pictures)
+    assert backend.events == ["start 0", "start 1", "wait 0", "start 2", "wait 1", "wait 2"]
+    assert not errors
+    for index, size in enumerate([(40, 70), (70, 40), (40, 70)]):
+        assert (found[f"p{index}"] == picture(*size)[1]).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "failures", [{"fail_to_start": {1, 3}}, {"fail_to_answer": {1, 3}}], ids=["starting", "answering"]
+)
+def test_a_picture_that_the_network_refuses_takes_no_other_with_it(model, pictures, failures):
+    """Batch 1 is the second picture: it fails beside another one, and as batch 3, when both are run alone."""
+    backend = Overlapping(load_backend(model, "onnxruntime"), **failures)
+    found, errors = segmented(backend, pictures)
+    assert sorted(found) == ["p0", "p2"]
+    assert list(errors) == ["p1"]
+    assert (found["p2"] == picture(40, 70)[1]).mean() > 0.9
 
 
 def test_more_than_256_classes_write_16_bits(run, pictures, tmp_path):

@@ -4,7 +4,7 @@ import time
 import cv2
 import numpy as np
 import pytest
-from tiny_models import PALETTE, color_model, picture
+from tiny_models import PALETTE, Overlapping, color_model, picture
 
 from internimage_deploy import Segmenter, cli
 from internimage_deploy.errors import UserError
@@ -58,13 +58,13 @@ def test_each_frame_is_written_in_order(clip, segmenter, tmp_path):
 
 
 def test_live_drops_frames_and_keeps_the_time(clip, segmenter, tmp_path, monkeypatch):
-    forward = segmenter.forward
+    run = segmenter.backend.run
 
-    def slow(group):
+    def slow(batch):
         time.sleep(2.5 / FPS)
-        return forward(group)
+        return run(batch)
 
-    monkeypatch.setattr(segmenter, "forward", slow)
+    monkeypatch.setattr(segmenter.backend, "run", slow)
     done = segment_video(segmenter, str(clip), tmp_path / "out.avi", live=True, alpha=1.0)
     assert done.dropped > 0
     assert done.frames + done.dropped <= FRAMES
@@ -82,15 +82,24 @@ def test_stopping_early_leaves_no_thread(clip, segmenter):
 
 
 def test_a_failure_leaves_no_file(clip, segmenter, tmp_path, monkeypatch):
-    def fail(group):
+    def fail(batch):
         raise UserError("no more")
 
-    monkeypatch.setattr(segmenter, "forward", fail)
+    monkeypatch.setattr(segmenter.backend, "run", fail)
     folder = tmp_path / "out"
     folder.mkdir()
     with pytest.raises(UserError, match="no more"):
         segment_video(segmenter, str(clip), folder / "out.avi")
     assert list(folder.iterdir()) == []
+
+
+def test_frames_overlap_where_the_backend_can(clip, segmenter, tmp_path):
+    backend = Overlapping(segmenter.backend)
+    done = segment_video(Segmenter(backend), str(clip), tmp_path / "out.avi", alpha=1.0, most_frames=4)
+    assert done.frames == 4
+    assert backend.events == ["start 0", "start 1", "wait 0", "start 2", "wait 1", "start 3", "wait 2", "wait 3"]
+    found, _ = read(tmp_path / "out.avi")
+    assert len(found) == 4
 
 
 @pytest.mark.parametrize(

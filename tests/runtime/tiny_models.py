@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.card import IMAGENET_MEAN, IMAGENET_STD, METADATA_KEY, ModelCard, TensorSpec
 
 CLASSES = ("red", "green", "blue")
@@ -85,6 +86,33 @@ def color_model(
         size_threshold=0,
     )
     return path
+
+
+class Overlapping:
+    """A backend over another one that can start a batch beside another; `events` has what happened, in order."""
+
+    def __init__(self, backend, fail_to_start=(), fail_to_answer=()):
+        self.name, self.card, self.close = backend.name, backend.card, backend.close
+        self.backend, self.events, self.started = backend, [], 0
+        self.fail_to_start, self.fail_to_answer = set(fail_to_start), set(fail_to_answer)
+
+    def run(self, batch):
+        return self.submit(batch)()
+
+    def submit(self, batch):
+        number = self.started
+        self.started += 1
+        self.events.append(f"start {number}")
+        if number in self.fail_to_start:
+            raise UserError(f"no start of {number}")
+
+        def wait():
+            self.events.append(f"wait {number}")
+            if number in self.fail_to_answer:
+                raise UserError(f"no answer to {number}")
+            return self.backend.run(batch)
+
+        return wait
 
 
 def picture(height, width, colors=((200, 30, 30), (30, 200, 30), (30, 30, 200))):

@@ -87,7 +87,7 @@ def read_checkpoint(
         _compare_with_preset(config, preset, path)
     _check_names_and_shapes(config, state, path)
     known = preset or _released_as(config, path)
-    dataset = preset.dataset if preset else _dataset(training) or (known.dataset if known else None)
+    dataset = _dataset(training) or (known.dataset if known else None)
     names, palette = _classes(meta, dataset, config.head.num_classes, report)
     return Checkpoint(
         config=config,

@@ -16,7 +16,8 @@ from importlib.resources import files
 Classes = tuple[str, ...]
 Palette = tuple[tuple[int, int, int], ...]
 
-# Names as they occur in official config names and dataset types, without case and punctuation.
+# Names as they occur in official config names and dataset types, without case and punctuation. PascalContextDataset is
+# not among them: it has 60 classes, of which the background comes first.
 _ALIASES = {
     "ade20k": "ade20k",
     "ade": "ade20k",
@@ -29,7 +30,6 @@ _ALIASES = {
     "nyu": "nyu_40",
     "nyu40": "nyu_40",
     "nyudepthv2": "nyu_40",
-    "pascalcontext": "pascal_context_59",
     "pascalcontext59": "pascal_context_59",
     "pascalcontextdataset59": "pascal_context_59",
 }

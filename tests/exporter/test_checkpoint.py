@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import os
 import pickle
 import zipfile
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_models import golden_config
 
 import golden
 from internimage_deploy.errors import UserError
@@ -124,6 +126,14 @@ def test_names_of_another_data_set_are_not_taken_for_granted(config, first, told
     checkpoint = read_checkpoint(path, offset_scale=1.0)
     assert (checkpoint.classes[0], len(checkpoint.classes)) == (first, 19)
     assert f"the checkpoint names no classes: {told}" in checkpoint.report
+
+
+def test_the_checkpoints_own_data_set_comes_before_archs(tmp_path, monkeypatch):
+    cityscapes = PRESETS["upernet_internimage_t_512x1024_160k_cityscapes"]
+    monkeypatch.setitem(PRESETS, "small", dataclasses.replace(cityscapes, config=golden_config("upernet_t_like")))
+    content = {"meta": {"config": "dataset_type = 'MyRoadDataset'"}, "state_dict": weights()}
+    assert read_checkpoint(saved(tmp_path / "own.pth", content), arch="small").classes[0] == "class_0"
+    assert read_checkpoint(saved(tmp_path / "bare.pth", weights()), arch="small").classes[0] == "road"
 
 
 def test_heads_wider_than_their_data_set_keep_every_output(tmp_path):

@@ -46,6 +46,7 @@ def test_names_are_read_generously(spelling, name):
 
 def test_what_is_unknown_is_none():
     assert lookup("imagenet") is None
+    assert lookup("PascalContextDataset") is None  # 60 classes, shifted by the background
     assert lookup(21) is None
 
 

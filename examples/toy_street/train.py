@@ -227,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo's model on painted street scenes.")
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).with_name("toy_street.pth"))
     parser.add_argument("--scenes", type=int, default=1400, help="scenes to train on (default: 1400)")
-    parser.add_argument("--steps", type=int, default=3600, help="training steps (default: 3600)")
+    parser.add_argument("--steps", type=int, default=3200, help="training steps (default: 3200)")
     parser.add_argument("--workers", type=int, default=min(cores, 8), help="processes; must divide 8 (default: cores)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -41,9 +41,9 @@ def main() -> None:
     chosen = [(model, size) for model in arguments.models.split(",") for size in sizes]
     rows = report.kept("profile", [(model, list(size)) for model, size in chosen]) if arguments.add else []
     for model, size in chosen:
-        rows.append(profile(model, size, arguments))
+        rows.append({**profile(model, size, arguments), "gemm_gmacs": round(rate, 1)})
         show(rows[-1], rate)
-        report.write("profile", rows, threads=arguments.threads, gemm_gmacs=round(rate, 1))
+        report.write("profile", rows, threads=arguments.threads)
 
 
 def gemm_rate(threads: int) -> float:

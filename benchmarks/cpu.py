@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import report
-from timing import measure
+from internimage_deploy.runtime.timing import measure
 
 _PEAK = """
 import sys

@@ -135,11 +135,11 @@ def load_backend(path: Path, backend: str = "auto", *, threads: int | None = Non
     name = choose(path, backend)
     if backend == "auto" and name in _RIVALS:
         _say_that_the_gpu_is_idle()
-    rivals = [rival for rival in _RIVALS if installed(REGISTRY[rival])]
-    if backend == "auto" and name in rivals and len(rivals) > 1:
-        from internimage_deploy.runtime.backends.fastest import load_fastest
+        rivals = [rival for rival in _RIVALS if installed(REGISTRY[rival])]
+        if len(rivals) > 1:
+            from internimage_deploy.runtime.backends.fastest import load_fastest
 
-        return load_fastest(path, rivals, threads=threads)
+            return load_fastest(path, rivals, threads=threads)
     entry = REGISTRY[name]
     module, _, function = entry.location.partition(":")
     fitting = {name: value for name, value in options.items() if name in entry.options}
@@ -181,3 +181,8 @@ def check_answer(answer: npt.NDArray[Any], card: ModelCard, images: int) -> npt.
             f"expected {rank} dimensions as its model card says; export the model again"
         )
     return np.asarray(answer)
+
+
+def first_line(error: BaseException) -> str:
+    """What a runtime's many-lined exception says first, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

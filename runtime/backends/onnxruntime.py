@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.backends import cpu_graph
-from internimage_deploy.runtime.backends.base import check_answer
+from internimage_deploy.runtime.backends.base import check_answer, first_line
 from internimage_deploy.runtime.card import ModelCard
 from internimage_deploy.runtime.model_file import card_of, external_files, read_model
 
@@ -49,7 +49,7 @@ class OnnxRuntimeBackend:
             try:
                 self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             except Exception as error:  # ONNX Runtime's exceptions share no base class
-                raise UserError(f"{path}: ONNX Runtime cannot load this model ({_first_line(error)})") from error
+                raise UserError(f"{path}: ONNX Runtime cannot load this model ({first_line(error)})") from error
         inputs = [tensor.name for tensor in self._session.get_inputs()]
         outputs = [tensor.name for tensor in self._session.get_outputs()]
         if inputs != [self.card.input.name] or outputs != [self.card.output.name]:
@@ -62,7 +62,7 @@ class OnnxRuntimeBackend:
         try:
             (answer,) = self._session.run([self.card.output.name], {self.card.input.name: batch})
         except Exception as error:
-            text = _first_line(error)
+            text = first_line(error)
             if "alloc" in text.lower() or isinstance(error, MemoryError):
                 raise UserError(
                     f"not enough memory for an input of {batch.shape}; "
@@ -125,7 +125,3 @@ def available_cpus() -> int:
         return max(min(allowed, -(-int(quota) // int(period))), 1)
     except (OSError, ValueError):  # no control group, or one without a quota ("max")
         return allowed
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.backends.base import check_answer
+from internimage_deploy.runtime.backends.base import check_answer, first_line
 from internimage_deploy.runtime.backends.onnxruntime import available_cpus
 from internimage_deploy.runtime.card import ModelCard
 from internimage_deploy.runtime.model_file import read_card
@@ -46,8 +46,7 @@ class OpenVinoBackend:
             del inlined
             self._compiled = core.compile_model(model, "CPU", settings)
         except Exception as error:  # OpenVINO's exceptions are plain RuntimeErrors
-            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise UserError(f"{path}: OpenVINO cannot load this model ({line})") from error
+            raise UserError(f"{path}: OpenVINO cannot load this model ({first_line(error)})") from error
         self._local = threading.local()  # one request per calling thread: a request holds one picture at a time
 
     def run(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.backends.base import check_answer
+from internimage_deploy.runtime.backends.base import check_answer, first_line
 from internimage_deploy.runtime.card import ModelCard
 from internimage_deploy.runtime.cuda import OutOfDeviceMemory
 from internimage_deploy.runtime.model_file import read_card
@@ -44,7 +44,7 @@ class OnnxRuntimeGpuBackend:
         try:
             self._session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise UserError(f"{path}: {self.name} cannot load this model ({_first_line(error)})") from error
+            raise UserError(f"{path}: {self.name} cannot load this model ({first_line(error)})") from error
         # ONNX Runtime goes on with the CPU, saying so only in its log, where a GPU library is missing.
         if self._session.get_providers()[0] != provider:
             raise UserError(
@@ -56,7 +56,7 @@ class OnnxRuntimeGpuBackend:
         try:
             (answer,) = self._session.run([self.card.output.name], {self.card.input.name: batch})
         except Exception as error:
-            text = _first_line(error)
+            text = first_line(error)
             if "out of memory" in text.lower() or "alloc" in text.lower():
                 raise OutOfDeviceMemory(
                     f"not enough GPU memory for an input of {batch.shape}; use a smaller batch or --resize"
@@ -96,7 +96,3 @@ def _tensorrt_options() -> dict[str, str]:
         "trt_engine_cache_path": str(cache),
         "trt_timing_cache_enable": "1",
     }
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

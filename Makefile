@@ -52,7 +52,7 @@ test: setup ## every test
 
 soak: $(SOAK)/toy_street.onnx $(SOAK)/scenes ## load, faults and fuzzing of the service; writes benchmarks/results/serving.json
 	@echo "== soak (on a quiet machine)"
-	$(BIN)/python tests/serving/soak.py --model $(SOAK)/toy_street.onnx --pictures $(SOAK)/scenes/pictures \
+	$(BIN)/python tools/soak.py --model $(SOAK)/toy_street.onnx --pictures $(SOAK)/scenes/pictures \
 	  -o benchmarks/results/serving.json
 	$(BIN)/python benchmarks/readme.py
 
@@ -67,7 +67,8 @@ $(SOAK)/scenes: $(wildcard examples/toy_street/*.py) | $(STAMP)
 lint: setup ## ruff, mypy, clang-format
 	$(BIN)/python -m pip install --quiet -c constraints.txt ruff mypy clang-format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/mypy internimage_deploy exporter trt_plugins runtime
+	$(BIN)/mypy -p internimage_deploy
+	$(BIN)/python tools/check_imports.py
 	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 
 ptxas: setup ## registers and spills of every kernel on every GPU architecture; compare with the kept table

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import report
-from internimage_deploy.runtime.timing import measure
+from internimage_deploy.timing import measure
 
 _PEAK = """
 import sys
@@ -38,7 +38,7 @@ if kind == "plain":
     run = lambda: session.run(None, {"image": image})
 else:
     from pathlib import Path
-    from internimage_deploy.runtime.backends.base import load_backend
+    from internimage_deploy.runtime.backends.load import load_backend
     backend = load_backend(Path(path), kind, threads=threads)
     run = lambda: backend.run(image)
 for _ in range(3):  # the arena has its full size from the second run on
@@ -181,7 +181,7 @@ def plain_session(path: Path, image: np.ndarray, threads: int) -> Callable[[], n
 
 def backend_call(path: Path, backend: str, image: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
     """The file as the runtime runs it."""
-    from internimage_deploy.runtime.backends.base import load_backend
+    from internimage_deploy.runtime.backends.load import load_backend
 
     loaded = load_backend(path, backend, threads=threads)
     return lambda: loaded.run(image)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import report
 from internimage_deploy.exporter.models import DCNv3, dcnv3
-from internimage_deploy.runtime.timing import measure
+from internimage_deploy.timing import measure
 
 SIZES = (14, 28, 56, 96, 128)
 HEAD = 16  # channels per head and per group

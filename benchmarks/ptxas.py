@@ -19,8 +19,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from internimage_deploy.trt_plugins.build import PLUGIN_SOURCES
-from internimage_deploy.trt_plugins.cache import SOURCES
+from internimage_deploy.trt_plugins.build import PLUGIN_SOURCES, SOURCES
 from internimage_deploy.trt_plugins.toolchain import Nvcc, find_nvcc
 
 RESULTS = Path(__file__).parent / "results" / "ptxas.json"

@@ -8,8 +8,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from internimage_deploy.environment import environment
 from internimage_deploy.files import atomic_write
-from internimage_deploy.runtime.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from internimage_deploy.datasets import classes as class_tables
 from internimage_deploy.errors import UserError
 from internimage_deploy.exporter import mmconfig
 from internimage_deploy.exporter.architecture import Hints, infer
@@ -20,7 +21,6 @@ from internimage_deploy.exporter.models.config import SegmentorConfig
 from internimage_deploy.exporter.models.segmentor import Segmentor
 from internimage_deploy.exporter.presets import PRESETS, Preset
 from internimage_deploy.files import sha256
-from internimage_deploy.runtime import classes as class_tables
 
 Color = tuple[int, int, int]
 

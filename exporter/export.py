@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from internimage_deploy import __version__
-from internimage_deploy.exporter import graph, rewrites, verify
+from internimage_deploy._version import __version__
+from internimage_deploy.card import METADATA_KEY, ModelCard, TensorSpec, label_dtype
+from internimage_deploy.exporter import naming as graph
+from internimage_deploy.exporter import rewrites, verify
 from internimage_deploy.exporter.gelu import replace_gelu
 from internimage_deploy.exporter.interrupt import insistent_interrupt
 from internimage_deploy.exporter.models import Segmentor
@@ -26,8 +28,6 @@ from internimage_deploy.exporter.options import SIZE_DIVISOR, ExportOptions
 from internimage_deploy.exporter.progress import Step, silent
 from internimage_deploy.exporter.symbolic import emit_nodes
 from internimage_deploy.files import staging_folder
-from internimage_deploy.runtime.card import METADATA_KEY, ModelCard, TensorSpec
-from internimage_deploy.runtime.postprocess import label_dtype
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from internimage_deploy.card import IMAGENET_MEAN, IMAGENET_STD, label_dtype
 from internimage_deploy.exporter.models import Segmentor
 from internimage_deploy.exporter.options import ExportOptions
-from internimage_deploy.runtime.card import IMAGENET_MEAN, IMAGENET_STD
-from internimage_deploy.runtime.postprocess import label_dtype
 
 
 class Network(nn.Module):

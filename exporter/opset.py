@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from internimage_deploy.runtime.engine.lowering import ADDED_ATTRIBUTES, spell_out_layer_norm
+from internimage_deploy.onnx_tools.opset import ADDED_ATTRIBUTES, decompose_layer_norm
 
 TRACED_OPSET = 18
 
@@ -29,7 +29,7 @@ def lower_opset(model: ir.Model, opset: int) -> None:
             for name in ADDED_ATTRIBUTES[node.op_type]:
                 node.attributes.pop(name, None)
         elif node.op_type == "LayerNormalization" and opset < 17:
-            _spell_out_layer_norm(node)
+            _decompose_layer_norm(node)
         elif onnx.defs.get_schema(node.op_type, TRACED_OPSET).since_version > opset:
             raise ValueError(f"{node.name}: {node.op_type} has no form in opset {opset}")
     model.opset_imports[""] = opset
@@ -48,7 +48,7 @@ def _axes_to_attribute(node: ir.Node) -> None:
     node.resize_inputs(1)
 
 
-def _spell_out_layer_norm(node: ir.Node) -> None:
+def _decompose_layer_norm(node: ir.Node) -> None:
     x, weight, *rest = node.inputs
     bias = rest[0] if rest else None
     if node.attributes.get_int("axis", -1) != -1 or x is None or weight is None:
@@ -65,7 +65,7 @@ def _spell_out_layer_norm(node: ir.Node) -> None:
         return result
 
     nodes: list[ir.Node] = []
-    result = spell_out_layer_norm(emit, x, weight, bias, epsilon)
+    result = decompose_layer_norm(emit, x, weight, bias, epsilon)
     assert node.graph is not None
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes, node.outputs[:1], [result])
 

@@ -9,7 +9,7 @@ import torch.onnx
 from torch import Tensor, nn
 
 from internimage_deploy.exporter.models.dcnv3 import DCNv3, Pair
-from internimage_deploy.trt_plugins import contract
+from internimage_deploy.operators import contract
 
 _TYPES = {"int": int, "float": float}
 

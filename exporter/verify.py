@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from internimage_deploy.card import ModelCard
 from internimage_deploy.errors import MissingDependency, UserError
-from internimage_deploy.exporter.graph import LOGITS
+from internimage_deploy.exporter.naming import LOGITS
 from internimage_deploy.exporter.options import ExportOptions
-from internimage_deploy.runtime.card import ModelCard
 
 if TYPE_CHECKING:
     from internimage_deploy.exporter.models import Segmentor

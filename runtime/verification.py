@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from internimage_deploy.card import ModelCard, TensorSpec
 from internimage_deploy.errors import UserError
+from internimage_deploy.onnx_tools.model_file import card_of, read_model
 from internimage_deploy.runtime.backends.base import Backend
-from internimage_deploy.runtime.card import ModelCard, TensorSpec
-from internimage_deploy.runtime.model_file import card_of, read_model
-from internimage_deploy.runtime.postprocess import labels_from_logits
-from internimage_deploy.runtime.preprocess import Geometry, network_input
+from internimage_deploy.runtime.imaging.postprocess import labels_from_logits
+from internimage_deploy.runtime.imaging.preprocess import Geometry, network_input
 
 if TYPE_CHECKING:
     import onnx

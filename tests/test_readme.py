@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from internimage_deploy.cli import COMMANDS, LazyGroup, group
+from internimage_deploy.cli.main import COMMANDS, LazyGroup, group
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

@@ -18,15 +18,15 @@ import recipe  # noqa: E402
 import scenes  # noqa: E402
 from score import Score  # noqa: E402
 
+from internimage_deploy.card import ModelCard, TensorSpec  # noqa: E402
 from internimage_deploy.exporter.checkpoint import read_checkpoint  # noqa: E402
 from internimage_deploy.exporter.export import ModelFacts, export  # noqa: E402
 from internimage_deploy.exporter.models import build_with  # noqa: E402
 from internimage_deploy.exporter.options import ExportOptions  # noqa: E402
+from internimage_deploy.onnx_tools.graph import Graph, save  # noqa: E402
+from internimage_deploy.onnx_tools.model_file import read_model  # noqa: E402
 from internimage_deploy.runtime.backends import cpu_graph  # noqa: E402
-from internimage_deploy.runtime.card import ModelCard, TensorSpec  # noqa: E402
-from internimage_deploy.runtime.engine.graph import Graph, save  # noqa: E402
 from internimage_deploy.runtime.engine.precision import convert  # noqa: E402
-from internimage_deploy.runtime.model_file import read_model  # noqa: E402
 from internimage_deploy.runtime.segmenter import Segmenter  # noqa: E402
 
 

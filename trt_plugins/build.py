@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from internimage_deploy.cache import build_once, cache_folder, fingerprint, run_compiler
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import atomic_path, atomic_write
-from internimage_deploy.trt_plugins.cache import SOURCES, build_once, cache_folder, fingerprint, run_compiler
 from internimage_deploy.trt_plugins.toolchain import Headers, Nvcc, find_headers, find_nvcc, major
 
 LIBRARY = "libinternimage_trt_plugins.so"
+SOURCES = Path(__file__).resolve().parent / "csrc"
 RECORD = "plugin.json"
 
 # CMakeLists.txt lists the same.

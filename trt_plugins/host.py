@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from internimage_deploy.errors import MissingDependency, UserError
-from internimage_deploy.trt_plugins.cache import (
-    SOURCES,
+from internimage_deploy.cache import (
     build_once,
     cache_folder,
     fingerprint,
     host_compiler,
     run_compiler,
 )
-from internimage_deploy.trt_plugins.contract import output_size
+from internimage_deploy.errors import MissingDependency, UserError
+from internimage_deploy.operators.contract import output_size
+from internimage_deploy.trt_plugins.build import SOURCES
 
 HOST_SOURCES = ("dcnv3_host.cpp", "dcnv3_variants.cpp")
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=default", "-Wall", "-Wextra")

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.trt_plugins.contract import OFFICIAL_OP_TYPE, OP_TYPE, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from internimage_deploy.operators.contract import OFFICIAL_OP_TYPE, OP_TYPE, PLUGIN_NAMESPACE, PLUGIN_VERSION
 
 LIBRARY_VARIABLE = "INTERNIMAGE_DEPLOY_PLUGIN"
 CREATORS = (OP_TYPE, OFFICIAL_OP_TYPE)

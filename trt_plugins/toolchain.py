@@ -14,8 +14,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from internimage_deploy.cache import build_once, cache_folder
 from internimage_deploy.errors import UserError
-from internimage_deploy.trt_plugins.cache import build_once, cache_folder
 
 # Xavier and Turing to Blackwell; Thor is 101 up to CUDA 12.9 and 110 from 13.0. cmake/architectures.cmake says the
 # same.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
-from internimage_deploy.runtime.timing import Timing, summary
+from internimage_deploy.timing import Timing, summary
 
 
 class CudaTimer:

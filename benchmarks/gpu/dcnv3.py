@@ -30,9 +30,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import report  # noqa: E402
+from internimage_deploy.cache import run_compiler  # noqa: E402
 from internimage_deploy.exporter.presets import BACKBONES  # noqa: E402
 from internimage_deploy.trt_plugins import host  # noqa: E402
-from internimage_deploy.trt_plugins.cache import SOURCES, run_compiler  # noqa: E402
+from internimage_deploy.trt_plugins.build import SOURCES  # noqa: E402
 from internimage_deploy.trt_plugins.toolchain import find_nvcc  # noqa: E402
 
 KERNEL_SOURCES = ("dcnv3_bfloat16.cu", "dcnv3_float16.cu", "dcnv3_float32.cu", "dcnv3_launch.cpp", "dcnv3_variants.cpp")

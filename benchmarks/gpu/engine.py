@@ -30,11 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import report
 from internimage_deploy import Segmenter, UserError
-from internimage_deploy.runtime.backends.base import Backend, load_backend
+from internimage_deploy.runtime.backends.base import Backend
+from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.engine import compilers
 from internimage_deploy.runtime.engine.build import Options, build
 from internimage_deploy.runtime.engine.compilers import Absent, gpu_problem
-from internimage_deploy.runtime.timing import measure
+from internimage_deploy.timing import measure
 
 WARM_UP, RUNS = 10, 50
 
@@ -108,8 +109,8 @@ def _candidates(precisions: list[str]) -> Iterator[tuple[str, Candidate]]:
 
 def _engine(flavour: Any, precision: Any, graphs: bool) -> Candidate:
     def run(result: Result, model: Path, pictures: Any, reference: Any, arguments: argparse.Namespace) -> None:
-        from internimage_deploy.runtime.cuda import Device
         from internimage_deploy.runtime.engine.plugin import ensure
+        from internimage_deploy.runtime.gpu.device import Device
 
         compiler = compilers.find(flavour)
         if isinstance(compiler, Absent):
@@ -151,9 +152,9 @@ def _pytorch(precision: str, *, compiled: bool) -> Candidate:
     def run(result: Result, model: Path, pictures: Any, reference: Any, arguments: argparse.Namespace) -> None:
         import torch
 
+        from internimage_deploy.card import IMAGENET_MEAN, IMAGENET_STD
         from internimage_deploy.exporter.models import build_random
         from internimage_deploy.exporter.presets import PRESETS
-        from internimage_deploy.runtime.card import IMAGENET_MEAN, IMAGENET_STD
 
         dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
         torch.cuda.reset_peak_memory_stats()

@@ -7,8 +7,8 @@ from typing import Any
 
 from scenes import CLASSES, PALETTE, SIZE
 
+from internimage_deploy.card import IMAGENET_MEAN, IMAGENET_STD
 from internimage_deploy.exporter.models import BackboneConfig, HeadConfig, Segmentor, SegmentorConfig
-from internimage_deploy.runtime.card import IMAGENET_MEAN, IMAGENET_STD
 
 CONFIG = SegmentorConfig(
     BackboneConfig(channels=24, depths=(1, 1, 1, 1), groups=(1, 2, 4, 8), mlp_ratio=1.5, layer_scale=True),

@@ -29,9 +29,9 @@ from score import Score
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from internimage_deploy.card import IMAGENET_MEAN, IMAGENET_STD
 from internimage_deploy.exporter.models import DCNv3, Segmentor
 from internimage_deploy.files import atomic_path
-from internimage_deploy.runtime.card import IMAGENET_MEAN, IMAGENET_STD
 
 FIRST_VALIDATION = 500_000
 CROP = (128, 160)  # (height, width): two fifths of a scene's pixels, so more than twice the steps in the same time

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from internimage_deploy.exporter.models.config import HeadConfig
-from internimage_deploy.exporter.models.layers import ConvModule
+from internimage_deploy.exporter.models.layers import ConvBlock, ConvModule
 
 
 def resize_like(x: Tensor, reference: Tensor) -> Tensor:
@@ -21,14 +21,14 @@ def resize_like(x: Tensor, reference: Tensor) -> Tensor:
     return F.interpolate(x, size=reference.shape[2:], mode="bilinear", align_corners=False)
 
 
-class FusionModule(ConvModule):
+class FusionModule(ConvBlock):
     """A convolution over maps of different sizes: upsampled to the first one's size, concatenated, convolved.
 
     [(N, C_i, h_i, w_i), ...] to (N, out, h_0, w_0), sum of C_i = in.
     """
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        return super().forward(torch.cat([maps[0], *(resize_like(x, maps[0]) for x in maps[1:])], dim=1))
+        return self.convolve(torch.cat([maps[0], *(resize_like(x, maps[0]) for x in maps[1:])], dim=1))
 
 
 class UPerHead(nn.Module):

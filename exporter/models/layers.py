@@ -57,8 +57,8 @@ def activation(name: Activation) -> nn.Module:
     return layers[name]
 
 
-class ConvModule(nn.Module):
-    """Convolution without bias, batch norm, ReLU: (N, in, H, W) to (N, out, H, W)."""
+class ConvBlock(nn.Module):
+    """Convolution without bias, batch norm, ReLU, for modules that differ in what they take."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
@@ -66,8 +66,16 @@ class ConvModule(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels)
         self.activate = nn.ReLU()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def convolve(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) to (N, out, H, W)."""
         return self.activate(self.bn(self.conv(x)))
+
+
+class ConvModule(ConvBlock):
+    """Convolution without bias, batch norm, ReLU: (N, in, H, W) to (N, out, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolve(x)
 
 
 def _change(to: Layout) -> nn.Module:

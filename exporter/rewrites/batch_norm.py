@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from internimage_deploy.exporter.models import DCNv3, Segmentor
 from internimage_deploy.exporter.models.internimage import Downsample, Stem
-from internimage_deploy.exporter.models.layers import ConvModule
+from internimage_deploy.exporter.models.layers import ConvBlock
 from internimage_deploy.exporter.options import ExportOptions
 from internimage_deploy.exporter.rewrites.base import Rewrite
 
@@ -47,7 +47,7 @@ def fold_batch_norms(segmentor: Segmentor, options: ExportOptions) -> bool:
 def _followed(segmentor: Segmentor) -> Iterator[tuple[nn.Conv2d, nn.Module, str]]:
     """Every convolution, and where the norm after it is: its parent and its name there."""
     for module in segmentor.modules():
-        if isinstance(module, ConvModule):
+        if isinstance(module, ConvBlock):
             yield module.conv, module, "bn"
         elif isinstance(module, Stem):
             yield module.conv1, module.norm1, "0"

@@ -84,7 +84,7 @@ def fuse_upernet(segmentor: Segmentor, options: ExportOptions) -> bool:
         return False
     channels = segmentor.config.head.channels
     widths = [channels] * (head.fpn_bottleneck.conv.in_channels // channels)
-    head.fpn_bottleneck = LowResolutionFusion(head.fpn_bottleneck, widths)
+    head.add_module("fpn_bottleneck", LowResolutionFusion(head.fpn_bottleneck, widths))
     return True
 
 
@@ -95,7 +95,8 @@ def fuse_pyramid_pooling(segmentor: Segmentor, options: ExportOptions) -> bool:
         return False
     channels = segmentor.config.head.channels
     pooled = [channels] * len(head.psp_modules)
-    head.bottleneck = LowResolutionFusion(head.bottleneck, [head.bottleneck.conv.in_channels - sum(pooled), *pooled])
+    widths = [head.bottleneck.conv.in_channels - sum(pooled), *pooled]
+    head.add_module("bottleneck", LowResolutionFusion(head.bottleneck, widths))
     return True
 
 

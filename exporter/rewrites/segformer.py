@@ -52,7 +52,8 @@ def fuse_segformer(segmentor: Segmentor, options: ExportOptions) -> bool:
     head = segmentor.decode_head
     if not isinstance(head, SegformerHead):
         return False
-    head.fusion_conv = MixedBeforeUpsampling(head.fusion_conv, [segmentor.config.head.channels] * len(head.convs))
+    widths = [segmentor.config.head.channels] * len(head.convs)
+    head.add_module("fusion_conv", MixedBeforeUpsampling(head.fusion_conv, widths))
     return True
 
 

@@ -16,10 +16,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from internimage_deploy.card import IMAGENET_STD
 from internimage_deploy.exporter.models import Segmentor
 from internimage_deploy.exporter.options import ExportOptions
 from internimage_deploy.exporter.rewrites.base import Rewrite
-from internimage_deploy.runtime.card import IMAGENET_STD
 
 
 def fold_standard_deviation(segmentor: Segmentor, options: ExportOptions) -> bool:

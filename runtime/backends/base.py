@@ -1,186 +1,121 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend is, which ones there are, and how one is chosen."""
+"""What a backend is: a loaded network that runs batches."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import logging
+import time
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from internimage_deploy.errors import MissingDependency, UserError
-from internimage_deploy.runtime.card import ModelCard
+from internimage_deploy.card import ModelCard
+from internimage_deploy.errors import UserError
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from internimage_deploy.runtime.gpu.device import DeviceArray
+
+Tag = TypeVar("Tag")
+Handle = Callable[[], npt.NDArray[Any]]
+"""Waits for a batch that was started, and returns the network's output."""
 
 
-class Backend(Protocol):
-    """A loaded network."""
+class Backend(ABC):
+    """A loaded network.
+
+    Attributes:
+        name: as in `REGISTRY`.
+        card: what the model takes and returns.
+        in_flight: batches that one thread should have started before it waits for the first: more than one where
+            copying and computing overlap.
+    """
 
     name: str
     card: ModelCard
+    in_flight: int = 1
 
+    @abstractmethod
     def run(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The network's answer to `batch`: input as `card.input` says, output as `card.output` says.
+        """The network's output for `batch`: input as `card.input` says, output as `card.output` says.
 
         Calls may come from several threads. Raises `UserError` where the machine is too small for the batch.
         """
-        ...
 
-    def close(self) -> None:
+    def submit(self, batch: npt.NDArray[Any]) -> Handle:
+        """Start a batch and return the function that waits for its output. Raises like `run`."""
+        output = self.run(batch)
+        return lambda: output
+
+    def run_on_device(self, batch: Any) -> DeviceArray:
+        """Run a GPU array (PyTorch, CuPy, ...); the output stays on the GPU.
+
+        Raises:
+            UserError: this backend does not run on a GPU, or the array does not fit the model.
+        """
+        raise UserError(f"the backend {self.name} takes NumPy arrays only; run an engine to keep arrays on the GPU")
+
+    def measure(self, batch: npt.NDArray[Any]) -> dict[str, float]:
+        """Run a batch and time its parts: milliseconds by part, at least "run"."""
+        start = time.perf_counter()
+        self.run(batch)
+        return {"run": 1e3 * (time.perf_counter() - start)}
+
+    def close(self) -> None:  # noqa: B027 - most backends have nothing to free
         """Free the network; it is not used afterwards."""
-        ...
 
 
-@dataclass(frozen=True)
-class Entry:
-    """How to find a backend without importing it.
+def run_each(
+    backend: Backend, batches: Iterable[tuple[Tag, npt.NDArray[Any]]]
+) -> Iterator[tuple[Tag, npt.NDArray[Any] | UserError]]:
+    """(tag, output) for each (tag, batch), in order; as many batches are in flight as the backend likes.
 
-    `location` is `module:function`; the function is called as `function(path, threads=int | None)`, with those of
-    `options` that were given besides, and returns a `Backend`. `package` is the import name that must be there, `extra`
-    the extra that installs it, `provider` the execution provider that the package must have been built with.
+    A batch that fails takes those in flight beside it with it, so each of them runs once more, alone; the one that
+    fails again comes with its error in place of an output.
     """
+    started: deque[tuple[Tag, npt.NDArray[Any], Handle]] = deque()
 
-    location: str
-    suffixes: tuple[str, ...]
-    package: str
-    extra: str
-    options: tuple[str, ...] = ()
-    provider: str = ""
+    def alone(tag: Tag, batch: npt.NDArray[Any]) -> tuple[Tag, npt.NDArray[Any] | UserError]:
+        try:
+            return tag, backend.run(batch)
+        except UserError as error:
+            return tag, error
 
+    def drain(most: int) -> Iterator[tuple[Tag, npt.NDArray[Any] | UserError]]:
+        while len(started) > most:
+            tag, batch, wait = started.popleft()
+            try:
+                output = wait()
+            except UserError:
+                failed = [(tag, batch), *((other, waiting) for other, waiting, _ in started)]
+                started.clear()
+                yield from (alone(*one) for one in failed)
+            else:
+                yield tag, output
 
-_HERE = "internimage_deploy.runtime.backends"
-
-ENGINES = (".engine", ".plan", ".trt")
-"""File name endings of engines."""
-
-_ENGINE_OPTIONS = ("trust_engine", "cuda_graphs")
-
-# `auto` takes the first that is installed and reads the file, or the fastest of `_RIVALS`; an engine names its own.
-REGISTRY: dict[str, Entry] = {
-    "onnxruntime": Entry(f"{_HERE}.onnxruntime:load", (".onnx",), "onnxruntime", "cpu"),
-    "openvino": Entry(f"{_HERE}.openvino:load", (".onnx",), "openvino", "openvino"),
-    "openvino-bf16": Entry(f"{_HERE}.openvino:load_bf16", (".onnx",), "openvino", "openvino"),
-    "tensorrt": Entry(f"{_HERE}.tensorrt:load_tensorrt", ENGINES, "tensorrt", "gpu", _ENGINE_OPTIONS),
-    "tensorrt-rtx": Entry(f"{_HERE}.tensorrt:load_rtx", ENGINES, "tensorrt_rtx_bindings", "rtx", _ENGINE_OPTIONS),
-    "onnxruntime-cuda": Entry(
-        f"{_HERE}.ort_gpu:load_cuda", (".onnx",), "onnxruntime", "gpu", provider="CUDAExecutionProvider"
-    ),
-    "onnxruntime-tensorrt": Entry(
-        f"{_HERE}.ort_gpu:load_tensorrt", (".onnx",), "onnxruntime", "gpu", provider="TensorrtExecutionProvider"
-    ),
-}
-
-_RIVALS = ("onnxruntime", "openvino")  # they answer alike, and which is faster depends on the machine and the model
+    for tag, batch in batches:
+        try:
+            handle = backend.submit(batch)
+        except UserError:
+            yield from drain(0)
+            yield alone(tag, batch)
+            continue
+        started.append((tag, batch, handle))
+        yield from drain(backend.in_flight - 1)
+    yield from drain(0)
 
 
-def installed(entry: Entry) -> bool:
-    """True when the package behind `entry` can be imported."""
-    try:
-        spec = importlib.util.find_spec(entry.package)
-    except (ImportError, ValueError):
-        return False
-    if spec is None or spec.origin is None:  # a folder left over from an uninstall has no origin
-        return False
-    return not entry.provider or entry.provider in importlib.import_module(entry.package).get_available_providers()
-
-
-def choose(path: Path, backend: str = "auto") -> str:
-    """The name of the backend that will run `path`.
-
-    Raises:
-        UserError: no such backend, or it does not read this kind of file.
-        MissingDependency: its package is not installed.
-    """
-    if backend != "auto" and backend not in REGISTRY:
-        raise UserError(f"no backend '{backend}'; choose one of: auto, {', '.join(REGISTRY)}")
-    names = list(REGISTRY) if backend == "auto" else [backend]
-    fitting = [name for name in names if path.suffix.lower() in REGISTRY[name].suffixes]
-    if not fitting:
-        known = sorted({suffix for name in names for suffix in REGISTRY[name].suffixes})
-        who = "no backend reads" if backend == "auto" else f"the backend '{backend}' does not read"
-        raise UserError(f"{path}: {who} this kind of file, expected a name ending in {' or '.join(known)}")
-    if backend == "auto" and path.suffix.lower() in ENGINES:
-        from internimage_deploy.runtime.engine import sidecar
-
-        fitting = [sidecar.info_of(path).flavour]
-    for name in fitting:
-        if installed(REGISTRY[name]):
-            return name
-    entry = REGISTRY[fitting[0]]
-    if entry.provider and installed(replace(entry, provider="")):
-        raise UserError(
-            f"this {entry.package} has no {entry.provider}; install internimage-deploy[{entry.extra}] instead"
-        )
-    raise MissingDependency(entry.package, entry.extra, f"running {path.name}")
-
-
-def load_backend(path: Path, backend: str = "auto", *, threads: int | None = None, **options: Any) -> Backend:
-    """Load `path` into `backend`. Raises `UserError` if that cannot be done.
-
-    Args:
-        path: the model file.
-        backend: a name of `REGISTRY`, or "auto": the fastest here where several CPU backends are installed.
-        threads: CPU threads of the network; None for all.
-        options: `trust_engine`, `cuda_graphs`: see `backends.tensorrt`; other backends have no use for them.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder, not a model file' if path.is_dir() else 'no such file'}")
-    name = choose(path, backend)
-    if backend == "auto" and name in _RIVALS:
-        _say_that_the_gpu_is_idle()
-        rivals = [rival for rival in _RIVALS if installed(REGISTRY[rival])]
-        if len(rivals) > 1:
-            from internimage_deploy.runtime.backends.fastest import load_fastest
-
-            return load_fastest(path, rivals, threads=threads)
-    entry = REGISTRY[name]
-    module, _, function = entry.location.partition(":")
-    fitting = {name: value for name, value in options.items() if name in entry.options}
-    loaded: Backend = getattr(importlib.import_module(module), function)(path, threads=threads, **fitting)
-    return loaded
-
-
-def _say_that_the_gpu_is_idle() -> None:
-    # onnxruntime-gpu has onnxruntime's import name, so nothing else tells that the GPU package is not what runs.
-    if installed(REGISTRY["onnxruntime-cuda"]):
-        from internimage_deploy.runtime.engine.compilers import gpu_problem
-
-        if not gpu_problem():
-            log.info("running on the CPU; --backend onnxruntime-cuda uses the GPU")
-
-
-def answers(backend: Backend, batches: Iterable[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
-    """The answers to `batches`, in order; a backend that can start a batch beside another gets two at a time."""
-    submit: Callable[[npt.NDArray[Any]], Callable[[], npt.NDArray[Any]]] | None = getattr(backend, "submit", None)
-    if submit is None:
-        yield from map(backend.run, batches)
-        return
-    waiting: Callable[[], npt.NDArray[Any]] | None = None
-    for batch in batches:
-        started = submit(batch)
-        if waiting is not None:
-            yield waiting()
-        waiting = started
-    if waiting is not None:
-        yield waiting()
-
-
-def check_answer(answer: npt.NDArray[Any], card: ModelCard, images: int) -> npt.NDArray[Any]:
-    """`answer` itself if its rank and batch fit the card; raises `UserError` where file and card disagree."""
+def check_output(output: npt.NDArray[Any], card: ModelCard, images: int) -> npt.NDArray[Any]:
+    """`output` itself if its rank and batch fit the card; raises `UserError` where file and card disagree."""
     rank = len(card.output.shape)
-    if answer.ndim != rank or answer.shape[0] != images:
+    if output.ndim != rank or output.shape[0] != images:
         raise UserError(
-            f"the network answered {card.output.name} of shape {answer.shape} to {images} pictures, "
+            f"the network returned {card.output.name} of shape {output.shape} for {images} images, "
             f"expected {rank} dimensions as its model card says; export the model again"
         )
-    return np.asarray(answer)
+    return np.asarray(output)
 
 
 def first_line(error: BaseException) -> str:

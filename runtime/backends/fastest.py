@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from internimage_deploy.cache import cache_folder
+from internimage_deploy.card import ModelCard
+from internimage_deploy.environment import available_cpus
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import atomic_write
-from internimage_deploy.runtime.backends.base import REGISTRY, Backend, load_backend
-from internimage_deploy.runtime.backends.onnxruntime import available_cpus
-from internimage_deploy.runtime.card import ModelCard
-from internimage_deploy.runtime.preprocess import network_input
-from internimage_deploy.runtime.timing import measure
-from internimage_deploy.trt_plugins.cache import cache_folder
+from internimage_deploy.runtime.backends.base import Backend
+from internimage_deploy.runtime.backends.registry import REGISTRY, open_backend
+from internimage_deploy.runtime.imaging.preprocess import network_input
+from internimage_deploy.timing import measure
 
 log = logging.getLogger(__name__)
 
@@ -53,20 +54,20 @@ def load_fastest(path: Path, names: Sequence[str], *, threads: int | None = None
             key = _key(path, names, threads)
             times = _remembered(memory).get(key)
             if times is None:
-                first = load_backend(path, names[0], threads=threads)
+                first = open_backend(path, names[0], threads=threads)
                 times = {names[0]: _milliseconds(first)}
                 if times[names[0]] <= _QUICK_MS:
                     return first
                 first.close()
-                times |= _rivals(path, names[1:], threads)
+                times |= _time_candidates(path, names[1:], threads)
                 _remember(memory, key, times)
     except OSError as error:  # a home that cannot be written to
         log.debug("nothing was timed: %s", error)
-        return load_backend(path, names[0], threads=threads)
+        return open_backend(path, names[0], threads=threads)
     best = min(times, key=times.__getitem__)
     others = "".join(f", {name} {ms:.0f} ms" for name, ms in times.items() if name != best)
     log.info("backend %s: %.0f ms a run on this machine%s", best, times[best], others)
-    return load_backend(path, best, threads=threads)
+    return open_backend(path, best, threads=threads)
 
 
 def sample(card: ModelCard, size: tuple[int, int] | None = None, batch: int = 1) -> npt.NDArray[Any]:
@@ -79,12 +80,12 @@ def sample(card: ModelCard, size: tuple[int, int] | None = None, batch: int = 1)
     return network_input(pictures, card)
 
 
-def _rivals(path: Path, names: Sequence[str], threads: int | None) -> dict[str, float]:
+def _time_candidates(path: Path, names: Sequence[str], threads: int | None) -> dict[str, float]:
     """Milliseconds of a run in each backend that can load the file."""
     times = {}
     for name in names:
         try:
-            backend = load_backend(path, name, threads=threads)
+            backend = open_backend(path, name, threads=threads)
         except UserError as error:
             log.info("%s is left out: %s", name, error)
             continue
@@ -94,8 +95,8 @@ def _rivals(path: Path, names: Sequence[str], threads: int | None) -> dict[str, 
 
 
 def _milliseconds(backend: Backend) -> float:
-    given = sample(backend.card)
-    return measure({"run": lambda: backend.run(given)}, runs=_RUNS, warmup=1)["run"].min_ms
+    batch = sample(backend.card)
+    return measure({"run": lambda: backend.run(batch)}, runs=_RUNS, warmup=1)["run"].min_ms
 
 
 def _key(path: Path, names: Sequence[str], threads: int | None) -> str:

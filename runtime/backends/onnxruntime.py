@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from internimage_deploy.card import ModelCard
+from internimage_deploy.environment import available_cpus
 from internimage_deploy.errors import UserError
+from internimage_deploy.onnx_tools.model_file import card_of, external_files, read_model
 from internimage_deploy.runtime.backends import cpu_graph
-from internimage_deploy.runtime.backends.base import check_answer, first_line
-from internimage_deploy.runtime.card import ModelCard
-from internimage_deploy.runtime.model_file import card_of, external_files, read_model
+from internimage_deploy.runtime.backends.base import Backend, check_output, first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _INLINE_BYTES = 4096  # weights smaller than this are not worth a place in a file
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Backend):
     """An ONNX Runtime session; see `Backend`."""
 
     name = "onnxruntime"
@@ -44,7 +44,7 @@ class OnnxRuntimeBackend:
         # and no faster.
         options.enable_mem_pattern = False
         with _adapted(path) as (card, model, folder):
-            self.card: ModelCard = card
+            self.card = card
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
             try:
                 self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -69,7 +69,7 @@ class OnnxRuntimeBackend:
                     "use a smaller batch, a smaller --resize, or the sliding window"
                 ) from error
             raise
-        return check_answer(answer, self.card, len(batch))
+        return check_output(answer, self.card, len(batch))
 
     def close(self) -> None:
         del self._session
@@ -112,16 +112,3 @@ def _move_weights(model: onnx.ModelProto, folder: Path) -> None:
 
     external_data_helper.convert_model_to_external_data(model, size_threshold=_INLINE_BYTES)
     external_data_helper.write_external_data_tensors(model, str(folder))
-
-
-def available_cpus() -> int:
-    """CPUs this process may use: a container's share, where ONNX Runtime would count the whole machine."""
-    try:
-        allowed = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on this system
-        allowed = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(min(allowed, -(-int(quota) // int(period))), 1)
-    except (OSError, ValueError):  # no control group, or one without a quota ("max")
-        return allowed

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from internimage_deploy.environment import available_cpus
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.backends.base import check_answer, first_line
-from internimage_deploy.runtime.backends.onnxruntime import available_cpus
-from internimage_deploy.runtime.card import ModelCard
-from internimage_deploy.runtime.model_file import read_card
+from internimage_deploy.onnx_tools.model_file import read_card
+from internimage_deploy.runtime.backends.base import Backend, check_output, first_line
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(Backend):
     """A compiled OpenVINO model; see `Backend`.
 
     OpenVINO does not know model-local functions, so DCNv3's is inlined into the graph first. `precision` is what
@@ -30,7 +29,7 @@ class OpenVinoBackend:
         import openvino
 
         self.name = "openvino" if precision == "f32" else f"openvino-{precision}"
-        self.card: ModelCard = read_card(path)
+        self.card = read_card(path)
         core = openvino.Core()
         settings = {
             "INFERENCE_PRECISION_HINT": precision,
@@ -54,7 +53,7 @@ class OpenVinoBackend:
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
         answer = request.infer([batch], share_inputs=True)[self._compiled.output(0)]
-        return check_answer(np.array(answer, self.card.output.dtype), self.card, len(batch))
+        return check_output(np.array(answer, self.card.output.dtype), self.card, len(batch))
 
     def close(self) -> None:
         self._local = threading.local()

@@ -9,26 +9,25 @@ from typing import Any
 
 import numpy.typing as npt
 
+from internimage_deploy.cache import cache_folder
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.backends.base import check_answer, first_line
-from internimage_deploy.runtime.card import ModelCard
-from internimage_deploy.runtime.cuda import OutOfDeviceMemory
-from internimage_deploy.runtime.model_file import read_card
-from internimage_deploy.trt_plugins.cache import cache_folder
+from internimage_deploy.onnx_tools.model_file import read_card
+from internimage_deploy.runtime.backends.base import Backend, check_output, first_line
+from internimage_deploy.runtime.gpu.device import OutOfDeviceMemory
 
 log = logging.getLogger(__name__)
 
 _CUDA, _TENSORRT, _CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 
 
-class OnnxRuntimeGpuBackend:
+class OnnxRuntimeGpuBackend(Backend):
     """An ONNX Runtime session on a GPU; see `Backend`."""
 
     def __init__(self, path: Path, provider: str, *, threads: int | None = None) -> None:
         import onnxruntime as ort
 
         self.name = "onnxruntime-tensorrt" if provider == _TENSORRT else "onnxruntime-cuda"
-        self.card: ModelCard = read_card(path)
+        self.card = read_card(path)
         if provider not in ort.get_available_providers():
             raise UserError(
                 f"this onnxruntime has no {provider} (it has {', '.join(ort.get_available_providers())}); run  "
@@ -62,7 +61,7 @@ class OnnxRuntimeGpuBackend:
                     f"not enough GPU memory for an input of {batch.shape}; use a smaller batch or --resize"
                 ) from error
             raise
-        return check_answer(answer, self.card, len(batch))
+        return check_output(answer, self.card, len(batch))
 
     def close(self) -> None:
         del self._session

@@ -12,31 +12,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from internimage_deploy.cache import cache_folder
+from internimage_deploy.card import EngineInfo
 from internimage_deploy.errors import MissingDependency, UserError
-from internimage_deploy.runtime.backends.base import check_answer
-from internimage_deploy.runtime.backends.cuda_graph import Recorder, recorder
-from internimage_deploy.runtime.backends.lane import Lane
-from internimage_deploy.runtime.card import EngineInfo, ModelCard
-from internimage_deploy.runtime.cuda import Device, DeviceArray, PerThread
+from internimage_deploy.runtime.backends.base import Backend, Handle, check_output
 from internimage_deploy.runtime.engine import sidecar
 from internimage_deploy.runtime.engine.compilers import load_module
 from internimage_deploy.runtime.engine.operators import Flavour
 from internimage_deploy.runtime.engine.profiles import Profile, Size, fitting, tensor_shape
-from internimage_deploy.trt_plugins.cache import cache_folder
+from internimage_deploy.runtime.gpu.cuda_graph import Recorder, recorder
+from internimage_deploy.runtime.gpu.device import Device, DeviceArray, PerThread
+from internimage_deploy.runtime.gpu.execution_context import Lane
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 _EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
-_IN_FLIGHT = 2
 
 
-class TensorRTBackend:
+class TensorRTBackend(Backend):
     """An engine on a GPU; see `Backend`.
 
     Each thread has execution contexts of its own. `submit` keeps two batches in flight in a thread, so that one is
     copied while the other runs; `run_on_device` takes and returns GPU arrays.
     """
+
+    in_flight = 2
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class TensorRTBackend:
             UserError: the engine, its card, the library, the GPU and the plugin do not fit together.
         """
         self.name = flavour
-        self.card: ModelCard = sidecar.read(path)
+        self.card = sidecar.read(path)
         assert self.card.engine is not None
         info = self.card.engine
         try:
@@ -86,7 +87,7 @@ class TensorRTBackend:
     def run(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return self.submit(batch)()
 
-    def submit(self, batch: npt.NDArray[Any]) -> Callable[[], npt.NDArray[Any]]:
+    def submit(self, batch: npt.NDArray[Any]) -> Handle:
         """Start a batch and return the function that waits for its answer.
 
         Two may be started before the first is waited for; a third waits for the first by itself.
@@ -101,7 +102,7 @@ class TensorRTBackend:
 
         def wait() -> npt.NDArray[Any]:
             with self._guarded():
-                return check_answer(lanes.finish(ticket), self.card, len(batch))
+                return check_output(lanes.finish(ticket), self.card, len(batch))
 
         return wait
 
@@ -151,7 +152,8 @@ class TensorRTBackend:
         """Load the plugin where the engine needs one in a file of its own; its version, empty where it needs none."""
         if not info.plugin_version or info.plugin_embedded:
             return ""
-        from internimage_deploy.trt_plugins import contract, library
+        from internimage_deploy.operators import contract
+        from internimage_deploy.trt_plugins import library
 
         try:
             library.load_library(self._api)
@@ -246,9 +248,9 @@ class _Lanes:
 
     def start(self, batch: npt.NDArray[Any], profile: int) -> int:
         with self._lock:
-            if len(self._busy) == _IN_FLIGHT:
+            if len(self._busy) == TensorRTBackend.in_flight:
                 self._empty(next(iter(self._busy)))
-            index = next(lane for lane in range(_IN_FLIGHT) if lane not in self._busy.values())
+            index = next(lane for lane in range(TensorRTBackend.in_flight) if lane not in self._busy.values())
             self._lane(index).start(batch, profile)
             ticket = self._next
             self._next += 1

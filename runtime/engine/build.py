@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from internimage_deploy.card import METADATA_KEY, EngineInfo, ModelCard
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import sha256, staging_folder, write_error
-from internimage_deploy.runtime.card import METADATA_KEY, EngineInfo, ModelCard
+from internimage_deploy.onnx_tools.graph import Graph, save
+from internimage_deploy.onnx_tools.model_file import read_model
 from internimage_deploy.runtime.engine import sidecar
 from internimage_deploy.runtime.engine.compilers import Compiler, gpu_problem
-from internimage_deploy.runtime.engine.graph import Graph, save
 from internimage_deploy.runtime.engine.job import Job
 from internimage_deploy.runtime.engine.lowering import lower
 from internimage_deploy.runtime.engine.operators import Parser, check, parser_of
@@ -25,7 +26,6 @@ from internimage_deploy.runtime.engine.precision import convert
 from internimage_deploy.runtime.engine.process import run
 from internimage_deploy.runtime.engine.profiles import Profile, Size, plan, tensor_shape
 from internimage_deploy.runtime.engine.targets import TURING
-from internimage_deploy.runtime.model_file import read_model
 
 Precision = Literal["fp32", "fp16", "bf16"]
 

@@ -134,7 +134,8 @@ def configure(api: Any, builder: trt.Builder, config: trt.IBuilderConfig, job: J
                 raise UserError(f"the compiler refused compute capability {target}")
     for shapes in job.profiles:
         profile = builder.create_optimization_profile()
-        profile.set_shape(job.input_name, shapes["min"], shapes["opt"], shapes["max"])
+        bounds: list[Any] = [shapes[kind] for kind in ("min", "opt", "max")]  # the stubs miss that tuples become Dims
+        profile.set_shape(job.input_name, *bounds)
         if config.add_optimization_profile(profile) < 0:
             raise UserError(f"the compiler refused the profile {shapes}")
     if job.embed_plugin:
@@ -287,7 +288,7 @@ def _device_name(job: Job) -> str:
     if job.flavour != "tensorrt":
         return ""
     try:
-        from internimage_deploy.runtime.cuda import device_name
+        from internimage_deploy.runtime.gpu.device import device_name
 
         return device_name()
     except Exception:  # only a name for people; the build must not fail for it

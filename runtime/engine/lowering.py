@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.engine.graph import (
+from internimage_deploy.onnx_tools.graph import (
     BFLOAT16,
     FLOAT,
     Graph,
@@ -26,9 +26,8 @@ from internimage_deploy.runtime.engine.graph import (
     label,
     words,
 )
+from internimage_deploy.onnx_tools.opset import ADDED_ATTRIBUTES, decompose_layer_norm
 from internimage_deploy.runtime.engine.operators import Parser
-
-Value = TypeVar("Value")
 
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32)
 
@@ -138,21 +137,8 @@ def _layer_norm(emit: Emitter, types: dict[str, int]) -> None:
         )
     x, weight, *rest = node.input
     epsilon = emit.number(attribute(node, "epsilon", 1e-5), "epsilon")
-    spell_out_layer_norm(emit.op, x, weight, rest[0] if rest and rest[0] else None, epsilon)
+    decompose_layer_norm(emit.op, x, weight, rest[0] if rest and rest[0] else None, epsilon)
     emit.nodes[-1].output[0] = node.output[0]
-
-
-def spell_out_layer_norm(
-    op: Callable[..., Value], x: Value, weight: Value, bias: Value | None, epsilon: Value
-) -> Value:
-    """(x - mean) / sqrt(variance + epsilon) * weight + bias over the last axis, in operators of opset 13 to 17.
-
-    `op` makes a node from the operator's name, its inputs and its attributes, and returns the node's output.
-    """
-    centred = op("Sub", x, op("ReduceMean", x, axes=[-1], keepdims=1))
-    variance = op("ReduceMean", op("Mul", centred, centred), axes=[-1], keepdims=1)
-    result = op("Mul", op("Div", centred, op("Sqrt", op("Add", variance, epsilon))), weight)
-    return result if bias is None else op("Add", result, bias)
 
 
 RULES: dict[str, Callable[[Emitter, dict[str, int]], None]] = {
@@ -161,12 +147,6 @@ RULES: dict[str, Callable[[Emitter, dict[str, int]], None]] = {
     "LayerNormalization": _layer_norm,
 }
 
-# Attributes that later versions of an operator added, with defaults that mean what the older version does.
-ADDED_ATTRIBUTES = {
-    "Cast": ("saturate", "round_mode"),
-    "Split": ("num_outputs",),
-    "Resize": ("antialias", "keep_aspect_ratio_policy"),
-}
 _ONLY_NEW_TYPES = words(
     "Cast Concat Constant ConstantOfShape Equal Flatten Identity Reshape Shape Size Split Squeeze Transpose Unsqueeze "
     "Conv ConvTranspose AveragePool MaxPool GlobalAveragePool Dropout Resize HardSwish Relu"

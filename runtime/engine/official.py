@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from internimage_deploy.card import ModelCard, TensorSpec
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.card import ModelCard, TensorSpec
-from internimage_deploy.runtime.engine.graph import FLOAT, Graph, Names
+from internimage_deploy.onnx_tools.graph import FLOAT, Graph, Names
+from internimage_deploy.operators.onnx_function import dcnv3_function
 from internimage_deploy.runtime.engine.plugin_nodes import rename_official
-from internimage_deploy.trt_plugins.onnx_function import dcnv3_function
 
 Classes = tuple[str, ...]
 Palette = tuple[tuple[int, int, int], ...]

@@ -14,8 +14,8 @@ from typing import Literal
 import onnx
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.engine.graph import operators
-from internimage_deploy.trt_plugins import contract
+from internimage_deploy.onnx_tools.graph import operators
+from internimage_deploy.operators import contract
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from internimage_deploy.operators import contract
 from internimage_deploy.runtime.engine.compilers import Compiler
-from internimage_deploy.trt_plugins import contract, library
+from internimage_deploy.trt_plugins import library
 
 
 def ensure(compiler: Compiler, path: Path | None = None) -> tuple[Path, str]:

@@ -12,8 +12,8 @@ import onnx
 from onnx import helper
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.engine.graph import Graph, attribute, label
-from internimage_deploy.trt_plugins import contract
+from internimage_deploy.onnx_tools.graph import Graph, attribute, label
+from internimage_deploy.operators import contract
 
 _NAMES = {(contract.DOMAIN, contract.OP_TYPE), (contract.OFFICIAL_DOMAIN, contract.OFFICIAL_OP_TYPE)}
 

@@ -27,7 +27,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.engine.graph import (
+from internimage_deploy.onnx_tools.graph import (
     BFLOAT16,
     FLOAT,
     FLOAT16,
@@ -161,7 +161,8 @@ class _Rewriter:
         self.graph, self.types, self.low, self.full = graph, types, low, full
         self.names = Names(graph.names())
         self.stored = graph.initializers()
-        self.have = {value.name: FLOAT for value in graph.model.graph.input if types[value.name] == FLOAT}
+        inputs = graph.model.graph.input
+        self.have: dict[str, int] = {value.name: FLOAT for value in inputs if types[value.name] == FLOAT}
         self.cast: dict[tuple[str, int], str] = {}
         self.used: set[str] = set()
         self.nodes: list[onnx.NodeProto] = []
@@ -240,4 +241,5 @@ def to_low(array: npt.NDArray[Any], kind: int) -> npt.NDArray[Any]:
 
 
 def _suffix(kind: int) -> str:
-    return {FLOAT: "fp32", FLOAT16: "fp16", BFLOAT16: "bf16"}[kind]
+    names: dict[int, str] = {FLOAT: "fp32", FLOAT16: "fp16", BFLOAT16: "bf16"}
+    return names[kind]

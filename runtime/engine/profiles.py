@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from internimage_deploy.card import ModelCard, TensorSpec
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.card import ModelCard, TensorSpec
 
 Size = tuple[int, int, int]  # batch, height, width
 

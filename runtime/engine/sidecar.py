@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from internimage_deploy.card import EngineInfo, ModelCard
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import sha256
-from internimage_deploy.runtime.card import EngineInfo, ModelCard
 
 _NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from internimage_deploy.runtime.serving.refusal import Refusal, overloaded
+from internimage_deploy.runtime.serving.http_error import Refusal, overloaded
 
 _CLIENTS_REMEMBERED = 10_000
 

@@ -15,15 +15,15 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from internimage_deploy.card import ModelCard
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.card import ModelCard
-from internimage_deploy.runtime.segmentation import Segmentation
-from internimage_deploy.runtime.segmenter import Segmenter
-from internimage_deploy.runtime.serving import pictures, work
+from internimage_deploy.runtime.imaging.pipeline import ImagePipeline
+from internimage_deploy.runtime.imaging.segmentation import Segmentation
 from internimage_deploy.runtime.serving.admission import MemoryBudget, RateLimiter, Share
-from internimage_deploy.runtime.serving.engine import Engine
+from internimage_deploy.runtime.serving.execution.executor import Engine
+from internimage_deploy.runtime.serving.http import image_codec as pictures
+from internimage_deploy.runtime.serving.http_error import Refusal, overloaded
 from internimage_deploy.runtime.serving.metrics import Metrics
-from internimage_deploy.runtime.serving.refusal import Refusal, overloaded
 from internimage_deploy.runtime.serving.settings import Settings
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class Service:
         self.rate = RateLimiter(settings.limits.rate, settings.limits.burst)
         self.closing = False
         self.connections: Callable[[], int] = lambda: 0  # a server that counts them says how many are open
-        self._preparer: Segmenter | None = None
+        self._pipeline: ImagePipeline | None = None
         self._threads = ThreadPoolExecutor(max(os.cpu_count() or 1, 2), thread_name_prefix="pictures")
         self._taken = 0
         self._arriving = 0
@@ -66,9 +66,12 @@ class Service:
     async def start(self) -> None:
         """Load the model. Raises `UserError` if it cannot be loaded."""
         card = await self.engine.start()
-        preparer = work.preparer(card, self.settings.model, self.settings.limits.pixels)
-        await self.in_thread(_warm_up, preparer)
-        self._preparer = preparer
+        options = self.settings.model.options
+        pipeline = ImagePipeline(
+            card, resize=options.resize, window=options.window, max_pixels=self.settings.limits.pixels
+        )
+        await self.in_thread(_warm_up, pipeline)
+        self._pipeline = pipeline
 
     async def close(self) -> None:
         """Finish what was accepted and free everything."""
@@ -79,7 +82,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """True while pictures can be answered."""
-        return self._preparer is not None and not self.closing and self.engine.alive()
+        return self._pipeline is not None and not self.closing and self.engine.alive()
 
     @property
     def card(self) -> ModelCard:
@@ -137,32 +140,31 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     async def _segment(self, picture: Callable[[], npt.NDArray[np.uint8]]) -> Answer:
-        preparer = self._loaded()
+        pipeline = self._loaded()
         deadline = time.monotonic() + self.settings.limits.deadline_s
         with self._place():
             started = time.monotonic()
-            prepared = await self.in_thread(lambda: preparer.prepare(picture()))
+            prepared = await self.in_thread(lambda: pipeline.prepare(picture()))
             decoded = time.monotonic()
             try:
-                labels, timing = await self.engine.segment(work.Work(prepared.network, prepared.geometry), deadline)
+                labels, timing = await self.engine.segment(prepared.for_network(), deadline)
             except UserError as error:
                 raise Refusal(422, str(error), kind="model") from error
         seconds = {"decode": decoded - started, "queue": timing.queue_s, "run": timing.run_s}
         for stage, value in seconds.items():
             self.metrics.stage_seconds.labels(stage).observe(value)
         self.metrics.pictures.inc()
-        card = preparer.card
-        return Answer(Segmentation(labels, card.classes, card.palette, prepared.image), seconds, timing.batch)
+        return Answer(pipeline.result(prepared.image, labels), seconds, timing.batch)
 
     def _decode(self, data: bytes, share: Share) -> npt.NDArray[np.uint8]:
         width, height = pictures.picture_size(data, self.settings.limits.pixels)
         share.take(3 * width * height)
         return pictures.decode(data, self.settings.limits.pixels)
 
-    def _loaded(self) -> Segmenter:
-        if self._preparer is None:
+    def _loaded(self) -> ImagePipeline:
+        if self._pipeline is None:
             raise overloaded("the model is loading; try again", kind="loading", retry_after_s=2)
-        return self._preparer
+        return self._pipeline
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -174,7 +176,7 @@ class Service:
             self._taken -= 1
 
 
-def _warm_up(preparer: Segmenter) -> None:
+def _warm_up(pipeline: ImagePipeline) -> None:
     """Load what decoding and encoding load on first use, so that the first client does not wait for it."""
     black = pictures.png(np.zeros((8, 8, 3), np.uint8))
-    preparer.prepare(pictures.decode(black, 64))
+    pipeline.prepare(pictures.decode(black, 64))

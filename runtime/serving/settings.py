@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.options import LoadOptions
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,10 @@ class Batching:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How every worker loads the model; the arguments of `Segmenter.load`."""
+    """Which model every worker loads, and how; the batch size and pixel limit are those of `Settings`."""
 
     path: Path
-    backend: str = "auto"
-    threads: int | None = None
-    resize: Any = None
-    window: Any = None
-    trust_engine: bool = False
-    cuda_graphs: bool = True
+    options: LoadOptions = field(default_factory=LoadOptions)
 
 
 @dataclass(frozen=True)

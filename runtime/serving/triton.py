@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from internimage_deploy.card import METADATA_KEY, ModelCard, TensorSpec
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import atomic_path, atomic_write, write_error
-from internimage_deploy.runtime.card import METADATA_KEY, ModelCard, TensorSpec
+from internimage_deploy.onnx_tools.model_file import external_files, read_card, read_model
 from internimage_deploy.runtime.engine import sidecar
-from internimage_deploy.runtime.model_file import external_files, read_card, read_model
 
 _TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32"}
 _WARM_UP_SIDE = 512

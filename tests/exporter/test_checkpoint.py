@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import golden_config
 
-import golden
 from internimage_deploy.errors import UserError
 from internimage_deploy.exporter.checkpoint import read_checkpoint
 from internimage_deploy.exporter.models import Segmentor, build_random, build_with
 from internimage_deploy.exporter.presets import PRESETS
+from support import golden
+from support.small_models import golden_config
 
 
 @pytest.mark.parametrize("name", golden.NETWORKS)

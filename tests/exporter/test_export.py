@@ -7,15 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper
-from small_models import facts, golden_segmentor, in_pytorch, random_input, run, session, tiny_segmentor
 
-import golden
+from internimage_deploy.card import IMAGENET_MEAN, IMAGENET_STD
 from internimage_deploy.exporter import rewrites
 from internimage_deploy.exporter.export import export
 from internimage_deploy.exporter.options import ExportOptions
-from internimage_deploy.runtime.card import IMAGENET_MEAN, IMAGENET_STD
-from internimage_deploy.runtime.model_file import read_card
-from internimage_deploy.trt_plugins import contract
+from internimage_deploy.onnx_tools.model_file import read_card
+from internimage_deploy.operators import contract
+from support import golden
+from support.small_models import facts, golden_segmentor, in_pytorch, random_input, run, session, tiny_segmentor
 
 STATIC_OPTIONS = ExportOptions(size=(64, 96), batch=2)
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_models import run, session
 
-import golden
-from internimage_deploy import cli
-from internimage_deploy.exporter.command import export_onnx
+from internimage_deploy.cli import main as cli
+from internimage_deploy.cli.export_onnx import export_onnx
 from internimage_deploy.exporter.presets import PRESETS
-from internimage_deploy.runtime.model_file import read_card
+from internimage_deploy.onnx_tools.model_file import read_card
+from support import golden
+from support.small_models import run, session
 
 EXPORT = [sys.executable, "-m", "internimage_deploy", "export-onnx"]
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0

@@ -2,9 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from small_models import golden_segmentor
 
-import golden
 from internimage_deploy.exporter.models import (
     BackboneConfig,
     HeadConfig,
@@ -12,7 +10,9 @@ from internimage_deploy.exporter.models import (
     build_random,
     dcnv3,
 )
-from internimage_deploy.trt_plugins.contract import output_size
+from internimage_deploy.operators.contract import output_size
+from support import golden
+from support.small_models import golden_segmentor
 
 
 @pytest.mark.parametrize("name", golden.NETWORKS)

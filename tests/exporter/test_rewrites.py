@@ -7,9 +7,7 @@ import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import golden_segmentor
 
-import golden
 from internimage_deploy.errors import UserError
 from internimage_deploy.exporter import rewrites
 from internimage_deploy.exporter.export import ModelFacts, export
@@ -17,7 +15,9 @@ from internimage_deploy.exporter.models import HeadConfig, SegmentorConfig, buil
 from internimage_deploy.exporter.network import Network
 from internimage_deploy.exporter.options import ExportOptions
 from internimage_deploy.exporter.rewrites import resampling
-from networks import FAMILIES, small
+from support import golden
+from support.networks import FAMILIES, small
+from support.small_models import golden_segmentor
 
 SIZES = [(1, 32, 32), (2, 96, 64), (1, 160, 32)]
 

@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from small_models import facts, tiny_segmentor
 
 from internimage_deploy.exporter.export import export
 from internimage_deploy.exporter.options import ExportOptions
+from support.small_models import facts, tiny_segmentor
 
 _MODULE = next((name for name in ("tensorrt_rtx", "tensorrt_rtx_bindings") if importlib.util.find_spec(name)), None)
 

@@ -4,12 +4,12 @@ import dataclasses
 import numpy as np
 import onnx
 import pytest
-from small_models import facts, tiny_segmentor
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.exporter.export import export
 from internimage_deploy.exporter.options import ExportOptions
 from internimage_deploy.exporter.verify import Check, compare, references
+from support.small_models import facts, tiny_segmentor
 
 OPTIONS = ExportOptions(size=(32, 64), batch=2)
 

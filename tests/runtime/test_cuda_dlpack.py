@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime import dlpack
-from internimage_deploy.runtime.cuda import DeviceArray
+from internimage_deploy.runtime.gpu import dlpack
+from internimage_deploy.runtime.gpu.device import DeviceArray
 
 
 class Exported:

@@ -13,10 +13,9 @@ import time
 import numpy as np
 import onnx
 import pytest
-from engine_models import DYNAMIC, STATIC_LOGITS, T, answer, exported, graph_of, normal, official, rtx
 from onnx import numpy_helper
 
-from internimage_deploy import cli
+from internimage_deploy.cli import main as cli
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.engine import sidecar
 from internimage_deploy.runtime.engine.build import Options, build
@@ -24,6 +23,7 @@ from internimage_deploy.runtime.engine.compilers import Compiler
 from internimage_deploy.runtime.engine.job import START, Job
 from internimage_deploy.runtime.engine.plugin_nodes import for_plugin
 from internimage_deploy.runtime.engine.process import run
+from support.engine_models import DYNAMIC, STATIC_LOGITS, T, answer, exported, graph_of, normal, official, rtx
 
 
 def command(*arguments):

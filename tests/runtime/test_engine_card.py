@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from internimage_deploy.card import EngineInfo, ModelCard, TensorSpec
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import sha256
-from internimage_deploy.runtime.card import EngineInfo, ModelCard, TensorSpec
 from internimage_deploy.runtime.engine import sidecar
 from internimage_deploy.runtime.engine.profiles import Profile, fitting, parse_size, plan, tensor_shape
 

@@ -3,16 +3,16 @@ import math
 
 import numpy as np
 import pytest
-from engine_models import DYNAMIC, FLOAT, STATIC_LOGITS, answer, exported, graph_of, normal, rtx, single, small
 from onnx import TensorProto, helper
 
 from internimage_deploy.errors import UserError
+from internimage_deploy.onnx_tools.graph import attribute
+from internimage_deploy.operators import contract
 from internimage_deploy.runtime.engine.compilers import load_module
-from internimage_deploy.runtime.engine.graph import attribute
 from internimage_deploy.runtime.engine.lowering import lower
 from internimage_deploy.runtime.engine.operators import RTX_OPERATORS, Parser, check, parser_of
 from internimage_deploy.runtime.engine.plugin_nodes import for_plugin, rename_official
-from internimage_deploy.trt_plugins import contract
+from support.engine_models import DYNAMIC, FLOAT, STATIC_LOGITS, answer, exported, graph_of, normal, rtx, single, small
 
 PARSERS = [Parser("tensorrt", version) for version in ((8, 5), (8, 6), (10, 3), (10, 16), (11, 1))]
 RTX = Parser("tensorrt-rtx", (1, 7))

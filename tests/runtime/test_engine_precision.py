@@ -3,7 +3,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from engine_models import (
+from onnx import TensorProto, helper
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.onnx_tools.graph import element_types, save
+from internimage_deploy.runtime.engine.precision import STATISTICS, convert, to_low
+from support.engine_models import (
     DYNAMIC,
     DYNAMIC_LOGITS,
     FLOAT,
@@ -15,11 +20,6 @@ from engine_models import (
     single,
     small,
 )
-from onnx import TensorProto, helper
-
-from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.engine.graph import element_types, save
-from internimage_deploy.runtime.engine.precision import STATISTICS, convert, to_low
 
 HALF = TensorProto.FLOAT16
 

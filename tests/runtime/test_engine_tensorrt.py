@@ -8,25 +8,26 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import fake_cuda
-import fake_tensorrt
 import numpy as np
 import pytest
-from engine_models import DYNAMIC, exported, rtx
-from tiny_models import color_model, picture
 
 from internimage_deploy import Segmenter
+from internimage_deploy.cli.build_engine import default_timing_cache
 from internimage_deploy.errors import MissingDependency, UserError
-from internimage_deploy.runtime.backends import base, cuda_graph, ort_gpu
+from internimage_deploy.runtime.backends import ort_gpu, registry
 from internimage_deploy.runtime.backends import tensorrt as backend_module
-from internimage_deploy.runtime.backends.base import answers, load_backend
-from internimage_deploy.runtime.commands.build_engine import default_timing_cache
-from internimage_deploy.runtime.cuda import Device, DeviceArray, DeviceBuffer, DeviceError, OutOfDeviceMemory
+from internimage_deploy.runtime.backends.base import Backend, run_each
+from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.engine import build as build_module
 from internimage_deploy.runtime.engine import sidecar
 from internimage_deploy.runtime.engine.build import Options, build
 from internimage_deploy.runtime.engine.compile import compile_engine, network_flags
 from internimage_deploy.runtime.engine.compilers import Compiler, find, load_module
+from internimage_deploy.runtime.gpu import cuda_graph
+from internimage_deploy.runtime.gpu.device import Device, DeviceArray, DeviceBuffer, DeviceError, OutOfDeviceMemory
+from support import fake_cuda, fake_tensorrt
+from support.engine_models import DYNAMIC, exported, rtx
+from support.tiny_models import color_model, picture
 
 # What the stubs (10.13) hold and another version lacks.
 LACKS = {
@@ -94,7 +95,7 @@ def test_why_the_plugin_does_not_load_is_said(compile_here, monkeypatch, tmp_pat
     object.__setattr__(trt.get_plugin_registry(), "all_creators", [])  # as in a new process
     fake_cuda.install(monkeypatch, fake_cuda.make_driver())
     monkeypatch.setattr(backend_module, "load_module", lambda flavour: trt)
-    monkeypatch.setattr(base, "installed", lambda entry: True)
+    monkeypatch.setattr(registry, "installed", lambda entry: True)
     with pytest.raises(UserError, match=r"needs the DCNv3 plugin; the DCNv3 .* compiled for TensorRT 10.13.0: run"):
         load_backend(built.path)
 
@@ -170,7 +171,7 @@ def engine_of(compile_here, monkeypatch, model, *, graphs=None, gpu=None, load=S
     built, trt, _ = compile_here(model, **options)
     fake_cuda.install(monkeypatch, gpu or fake_cuda.make_driver(), graphs)
     monkeypatch.setattr(backend_module, "load_module", lambda flavour: trt)
-    monkeypatch.setattr(base, "installed", lambda entry: True)
+    monkeypatch.setattr(registry, "installed", lambda entry: True)
     return load(built.path), trt
 
 
@@ -336,7 +337,7 @@ def test_a_call_that_fails_is_named(compile_here, monkeypatch, tmp_path):
 def test_engines_that_do_not_fit(compile_here, monkeypatch, tmp_path):
     built, trt, _ = compile_here(color_model(tmp_path / "m.onnx"))
     fake_cuda.install(monkeypatch, fake_cuda.make_driver(capability=(7, 5)))
-    monkeypatch.setattr(base, "installed", lambda entry: True)
+    monkeypatch.setattr(registry, "installed", lambda entry: True)
     monkeypatch.setattr(backend_module, "load_module", lambda flavour: trt)
 
     def with_info(**changes):
@@ -360,7 +361,7 @@ def test_without_pycuda_or_tensorrt(compile_here, monkeypatch, tmp_path):
     with pytest.raises(MissingDependency, match=r"running 10.13.0.engine needs the package 'tensorrt'.*\[gpu\]"):
         load_backend(built.path)
     monkeypatch.setattr(backend_module, "load_module", lambda flavour: trt)
-    monkeypatch.setattr(base, "installed", lambda entry: True)
+    monkeypatch.setattr(registry, "installed", lambda entry: True)
     monkeypatch.setitem(__import__("sys").modules, "pycuda", None)
     with pytest.raises(MissingDependency, match=r"needs the package 'pycuda', .*: run  pip install pycuda$"):
         load_backend(built.path)
@@ -396,9 +397,54 @@ def test_no_gpu_of_that_number(monkeypatch):
         Device(3)
 
 
-def test_answers_of_a_plain_backend_come_in_order():
-    class Plain:
-        def run(self, batch):
+class Doubling(Backend):
+    """Doubles numbers, as many in flight as it is told; a number in `broken` spoils everything in flight with it."""
+
+    def __init__(self, in_flight, broken=()):
+        self.in_flight, self.broken = in_flight, broken
+        self.most, self.started = 0, []
+
+    def run(self, batch):
+        if batch in self.broken:
+            raise UserError(f"no {batch}")
+        return batch * 2
+
+    def submit(self, batch):
+        self.started.append(batch)
+        self.most = max(self.most, len(self.started))
+
+        def wait():
+            beside = list(self.started)
+            self.started.remove(batch)
+            if any(other in self.broken for other in beside):
+                raise UserError("spoilt")
             return batch * 2
 
-    assert list(answers(Plain(), iter([1, 2, 3]))) == [2, 4, 6]
+        return wait
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+def test_outputs_come_in_order_and_with_what_they_belong_to(in_flight):
+    backend = Doubling(in_flight)
+    assert list(run_each(backend, ((f"tag {n}", n) for n in range(5)))) == [(f"tag {n}", 2 * n) for n in range(5)]
+    assert backend.most == in_flight
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+def test_a_batch_that_fails_leaves_the_others_in_flight_alone(in_flight):
+    found = dict(run_each(Doubling(in_flight, broken=(2,)), ((n, n) for n in range(6))))
+    assert isinstance(error := found.pop(2), UserError)
+    assert str(error) == "no 2"
+    assert found == {0: 0, 1: 2, 3: 6, 4: 8, 5: 10}
+
+
+def test_a_batch_that_cannot_be_started_leaves_the_others_alone():
+    class Picky(Doubling):
+        def submit(self, batch):
+            if batch in self.broken:
+                raise UserError("too large")
+            return super().submit(batch)
+
+    found = dict(run_each(Picky(2, broken=(1,)), ((n, n) for n in range(4))))
+    assert str(found.pop(1)) == "no 1"
+    assert found == {0: 0, 2: 4, 3: 6}

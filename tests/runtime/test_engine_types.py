@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_tensorrt import stub_file
+
+from support.fake_tensorrt import stub_file
 
 REPOSITORY = Path(__file__).parents[2]
-CHECKED = ("runtime/engine/compile.py", "runtime/backends/lane.py", "runtime/backends/tensorrt.py")
+CHECKED = tuple(
+    f"internimage_deploy/runtime/{name}.py" for name in ("engine/compile", "gpu/execution_context", "backends/tensorrt")
+)
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,14 @@ import time
 
 import numpy as np
 import pytest
-from tiny_models import color_model
 
 from internimage_deploy.errors import UserError
+from internimage_deploy.onnx_tools.model_file import read_card
 from internimage_deploy.runtime.backends import fastest
-from internimage_deploy.runtime.backends.base import installed, load_backend
 from internimage_deploy.runtime.backends.fastest import load_fastest, sample
-from internimage_deploy.runtime.model_file import read_card
+from internimage_deploy.runtime.backends.load import load_backend
+from internimage_deploy.runtime.backends.registry import installed
+from support.tiny_models import color_model
 
 NAMES = ("onnxruntime", "openvino")
 
@@ -39,7 +40,7 @@ def machine(monkeypatch, tmp_path):
             raise UserError(f"{name} cannot")
         return Fake(name)
 
-    monkeypatch.setattr(fastest, "load_backend", load)
+    monkeypatch.setattr(fastest, "open_backend", load)
     monkeypatch.setattr(fastest, "_key", lambda *about: repr(about))  # no need of both packages
     monkeypatch.setenv("INTERNIMAGE_DEPLOY_CACHE", str(tmp_path / "cache"))
     return path, seconds, loaded

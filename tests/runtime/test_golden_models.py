@@ -8,11 +8,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import golden
-from internimage_deploy import Segmenter, cli
-from internimage_deploy.runtime.card import METADATA_KEY, ModelCard, TensorSpec
-from internimage_deploy.runtime.commands.info import collect
-from internimage_deploy.runtime.sliding import Window
+from internimage_deploy import Segmenter
+from internimage_deploy.card import METADATA_KEY, ModelCard, TensorSpec
+from internimage_deploy.cli import main as cli
+from internimage_deploy.cli.info import collect
+from internimage_deploy.runtime.imaging.sliding import Window
+from support import golden
 
 
 @pytest.fixture(scope="module")

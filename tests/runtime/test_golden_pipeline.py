@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from internimage_deploy.runtime import sliding
-from internimage_deploy.runtime.card import ModelCard, TensorSpec
-from internimage_deploy.runtime.postprocess import labels_from_labels, labels_from_logits, labels_from_planes
-from internimage_deploy.runtime.preprocess import free_geometry, network_input, resize_picture
+from internimage_deploy.card import ModelCard, TensorSpec
+from internimage_deploy.runtime.imaging import sliding
+from internimage_deploy.runtime.imaging.postprocess import labels_from_labels, labels_from_logits, labels_from_planes
+from internimage_deploy.runtime.imaging.preprocess import free_geometry, network_input, resize_image
 
 DATA = Path(__file__).parents[1] / "data"
 FLOAT_CARD = ModelCard(
@@ -40,7 +40,7 @@ def test_sizes_on_the_way(golden):
 
 def test_network_input(golden):
     _, arrays, image, geometry = golden
-    batch = network_input([resize_picture(image, geometry, FLOAT_CARD.mean)], FLOAT_CARD)
+    batch = network_input([resize_image(image, geometry, FLOAT_CARD.mean)], FLOAT_CARD)
     assert batch.shape == (1, *arrays["network_input"].shape)
     assert np.abs(batch[0] - arrays["network_input"]).max() < 1e-5
 

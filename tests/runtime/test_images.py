@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from internimage_deploy import UserError
-from internimage_deploy.runtime.images import find_images, image_size, read_image
+from internimage_deploy.runtime.imaging.image_io import find_images, image_size, read_image
 
 RGB = np.arange(6 * 9 * 3, dtype=np.uint8).reshape(6, 9, 3)
 GREY = RGB[:, :, 0]

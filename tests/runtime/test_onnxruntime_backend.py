@@ -4,11 +4,11 @@ import tempfile
 
 import numpy as np
 import pytest
-from tiny_models import color_model
 
+from internimage_deploy.onnx_tools.model_file import read_model
 from internimage_deploy.runtime.backends import cpu_graph, onnxruntime
 from internimage_deploy.runtime.backends.fastest import sample
-from internimage_deploy.runtime.model_file import read_model
+from support.tiny_models import color_model
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import helper
-from tiny_models import color_model, picture
 
+from internimage_deploy.cli.benchmark import benchmark
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.backends.base import load_backend
-from internimage_deploy.runtime.commands.benchmark import benchmark
+from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.segmenter import Segmenter
+from support.tiny_models import color_model, picture
 
 pytest.importorskip("openvino", reason="openvino is not installed: pip install 'internimage-deploy[openvino]'")
 

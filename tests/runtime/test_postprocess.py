@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from internimage_deploy.runtime.postprocess import interpolation_matrix, labels_from_labels, labels_from_logits
-from internimage_deploy.runtime.preprocess import Geometry, fixed_geometry, free_geometry, keep_ratio_size
+from internimage_deploy.runtime.imaging.postprocess import interpolation_matrix, labels_from_labels, labels_from_logits
+from internimage_deploy.runtime.imaging.preprocess import Geometry, fixed_geometry, free_geometry, keep_ratio_size
 
 
 def reference(logits, geometry):

@@ -2,9 +2,9 @@
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_models import CLASSES, color_model, picture
 
 from internimage_deploy import Segmenter, UserError
+from support.tiny_models import CLASSES, color_model, picture
 
 
 def agreement(labels, expected):

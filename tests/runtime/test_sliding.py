@@ -2,12 +2,12 @@
 import cv2
 import numpy as np
 import pytest
-from tiny_models import color_model, picture
 
 from internimage_deploy import Segmenter, UserError
-from internimage_deploy.runtime.postprocess import labels_from_logits
-from internimage_deploy.runtime.preprocess import Geometry
-from internimage_deploy.runtime.sliding import Window, crops, labels_from_crops
+from internimage_deploy.runtime.imaging.postprocess import labels_from_logits
+from internimage_deploy.runtime.imaging.preprocess import Geometry
+from internimage_deploy.runtime.imaging.sliding import Window, crops, labels_from_crops
+from support.tiny_models import color_model, picture
 
 
 def spans(size, crop, stride):
@@ -72,7 +72,7 @@ def test_a_local_model_answers_the_same_through_a_window(tmp_path, hw, batch):
 
 
 def test_what_cannot_slide_is_refused(tmp_path):
-    with pytest.raises(UserError, match="answers labels; export it with --emit logits"):
+    with pytest.raises(UserError, match="returns labels; export it with --emit logits"):
         Segmenter.load(color_model(tmp_path / "a.onnx", labels=True, size=(64, 64)), window="slide")
     with pytest.raises(UserError, match="give the crop"):
         Segmenter.load(color_model(tmp_path / "b.onnx"), window="slide")

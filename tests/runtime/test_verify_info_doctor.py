@@ -9,17 +9,19 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tiny_models import color_model
 
-from internimage_deploy import UserError, cli
+from internimage_deploy import UserError
+from internimage_deploy.card import METADATA_KEY, EngineInfo, ModelCard, TensorSpec
+from internimage_deploy.cli import doctor
+from internimage_deploy.cli import main as cli
 from internimage_deploy.files import sha256
-from internimage_deploy.runtime.backends import base
-from internimage_deploy.runtime.backends.base import REGISTRY, Entry, choose, load_backend
-from internimage_deploy.runtime.card import METADATA_KEY, EngineInfo, ModelCard, TensorSpec
-from internimage_deploy.runtime.commands import doctor
+from internimage_deploy.onnx_tools.cost import UnknownShape, graph_facts, multiply_adds
+from internimage_deploy.onnx_tools.model_file import read_model
+from internimage_deploy.runtime.backends import load as load_module
+from internimage_deploy.runtime.backends.load import load_backend
+from internimage_deploy.runtime.backends.registry import REGISTRY, Entry, choose
 from internimage_deploy.runtime.engine import sidecar
-from internimage_deploy.runtime.graph import UnknownShape, graph_facts, multiply_adds
-from internimage_deploy.runtime.model_file import read_model
+from support.tiny_models import color_model
 
 
 @pytest.fixture
@@ -274,8 +276,8 @@ def test_a_backend_that_is_not_installed_names_its_extra(tmp_path, monkeypatch):
 def test_a_gpu_that_auto_leaves_idle_is_named(tmp_path, monkeypatch, caplog, provider, problem, backend, told):
     there = {"onnxruntime", *(("onnxruntime-cuda",) if provider else ())}
     names = {id(entry): name for name, entry in REGISTRY.items()}
-    monkeypatch.setattr(base, "installed", lambda entry: names[id(entry)] in there)
-    monkeypatch.setattr("internimage_deploy.runtime.engine.compilers.gpu_problem", lambda: problem)
+    monkeypatch.setattr(load_module, "installed", lambda entry: names[id(entry)] in there)
+    monkeypatch.setattr(load_module, "gpu_problem", lambda: problem)
     with caplog.at_level(logging.INFO, "internimage_deploy"):
         load_backend(color_model(tmp_path / "m.onnx"), backend)
     assert ("running on the CPU; --backend onnxruntime-cuda uses the GPU" in caplog.text) == told

@@ -4,11 +4,12 @@ import time
 import cv2
 import numpy as np
 import pytest
-from tiny_models import PALETTE, Overlapping, color_model, picture
 
-from internimage_deploy import Segmenter, cli
+from internimage_deploy import Segmenter
+from internimage_deploy.cli import main as cli
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.video import is_video, segment_video, stem
+from internimage_deploy.runtime.pipelines.video import is_video, segment_video, stem
+from support.tiny_models import PALETTE, Overlapping, color_model, picture
 
 HEIGHT, WIDTH, FRAMES, FPS = 64, 96, 12, 10
 

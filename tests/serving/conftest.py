@@ -1,14 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-import sys
-from pathlib import Path
-
 import pytest
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "runtime")]  # served; tiny_models
-
-from served import Served  # noqa: E402
-from tiny_models import color_model  # noqa: E402
+from support.served import Served
+from support.tiny_models import color_model
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from internimage_deploy.runtime.serving.batcher import Batcher
-from internimage_deploy.runtime.serving.refusal import Refusal
+from internimage_deploy.runtime.serving.execution.batcher import Batcher
+from internimage_deploy.runtime.serving.http_error import Refusal
 
 FAR = float("inf")
 

@@ -13,11 +13,11 @@ import click
 import pytest
 import yaml
 
-from internimage_deploy.runtime.commands.build_engine import build_engine
-from internimage_deploy.runtime.commands.serve import TOKEN_VARIABLE, serve
-from internimage_deploy.runtime.serving.app import create_app
+from internimage_deploy.cli.build_engine import build_engine
+from internimage_deploy.cli.build_plugin import build_plugin
+from internimage_deploy.cli.serve import TOKEN_VARIABLE, serve
+from internimage_deploy.runtime.serving.http.app import create_app
 from internimage_deploy.runtime.serving.settings import ModelSettings, Settings
-from internimage_deploy.trt_plugins.command import build_plugin
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"

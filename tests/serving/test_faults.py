@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
-from served import Served, decoded, encoded, stripes
 
-from internimage_deploy.runtime.card import ModelCard
-from internimage_deploy.runtime.serving.pool import Pool
-from internimage_deploy.runtime.serving.refusal import Refusal
+from internimage_deploy.card import ModelCard
+from internimage_deploy.runtime.imaging.pipeline import ImagePipeline, NetworkImage
+from internimage_deploy.runtime.options import LoadOptions
+from internimage_deploy.runtime.serving.execution.pool import Pool
+from internimage_deploy.runtime.serving.http_error import Refusal
 from internimage_deploy.runtime.serving.settings import ModelSettings
-from internimage_deploy.runtime.serving.work import Work, preparer
+from support.served import Served, decoded, encoded, stripes
 
 WAIT_S = 60
 
@@ -154,12 +155,14 @@ def test_a_weak_token_is_refused(color_path, tmp_path, token):
 
 def pooled(color_path, scenario, side=32, **options):
     async def go():
-        pool = Pool(ModelSettings(color_path, threads=1), **{"count": 1, "batch": 4, "run_s": 60.0, **options})
+        pool = Pool(
+            ModelSettings(color_path, LoadOptions(threads=1)), **{"count": 1, "batch": 4, "run_s": 60.0, **options}
+        )
         try:
             card = await pool.start()
             assert isinstance(card, ModelCard)
-            prepared = preparer(card, ModelSettings(color_path), 10**6).prepare(np.full((side, side, 3), 9, np.uint8))
-            await scenario(pool, Work(prepared.network, prepared.geometry))
+            prepared = ImagePipeline(card).prepare(np.full((side, side, 3), 9, np.uint8))
+            await scenario(pool, prepared.for_network())
         finally:
             await pool.close()
 
@@ -198,7 +201,7 @@ def test_work_of_a_dead_worker_runs_again(color_path):
 
 def test_an_error_of_one_picture_is_not_the_batchs(color_path):
     async def scenario(pool, work):
-        broken = Work(work.network[:, :, :2], work.geometry)
+        broken = NetworkImage(work.pixels[:, :, :2], work.geometry)
         answers = await pool.run([work, broken, work])
         assert [getattr(answer, "shape", type(answer)) for answer in answers] == [(32, 32), RuntimeError, (32, 32)]
 

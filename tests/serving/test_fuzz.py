@@ -4,10 +4,11 @@
 import asyncio
 import re
 
-import fuzz
 import numpy as np
 import pytest
-from served import Served, decoded, stripes
+
+from support import fuzz
+from support.served import Served, decoded, stripes
 
 MUTATIONS = 600
 

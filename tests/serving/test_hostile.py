@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from served import Served, decoded, encoded, stripes
 
 from internimage_deploy.runtime.serving.admission import MemoryBudget
-from internimage_deploy.runtime.serving.pictures import picture_size
-from internimage_deploy.runtime.serving.refusal import Refusal
+from internimage_deploy.runtime.serving.http.image_codec import picture_size
+from internimage_deploy.runtime.serving.http_error import Refusal
+from support.served import Served, decoded, encoded, stripes
 
 SECONDS = 20
 

@@ -12,10 +12,10 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from served import Served, decoded, encoded, stripes
-from tiny_models import color_model, picture
 
 from internimage_deploy.runtime.segmenter import Segmenter
+from support.served import Served, decoded, encoded, stripes
+from support.tiny_models import color_model, picture
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,20 +4,21 @@
 import asyncio
 
 import httpx
-import load
 import numpy as np
 import pytest
-from served import Served, encoded, stripes
-from tiny_models import picture
 
-from internimage_deploy.runtime.card import ModelCard, TensorSpec
+from internimage_deploy.card import ModelCard, TensorSpec
 from internimage_deploy.runtime.segmenter import Segmenter
-from internimage_deploy.runtime.serving import pictures, service
+from internimage_deploy.runtime.serving import service
 from internimage_deploy.runtime.serving.admission import RateLimiter
-from internimage_deploy.runtime.serving.app import create_app
-from internimage_deploy.runtime.serving.batcher import Batcher
-from internimage_deploy.runtime.serving.refusal import Refusal
+from internimage_deploy.runtime.serving.execution.batcher import Batcher
+from internimage_deploy.runtime.serving.http import image_codec as pictures
+from internimage_deploy.runtime.serving.http.app import create_app
+from internimage_deploy.runtime.serving.http_error import Refusal
 from internimage_deploy.runtime.serving.settings import Batching, Limits, ModelSettings, Settings
+from support import load
+from support.served import Served, encoded, stripes
+from support.tiny_models import picture
 
 
 def samples(color_path, count=24):
@@ -80,7 +81,7 @@ class StuckEngine:
         return self.batcher.refusal()
 
     async def segment(self, work, deadline):
-        return await self.batcher.submit(work, key=work.key, deadline=deadline)
+        return await self.batcher.submit(work, key=work.size, deadline=deadline)
 
     async def close(self):
         self.go.set()

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from served import Served, encoded
-from tiny_models import picture
+
+from support.served import Served, encoded
+from support.tiny_models import picture
 
 selenium = pytest.importorskip("selenium", reason="pip install selenium")
 from selenium import webdriver  # noqa: E402

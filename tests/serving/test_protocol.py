@@ -5,7 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from tiny_models import picture
+
+from support.tiny_models import picture
 
 http = pytest.importorskip("tritonclient.http", reason="pip install 'tritonclient[http]'")
 from tritonclient.utils import InferenceServerException  # noqa: E402

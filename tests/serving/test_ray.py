@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 
 import httpx
-import load
 import numpy as np
 import pytest
-from served import decoded, stripes
 from test_load import samples
+
+from support import load
+from support.served import decoded, stripes
 
 pytest.importorskip("ray", reason="pip install 'ray[data,serve]'")
 pytestmark = pytest.mark.slow

@@ -10,13 +10,13 @@ import numpy as np
 import onnxruntime
 import pytest
 from google.protobuf import text_format
-from tiny_models import color_model, picture
 
+from internimage_deploy.card import EngineInfo
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import sha256
-from internimage_deploy.runtime.card import EngineInfo
-from internimage_deploy.runtime.model_file import read_card
+from internimage_deploy.onnx_tools.model_file import read_card
 from internimage_deploy.runtime.serving.triton import TritonOptions, export
+from support.tiny_models import color_model, picture
 
 grpc = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="pip install tritonclient grpcio protobuf")
 

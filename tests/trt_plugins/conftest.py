@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from internimage_deploy.trt_plugins import build, host
-from internimage_deploy.trt_plugins.cache import (
+from internimage_deploy.cache import (
     CACHE_VARIABLE,
-    SOURCES,
     build_once,
     cache_folder,
     fingerprint,
     run_compiler,
 )
+from internimage_deploy.trt_plugins import build, host
+from internimage_deploy.trt_plugins.build import SOURCES
 from internimage_deploy.trt_plugins.toolchain import find_headers, find_nvcc
 
 # What the tests compile stays apart from the libraries that the user's engines are built with.

@@ -18,9 +18,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from internimage_deploy import cache
+from internimage_deploy.cli.build_plugin import build_plugin
 from internimage_deploy.errors import UserError
-from internimage_deploy.trt_plugins import build, cache, contract, library, toolchain
-from internimage_deploy.trt_plugins.command import build_plugin
+from internimage_deploy.operators import contract
+from internimage_deploy.trt_plugins import build, library, toolchain
 
 ROOM = Path(build.__file__).parent
 REPOSITORY = Path(__file__).parents[2]

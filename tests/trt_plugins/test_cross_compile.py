@@ -12,7 +12,7 @@ import zipfile
 import pytest
 from test_build import ROOM, exported, needed, tool
 
-from internimage_deploy.trt_plugins.cache import build_once, cache_folder
+from internimage_deploy.cache import build_once, cache_folder
 
 
 @pytest.fixture(scope="session")

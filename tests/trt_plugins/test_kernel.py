@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import golden
 from internimage_deploy.errors import UserError
 from internimage_deploy.exporter.models.dcnv3 import dcnv3 as torch_dcnv3
+from internimage_deploy.operators.contract import output_size
 from internimage_deploy.trt_plugins import host
-from internimage_deploy.trt_plugins.contract import output_size
+from support import golden
 
 NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-import golden
 from internimage_deploy.exporter.models import dcnv3
-from internimage_deploy.trt_plugins import contract
-from internimage_deploy.trt_plugins.onnx_function import dcnv3_function
+from internimage_deploy.operators import contract
+from internimage_deploy.operators.onnx_function import dcnv3_function
+from support import golden
 
 _ONNX_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 

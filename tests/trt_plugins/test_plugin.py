@@ -10,8 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-import golden
-from internimage_deploy.trt_plugins import contract, host
+from internimage_deploy.operators import contract
+from internimage_deploy.trt_plugins import host
+from support import golden
 
 FLOAT, HALF, INT8, BF16 = 0, 1, 2, 7
 TYPES = {"float32": (FLOAT, np.float32), "float16": (HALF, np.float16), "bfloat16": (BF16, ml_dtypes.bfloat16)}

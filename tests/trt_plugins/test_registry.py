@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 
-from internimage_deploy.trt_plugins import contract
+from internimage_deploy.operators import contract
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="needs NVIDIA's registry: pip install tensorrt_rtx_cu13_bindings")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from internimage_deploy.trt_plugins.cache import host_compiler
+from internimage_deploy.cache import host_compiler
 
 HERE = Path(__file__).parent
 

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading a model file into the backend that suits it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.backends.base import Backend
+from internimage_deploy.runtime.backends.fastest import load_fastest
+from internimage_deploy.runtime.backends.registry import CPU_CANDIDATES, REGISTRY, choose, installed, open_backend
+from internimage_deploy.runtime.engine.compilers import gpu_problem
+
+log = logging.getLogger(__name__)
+
+
+def load_backend(
+    path: Path,
+    backend: str = "auto",
+    *,
+    threads: int | None = None,
+    trust_engine: bool = False,
+    cuda_graphs: bool = True,
+) -> Backend:
+    """Load `path` into `backend`. Raises `UserError` if that cannot be done.
+
+    Args:
+        path: the model file.
+        backend: a name of `REGISTRY`, or "auto": the fastest here where several CPU backends are installed.
+        threads: CPU threads of the network; None for all.
+        trust_engine: let an engine run the code it carries (version-compatible engines, embedded plugins).
+        cuda_graphs: let engines record their launches and replay them.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder, not a model file' if path.is_dir() else 'no such file'}")
+    name = choose(path, backend)
+    if backend == "auto" and name in CPU_CANDIDATES:
+        _log_idle_gpu()
+        candidates = [candidate for candidate in CPU_CANDIDATES if installed(REGISTRY[candidate])]
+        if len(candidates) > 1:
+            return load_fastest(path, candidates, threads=threads)
+    return open_backend(path, name, threads=threads, trust_engine=trust_engine, cuda_graphs=cuda_graphs)
+
+
+def _log_idle_gpu() -> None:
+    # onnxruntime-gpu has onnxruntime's import name, so nothing else tells that the GPU package is not what runs.
+    if installed(REGISTRY["onnxruntime-cuda"]) and not gpu_problem():
+        log.info("running on the CPU; --backend onnxruntime-cuda uses the GPU")

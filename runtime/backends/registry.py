@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which backends there are, which of them are installed and read a file, and loading one by its name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from internimage_deploy.errors import MissingDependency, UserError
+from internimage_deploy.runtime.backends.base import Backend
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How to find a backend without importing it.
+
+    `location` is `module:function`; the function is called as `function(path, threads=int | None)`, with those of
+    `options` that were given besides, and returns a `Backend`. `package` is the import name that must be there, `extra`
+    the extra that installs it, `provider` the execution provider that the package must have been built with.
+    """
+
+    location: str
+    suffixes: tuple[str, ...]
+    package: str
+    extra: str
+    options: tuple[str, ...] = ()
+    provider: str = ""
+
+
+_HERE = "internimage_deploy.runtime.backends"
+
+ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
+"""File name endings of engines."""
+
+_ENGINE_OPTIONS = ("trust_engine", "cuda_graphs")
+
+# `auto` takes the first that is installed and reads the file, or the fastest of `CPU_CANDIDATES`; an engine's card
+# names its backend.
+REGISTRY: dict[str, Entry] = {
+    "onnxruntime": Entry(f"{_HERE}.onnxruntime:load", (".onnx",), "onnxruntime", "cpu"),
+    "openvino": Entry(f"{_HERE}.openvino:load", (".onnx",), "openvino", "openvino"),
+    "openvino-bf16": Entry(f"{_HERE}.openvino:load_bf16", (".onnx",), "openvino", "openvino"),
+    "tensorrt": Entry(f"{_HERE}.tensorrt:load_tensorrt", ENGINE_SUFFIXES, "tensorrt", "gpu", _ENGINE_OPTIONS),
+    "tensorrt-rtx": Entry(
+        f"{_HERE}.tensorrt:load_rtx", ENGINE_SUFFIXES, "tensorrt_rtx_bindings", "rtx", _ENGINE_OPTIONS
+    ),
+    "onnxruntime-cuda": Entry(
+        f"{_HERE}.ort_gpu:load_cuda", (".onnx",), "onnxruntime", "gpu", provider="CUDAExecutionProvider"
+    ),
+    "onnxruntime-tensorrt": Entry(
+        f"{_HERE}.ort_gpu:load_tensorrt", (".onnx",), "onnxruntime", "gpu", provider="TensorrtExecutionProvider"
+    ),
+}
+
+CPU_CANDIDATES = ("onnxruntime", "openvino")
+"""Backends with equal results, of which `auto` takes the one that is faster on this machine."""
+
+
+def installed(entry: Entry) -> bool:
+    """True when the package behind `entry` can be imported."""
+    try:
+        spec = importlib.util.find_spec(entry.package)
+    except (ImportError, ValueError):
+        return False
+    if spec is None or spec.origin is None:  # a folder left over from an uninstall has no origin
+        return False
+    return not entry.provider or entry.provider in importlib.import_module(entry.package).get_available_providers()
+
+
+def choose(path: Path, backend: str = "auto") -> str:
+    """The name of the backend that will run `path`.
+
+    Raises:
+        UserError: no such backend, or it does not read this kind of file.
+        MissingDependency: its package is not installed.
+    """
+    if backend != "auto" and backend not in REGISTRY:
+        raise UserError(f"no backend '{backend}'; choose one of: auto, {', '.join(REGISTRY)}")
+    names = list(REGISTRY) if backend == "auto" else [backend]
+    fitting = [name for name in names if path.suffix.lower() in REGISTRY[name].suffixes]
+    if not fitting:
+        known = sorted({suffix for name in names for suffix in REGISTRY[name].suffixes})
+        who = "no backend reads" if backend == "auto" else f"the backend '{backend}' does not read"
+        raise UserError(f"{path}: {who} this kind of file, expected a name ending in {' or '.join(known)}")
+    if backend == "auto" and path.suffix.lower() in ENGINE_SUFFIXES:
+        from internimage_deploy.runtime.engine import sidecar
+
+        fitting = [sidecar.info_of(path).flavour]
+    for name in fitting:
+        if installed(REGISTRY[name]):
+            return name
+    entry = REGISTRY[fitting[0]]
+    if entry.provider and installed(replace(entry, provider="")):
+        raise UserError(
+            f"this {entry.package} has no {entry.provider}; install internimage-deploy[{entry.extra}] instead"
+        )
+    raise MissingDependency(entry.package, entry.extra, f"running {path.name}")
+
+
+def open_backend(path: Path, name: str, *, threads: int | None = None, **options: Any) -> Backend:
+    """Load `path` into the backend `name`, a key of `REGISTRY`.
+
+    Args:
+        path: the model file.
+        name: the backend.
+        threads: CPU threads of the network; None for all.
+        options: those that the backend has no use for are ignored; see `load_backend`.
+
+    Raises:
+        UserError: the backend cannot load the file.
+    """
+    entry = REGISTRY[name]
+    module, _, function = entry.location.partition(":")
+    fitting = {option: value for option, value in options.items() if option in entry.options}
+    loaded: Backend = getattr(importlib.import_module(module), function)(path, threads=threads, **fitting)
+    return loaded

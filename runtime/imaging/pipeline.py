@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The work before and after the network: decode and resize an image, turn the network's output into its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from internimage_deploy.card import ModelCard
+from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.imaging import postprocess, preprocess, sliding
+from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS, check_array, read_image
+from internimage_deploy.runtime.imaging.segmentation import Segmentation
+from internimage_deploy.runtime.imaging.sliding import Window
+
+Image = str | Path | npt.NDArray[np.uint8]
+"""An image file's path, or an (H, W, 3) uint8 RGB array."""
+
+Resize = tuple[int, int] | Literal["own"] | None
+WindowChoice = Literal["slide"] | Window | None
+
+
+@dataclass(frozen=True)
+class NetworkImage:
+    """An image at network scale, and the way back to its own size."""
+
+    pixels: npt.NDArray[np.uint8]  # (h, w, 3) RGB
+    geometry: preprocess.Geometry
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of `pixels`; images of one size can run together."""
+        return self.geometry.network
+
+
+@dataclass(frozen=True)
+class PreparedImage(NetworkImage):
+    """An image ready for the network, with the image itself."""
+
+    image: npt.NDArray[np.uint8]  # (H, W, 3) RGB
+
+    def for_network(self) -> NetworkImage:
+        """Without the image itself: what another process needs."""
+        return NetworkImage(self.pixels, self.geometry)
+
+
+class ImagePipeline:
+    """Everything about segmenting an image except the network; it needs the model card only.
+
+    Args:
+        card: what the model takes and returns.
+        resize: see `LoadOptions`.
+        window: see `LoadOptions`.
+        max_pixels: image files with more pixels are refused.
+
+    Raises:
+        UserError: the options do not fit the model.
+    """
+
+    def __init__(
+        self, card: ModelCard, *, resize: Resize = None, window: WindowChoice = None, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        self.card = card
+        self.max_pixels = max_pixels
+        self.window = _window(card, window)
+        self.resize = card.resize if resize is None else None if resize == "own" else resize
+        if resize is not None and not card.is_dynamic and self.window is None:
+            raise UserError(
+                f"this model takes one size, {_size(card.network_size)}, so resize has no effect; "
+                "leave it out, use the sliding window, or export with --dynamic"
+            )
+
+    def prepare(self, image: Image) -> PreparedImage:
+        """Decode (paths) and resize one image; may be called from any thread. Raises `UserError`."""
+        array = read_image(image, max_pixels=self.max_pixels) if isinstance(image, (str, Path)) else check_array(image)
+        geometry = self.geometry((array.shape[0], array.shape[1]))
+        return PreparedImage(preprocess.resize_image(array, geometry, self.card.mean), geometry, array)
+
+    def geometry(self, image: tuple[int, int]) -> preprocess.Geometry:
+        """Sizes on the way into the network for an image of (height, width)."""
+        height, width = self.card.network_size
+        if isinstance(height, int) and isinstance(width, int):
+            if self.window is None:
+                return preprocess.fixed_geometry(image, (height, width))
+            free = preprocess.free_geometry(image, self.resize, self.card.size_divisor)
+            padded = (max(free.network[0], height), max(free.network[1], width))
+            return preprocess.Geometry(image, free.keep_ratio, free.content, padded)
+        return preprocess.free_geometry(image, self.resize, self.card.size_divisor)
+
+    def network_input(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[Any]:
+        """Images of one size as the network's batch; a model of fixed batch gets the last image repeated."""
+        padding = [images[-1]] * ((self.card.batch or 0) - len(images))
+        return preprocess.network_input([*images, *padding], self.card)
+
+    def crops(self, image: NetworkImage) -> list[npt.NDArray[np.uint8]]:
+        """What the network sees of `image`: its pixels, or with a window one crop after another."""
+        if self.window is None:
+            return [image.pixels]
+        return [image.pixels[place] for place in sliding.crops(image.size, self.window)]
+
+    def labels(self, output: npt.NDArray[Any], geometry: preprocess.Geometry) -> postprocess.Labels:
+        """Labels (H, W) at the image's own size; may be called from any thread.
+
+        Args:
+            output: for one image, labels (h, w) or logits (classes, h/4, w/4) as the card says; with a window, the
+                logits of its crops (crops, classes, h/4, w/4).
+            geometry: of the image.
+
+        Raises:
+            UserError: the output is not what the card says, or holds NaN.
+        """
+        if self.window is not None:
+            places = sliding.crops(geometry.network, self.window)
+            return sliding.labels_from_crops(list(output), places, geometry)
+        if self.card.emits_labels:
+            return postprocess.labels_from_labels(output, geometry, len(self.card.classes))
+        return postprocess.labels_from_logits(output, geometry)
+
+    def result(self, image: npt.NDArray[np.uint8], labels: postprocess.Labels) -> Segmentation:
+        """The labels of `image` with the model's class names and colours."""
+        return Segmentation(labels, self.card.classes, self.card.palette, image)
+
+
+def _window(card: ModelCard, choice: WindowChoice) -> Window | None:
+    if choice is None:
+        return None
+    if card.emits_labels:
+        raise UserError(
+            "the sliding window averages logits, and this model returns labels; export it with --emit logits"
+        )
+    height, width = card.network_size
+    if isinstance(choice, Window):
+        fixed = not card.is_dynamic and choice.crop != (height, width)
+        if fixed or any(side % card.size_divisor for side in choice.crop):
+            expected = f"{_size(card.network_size)}" if fixed else f"multiples of {card.size_divisor}"
+            raise UserError(f"window of {_size(choice.crop)}, this model expects {expected}")
+        return choice
+    if not (isinstance(height, int) and isinstance(width, int)):
+        raise UserError("this model takes any size, so the sliding window needs one: give the crop, such as 512x512")
+    return Window((height, width), sliding.default_stride((height, width)))
+
+
+def _size(size: tuple[int | str, int | str]) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sliding-window inference: the network sees one crop after another, and overlapping logits are averaged.
+
+Crops, order and average are mmsegmentation's: a grid of `stride` from the upper left, the last row and column moved
+back to end at the border; every crop's logits grow to the crop's size before they are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from internimage_deploy.runtime.imaging.postprocess import Labels, labels_from_planes
+from internimage_deploy.runtime.imaging.preprocess import Geometry
+
+
+@dataclass(frozen=True)
+class Window:
+    """A sliding window: (height, width) of the crop and of the step, in pixels at network scale."""
+
+    crop: tuple[int, int]
+    stride: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        for crop, stride in zip(self.crop, self.stride, strict=True):
+            if not 0 < stride <= crop:
+                raise ValueError(f"window {self.crop} with stride {self.stride}: a stride is 1 to the crop's size")
+
+
+def default_stride(crop: tuple[int, int]) -> tuple[int, int]:
+    """Two thirds of the crop, rounded down: the usual overlap."""
+    return max(crop[0] * 2 // 3, 1), max(crop[1] * 2 // 3, 1)
+
+
+def crops(size: tuple[int, int], window: Window) -> list[tuple[slice, slice]]:
+    """(rows, columns) of every crop over `size` (height, width); each is the crop's size, or the picture's if less."""
+    height, width = (_starts(*sides) for sides in zip(size, window.crop, window.stride, strict=True))
+    return [
+        (slice(y, min(y + window.crop[0], size[0])), slice(x, min(x + window.crop[1], size[1])))
+        for y in height
+        for x in width
+    ]
+
+
+def labels_from_crops(
+    logits: Sequence[npt.NDArray[Any]], places: Sequence[tuple[slice, slice]], geometry: Geometry
+) -> Labels:
+    """Labels (H, W) at the picture's size from the `logits` (classes, h, w) of the crops at `places`."""
+    import cv2
+
+    count = np.zeros(geometry.network, np.float32)
+    for place in places:
+        count[place] += 1
+
+    def plane(index: int) -> npt.NDArray[np.float32]:
+        total = np.zeros(geometry.network, np.float32)
+        for crop, (rows, columns) in zip(logits, places, strict=True):
+            size = (columns.stop - columns.start, rows.stop - rows.start)
+            total[rows, columns] += cv2.resize(crop[index].astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+        total /= count
+        return total
+
+    return labels_from_planes(plane, logits[0].shape[0], geometry)
+
+
+def _starts(size: int, crop: int, stride: int) -> list[int]:
+    steps = max(size - crop + stride - 1, 0) // stride + 1
+    return [max(min(step * stride, size - crop), 0) for step in range(steps)]

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Video files, cameras and network streams through a model: read ahead, segmented, drawn and written behind."""
+
+from __future__ import annotations
+
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.files import atomic_path
+from internimage_deploy.runtime.imaging.pipeline import PreparedImage
+from internimage_deploy.runtime.segmenter import Segmenter
+
+SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv")
+_AHEAD = 4  # frames between two stages; more would only add delay
+_USUAL_FPS = 25.0
+_Item = Any  # what goes through a queue; None ends it
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a video stands."""
+
+    frames: int  # segmented
+    dropped: int  # left out to keep up
+    seconds: float
+
+    @property
+    def fps(self) -> float:
+        """Frames per second so far."""
+        return self.frames / self.seconds if self.seconds else 0.0
+
+
+def is_video(source: str) -> bool:
+    """True for a video file's name, a camera's number, a stream's address, or a GStreamer pipeline."""
+    if re.match(r"(rtsps?|rtmps?|udp|rtp|srt|https?)://", source) or " ! " in source:
+        return True
+    if Path(source).suffix.lower() in SUFFIXES:
+        return True
+    return source.isdigit() and not Path(source).exists()
+
+
+def stem(source: str) -> str:
+    """What results of `source` are named after."""
+    if source.isdigit():
+        return f"camera{source}"
+    if "://" in source or " ! " in source:
+        return "stream"
+    return Path(source).stem
+
+
+def segment_video(
+    segmenter: Segmenter,
+    source: str,
+    target: Path | None = None,
+    *,
+    live: bool = False,
+    alpha: float = 0.5,
+    most_frames: int | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
+    """Segment `source` frame by frame.
+
+    Args:
+        segmenter: the model.
+        source: see `is_video`.
+        target: overlay video to write, at the source's size and speed; None for none.
+        live: drop frames rather than fall behind; a file is then played at its own speed. In the overlay video a
+            dropped frame shows the last one that was segmented.
+        alpha: share of the labels' colours in the overlay.
+        most_frames: stop after so many frames.
+        report: is called after each frame, from this thread.
+
+    Raises:
+        UserError: the source cannot be opened or holds no frame, or the target cannot be written.
+    """
+    capture, fps = _open(source)
+    stop = threading.Event()
+    start = time.monotonic()
+    progress = Progress(0, 0, 0.0)
+    with ExitStack() as stack:
+        stack.callback(capture.release)
+        writer = _Writer(stack.enter_context(atomic_path(target)), fps, alpha, segmenter) if target else None
+        if writer is not None:
+            stack.callback(writer.abandon)
+        frames = _Reader(segmenter, capture, fps if live else None, stop, paced=live and not _is_stream(source))
+        stack.callback(frames.join)
+        stack.callback(stop.set)
+        groups = ([frame] for frame in islice(frames, most_frames))
+        try:
+            for ((index, prepared),), (output,) in segmenter.forward_each(groups):
+                if writer is not None:
+                    writer.put(index, prepared, output)
+                count = progress.frames + 1
+                progress = Progress(count, index + 1 - count, time.monotonic() - start)
+                report(progress)
+        except KeyboardInterrupt:
+            if not _is_stream(source):  # a camera has no end of its own: Ctrl-C ends the video and keeps it
+                raise
+        if not progress.frames:
+            raise UserError(f"{source}: holds no frame that OpenCV can decode")
+        if writer is not None:
+            writer.finish()
+    return progress
+
+
+def _is_stream(source: str) -> bool:
+    return source.isdigit() or "://" in source or " ! " in source
+
+
+def _open(source: str) -> tuple[Any, float]:
+    import cv2
+
+    if not _is_stream(source) and not Path(source).is_file():
+        raise UserError(f"{source}: no such file")
+    if source.isdigit():
+        capture = cv2.VideoCapture(int(source))
+    elif " ! " in source:
+        capture = cv2.VideoCapture(source, cv2.CAP_GSTREAMER)
+    else:
+        capture = cv2.VideoCapture(source)
+    if not capture.isOpened():
+        what = f"camera {source}" if source.isdigit() else source
+        hint = "; this OpenCV may be built without GStreamer" if " ! " in source else ""
+        raise UserError(f"{what}: OpenCV cannot open it{hint}; check the name, the permissions and the codec")
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    return capture, fps if 1 <= fps <= 1000 else _USUAL_FPS
+
+
+class _Reader:
+    """Decodes and prepares frames in a thread; yields (number of the frame, prepared frame)."""
+
+    def __init__(
+        self, segmenter: Segmenter, capture: Any, live_fps: float | None, stop: threading.Event, *, paced: bool
+    ) -> None:
+        self._segmenter, self._capture, self._stop = segmenter, capture, stop
+        self._live, self._pause = live_fps is not None, 1 / live_fps if live_fps and paced else 0.0
+        self._queue: queue.Queue[_Item] = queue.Queue(1 if self._live else _AHEAD)
+        self._thread = threading.Thread(target=self._work, name="read video", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Any:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def join(self) -> None:
+        """Wait until the thread has ended; `stop` must be set."""
+        while self._thread.is_alive():
+            _drain(self._queue)
+            self._thread.join(0.05)
+
+    def _work(self) -> None:
+        import cv2
+
+        try:
+            index, due = 0, time.monotonic()
+            while not self._stop.is_set():
+                good, frame = self._capture.read()
+                if not good:
+                    break
+                prepared = self._segmenter.prepare(np.ascontiguousarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)))
+                due += self._pause
+                time.sleep(max(due - time.monotonic(), 0.0))
+                if self._live:  # the newest frame takes the place of one that nobody came for
+                    _drain(self._queue)
+                self._queue.put((index, prepared))
+                index += 1
+            self._queue.put(None)
+        except Exception as error:  # it belongs to the thread that asked for frames
+            self._queue.put(error)
+
+
+class _Writer:
+    """Finishes, draws and writes frames in a thread."""
+
+    def __init__(self, path: Path, fps: float, alpha: float, segmenter: Segmenter) -> None:
+        self._path, self._fps, self._alpha, self._segmenter = path, fps, alpha, segmenter
+        self._queue: queue.Queue[_Item] = queue.Queue(_AHEAD)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="write video", daemon=True)
+        self._thread.start()
+
+    def put(self, index: int, prepared: PreparedImage, answer: npt.NDArray[Any]) -> None:
+        """Hand over a frame. Raises what went wrong with an earlier one."""
+        if self._error is not None:
+            raise self._error
+        self._queue.put((index, prepared, answer))
+
+    def finish(self) -> None:
+        """Write what is waiting and close the file. Raises what went wrong."""
+        self.abandon()
+        if self._error is not None:
+            raise self._error
+
+    def abandon(self) -> None:
+        """End the thread after what it has been given."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def _work(self) -> None:
+        video: Any = None
+        try:
+            written, last = 0, None
+            while (item := self._queue.get()) is not None:
+                index, prepared, answer = item
+                overlay = self._segmenter.finish(prepared, answer).overlay(self._alpha)[:, :, ::-1]
+                if video is None:
+                    video = self._create((overlay.shape[1], overlay.shape[0]))
+                    size = overlay.shape
+                if overlay.shape != size:
+                    raise UserError(f"the video changes its size from {size[1]}x{size[0]} on the way")
+                for _ in range(index - written):
+                    video.write(last if last is not None else np.ascontiguousarray(overlay))
+                last = np.ascontiguousarray(overlay)
+                video.write(last)
+                written = index + 1
+        except Exception as error:
+            self._error = error
+            while self._queue.get() is not None:  # whoever puts frames must not wait for ever
+                continue
+        finally:
+            if video is not None:
+                video.release()
+
+    def _create(self, size: tuple[int, int]) -> Any:
+        import cv2
+
+        code = "MJPG" if self._path.suffix.lower() == ".avi" else "mp4v"
+        video = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*code), self._fps, size)
+        if not video.isOpened():
+            raise UserError(f"{self._path.name}: OpenCV cannot write {code} video here; name an .avi file instead")
+        return video
+
+
+def _drain(items: queue.Queue[_Item]) -> None:
+    try:
+        while True:
+            items.get_nowait()
+    except queue.Empty:
+        return

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading the model and running batches; the same in a worker process and in a Ray replica."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.imaging.pipeline import NetworkImage
+from internimage_deploy.runtime.imaging.postprocess import Labels
+from internimage_deploy.runtime.segmenter import Segmenter
+from internimage_deploy.runtime.serving.settings import ModelSettings
+
+log = logging.getLogger("internimage_deploy.serving")
+
+_WARM_UP_SIDE = 256
+
+
+def load(model: ModelSettings, batch: int) -> Segmenter:
+    """The model, loaded and warm, for runs of at most `batch` images. Raises `UserError`."""
+    segmenter = Segmenter.from_options(model.path, dataclasses.replace(model.options, batch=batch))
+    height, width = segmenter.card.network_size
+    size = (height, width) if isinstance(height, int) and isinstance(width, int) else (_WARM_UP_SIDE, _WARM_UP_SIDE)
+    segmenter(np.zeros((*size, 3), np.uint8))
+    return segmenter
+
+
+def run(segmenter: Segmenter, images: Sequence[NetworkImage]) -> list[Labels]:
+    """Labels (H, W) at each image's own size; the images have one network size."""
+    outputs = segmenter.forward(images)
+    return [segmenter.pipeline.labels(output, image.geometry) for image, output in zip(images, outputs, strict=True)]
+
+
+def run_each(segmenter: Segmenter, images: Sequence[NetworkImage]) -> list[Labels | Exception]:
+    """As `run`; if the batch fails as a whole, each image runs alone, so that one cannot spoil the others."""
+    try:
+        return list(run(segmenter, images))
+    except Exception as error:
+        if len(images) == 1:
+            if isinstance(error, UserError):
+                return [error]
+            if isinstance(error, MemoryError):
+                return [UserError("not enough memory for an image of this size")]
+            log.exception("an image of network size %s failed", images[0].size)
+            return [RuntimeError(f"{type(error).__name__}: {error}")]  # the original may not be fit to be sent
+    return [run_each(segmenter, [image])[0] for image in images]

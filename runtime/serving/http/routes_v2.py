@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Open Inference Protocol's routes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from internimage_deploy._version import __version__
+from internimage_deploy.runtime.serving.admission import Share
+from internimage_deploy.runtime.serving.http import api_schema
+from internimage_deploy.runtime.serving.http import inference_protocol as protocol
+from internimage_deploy.runtime.serving.http.body import read_body
+from internimage_deploy.runtime.serving.http.routes_segment import until_gone
+from internimage_deploy.runtime.serving.http_error import Refusal
+from internimage_deploy.runtime.serving.service import Service
+
+
+def protocol_routes(service: Service) -> APIRouter:
+    """The routes under /v2."""
+    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
+    limits = service.settings.limits
+    name = service.settings.name
+
+    def check(model: str, version: str = protocol.VERSION) -> None:
+        if model != name or version != protocol.VERSION:
+            raise Refusal(404, f"this service has one model, '{name}', version {protocol.VERSION}", kind="model")
+
+    @router.get("", summary="Server metadata")
+    async def server() -> dict[str, Any]:
+        return {"name": "internimage-deploy", "version": __version__, "extensions": ["binary_tensor_data"]}
+
+    @router.get("/health/live", summary="The process answers")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @router.get("/health/ready", summary="The model can answer", responses=api_schema.UNREADY)
+    async def ready() -> JSONResponse:
+        return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
+
+    @router.post("/repository/index", summary="The one model", responses=api_schema.ERRORS)
+    async def index() -> list[dict[str, str]]:
+        state = "READY" if service.ready else "UNAVAILABLE"
+        return [{"name": name, "version": protocol.VERSION, "state": state, "reason": ""}]
+
+    async def metadata(model: str, version: str = protocol.VERSION) -> dict[str, Any]:
+        check(model, version)
+        return protocol.model_metadata(name, service.card)
+
+    async def config(model: str, version: str = protocol.VERSION) -> dict[str, Any]:
+        check(model, version)
+        return protocol.model_config(name, service.card)
+
+    async def model_ready(model: str, version: str = protocol.VERSION) -> JSONResponse:
+        check(model, version)
+        return JSONResponse({"name": name, "ready": service.ready}, 200 if service.ready else 503)
+
+    async def infer(request: Request, model: str, version: str = protocol.VERSION) -> Response:
+        check(model, version)
+        with service.memory.share() as share:
+            asked = await read(request, share)
+            share.take(asked.image.nbytes)
+            pictures = asyncio.gather(*(service.segment_array(image) for image in asked.image))
+            done = await until_gone(request, pictures)
+            labels = np.stack([answer.result.labels for answer in done])
+            content, headers, kind = await service.in_thread(protocol.write_answer, name, asked, labels)
+        return Response(content, headers={**headers, "Content-Type": kind})
+
+    async def read(request: Request, share: Share) -> protocol.InferRequest:
+        with service.arriving():
+            body = await read_body(request, share, limits)
+        header_length = request.headers.get(protocol.HEADER_LENGTH)
+        text = len(body) if header_length is None else min(len(body), protocol.MOST_JSON)
+        if header_length is None and text <= protocol.MOST_JSON:
+            share.take(protocol.JSON_MEMORY * text)
+        return await service.in_thread(
+            lambda: protocol.read_request(
+                body, header_length, most_pictures=limits.batch_pictures, most_pixels=limits.pixels
+            )
+        )
+
+    for prefix in ("/models/{model}", "/models/{model}/versions/{version}"):
+        for path, route, summary in (
+            ("", metadata, "Model metadata"),
+            ("/config", config, "Model configuration"),
+            ("/ready", model_ready, "The model can answer"),
+        ):
+            router.add_api_route(prefix + path, route, methods=["GET"], summary=summary, responses=api_schema.ERRORS)
+        router.add_api_route(
+            f"{prefix}/infer",
+            infer,
+            methods=["POST"],
+            summary="Segment pictures given as a tensor",
+            response_class=Response,
+            responses=api_schema.INFER_ANSWERS,
+            openapi_extra=api_schema.INFER_BODY,
+        )
+    return router

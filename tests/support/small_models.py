@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small segmentors and their exports, shared by the exporter's tests."""
+
+import numpy as np
+import onnxruntime as ort
+import torch
+
+from internimage_deploy.datasets.classes import generic
+from internimage_deploy.exporter.export import ModelFacts
+from internimage_deploy.exporter.models import BackboneConfig, HeadConfig, SegmentorConfig, build_random, build_with
+from support import golden
+
+
+def golden_config(name):
+    case = golden.case(name)
+    backbone = dict(case["backbone"])
+    ids = backbone.pop("level2_post_norm_block_ids", ())
+    backbone.pop("level2_post_norm", None)
+    backbone["layer_scale"] = backbone["layer_scale"] is not None
+    for key in ("depths", "groups"):
+        backbone[key] = tuple(backbone[key])
+    head = case["head"]
+    return SegmentorConfig(
+        BackboneConfig(**backbone, level2_post_norm_block_ids=tuple(ids)),
+        HeadConfig(head["type"], head["channels"], head["num_classes"]),
+    )
+
+
+def golden_segmentor(name):
+    weights = {key: torch.from_numpy(value) for key, value in golden.state_dict(name).items()}
+    return build_with(golden_config(name), weights)
+
+
+def tiny_segmentor(head="UPerHead", classes=5, **backbone):
+    """One block per level: quick to trace."""
+    settings = {"channels": 16, "depths": (1, 1, 1, 1), "groups": (1, 2, 4, 8)} | backbone
+    return build_random(SegmentorConfig(BackboneConfig(**settings), HeadConfig(head, 16, classes)))
+
+
+def facts(classes, name="tiny"):
+    return ModelFacts(name, *generic(classes))
+
+
+def session(path):
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def run(opened, array):
+    return opened.run(None, {opened.get_inputs()[0].name: array})[0]
+
+
+def in_pytorch(segmentor, array):
+    with torch.inference_mode():
+        return segmentor(torch.from_numpy(array)).numpy()
+
+
+def random_input(batch, height, width, seed=0):
+    return np.random.default_rng(seed).standard_normal((batch, 3, height, width), np.float32)

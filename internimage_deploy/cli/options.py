@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that several commands share, so that one name means one thing everywhere."""
+"""Option types and options that several commands share, so that one name means one thing everywhere."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,8 @@ import click
 from internimage_deploy.runtime.backends.registry import REGISTRY
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+FilePath = click.Path(path_type=Path)
 
 
 class Size(click.ParamType):
@@ -33,9 +35,40 @@ class Size(click.ParamType):
         return pair
 
 
+def apply_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """One decorator from several; --help lists the options in the order given."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+class Option(click.Option):
+    """An option with names it had in earlier versions: they work, for people's scripts, and --help leaves them out.
+
+    Use it as `click.option("--executor", cls=Option, aliases=("--engine",), ...)`.
+    """
+
+    def __init__(self, declarations: Sequence[str], *, aliases: Sequence[str] = (), **settings: Any) -> None:
+        named = any(not text.startswith("-") for text in declarations)
+        parameter = () if named else (declarations[0].lstrip("-").replace("-", "_"),)
+        super().__init__([*declarations, *aliases, *parameter], **settings)
+        self._aliases = frozenset(aliases)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        every, self.opts = self.opts, [name for name in self.opts if name not in self._aliases]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = every
+
+
 def model_argument(command: Command) -> Command:
     """MODEL, a file that `export-onnx` or `build-engine` wrote."""
-    return click.argument("model", type=click.Path(path_type=Path))(command)
+    return click.argument("model", type=FilePath)(command)
 
 
 def backend_option(command: Command) -> Command:
@@ -45,22 +78,102 @@ def backend_option(command: Command) -> Command:
         type=click.Choice(["auto", *REGISTRY]),
         default="auto",
         show_default=True,
-        help="What runs the network; auto takes the fastest CPU backend that is installed, for an engine its own.",
+        help="Backend that runs the network. 'auto' takes what an engine was built for, and for an ONNX file the CPU "
+        "backend that is faster on this machine.",
     )(command)
 
 
 def threads_option(command: Command) -> Command:
     """--threads."""
     return click.option(
-        "--threads", type=click.IntRange(1), help="CPU threads of the network.  [default: all that are available]"
+        "--threads",
+        type=click.IntRange(1),
+        help="Number of CPU threads for the network.  [default: all that this process may use]",
     )(command)
 
 
 def engine_options(command: Command) -> Command:
-    """--trust-engine and --no-cuda-graphs."""
-    command = click.option(
-        "--cuda-graphs/--no-cuda-graphs", default=True, help="Engines: record launches and replay them.  [default: on]"
+    """--trust-engine and --cuda-graphs/--no-cuda-graphs."""
+    return apply_options(
+        click.option(
+            "--trust-engine",
+            is_flag=True,
+            help="Allow an engine to run the code it carries (an embedded plugin or lean runtime). Only for engines from "
+            "a source you trust.",
+        ),
+        click.option(
+            "--cuda-graphs/--no-cuda-graphs",
+            default=True,
+            show_default=True,
+            help="Record an engine's kernel launches once and replay them as a CUDA graph.",
+        ),
     )(command)
+
+
+def resize_option(command: Command) -> Command:
+    """--resize."""
     return click.option(
-        "--trust-engine", is_flag=True, help="Let an engine run the code it carries; only for engines you trust."
+        "--resize",
+        type=Size("LONGxSHORT", ("own",)),
+        help="Size in pixels that images are resized to fit into, keeping their aspect ratio; 'own' keeps each image's "
+        "own size.  [default: the size the model was evaluated with]",
     )(command)
+
+
+def window_options(command: Command) -> Command:
+    """--slide, --crop and --stride; see `window_of`."""
+    return apply_options(
+        click.option(
+            "--slide",
+            is_flag=True,
+            help="Run the network on overlapping crops of the image and average their logits (logits models only).",
+        ),
+        click.option(
+            "--crop",
+            type=Size("HxW"),
+            help="Height and width of a crop, with --slide.  [default: the model's fixed size]",
+        ),
+        click.option(
+            "--stride", type=Size("HxW"), help="Step between crops, with --slide.  [default: two thirds of the crop]"
+        ),
+    )(command)
+
+
+def window_of(slide: bool, crop: tuple[int, int] | None, stride: tuple[int, int] | None) -> Any:
+    """The `window` of `LoadOptions` for the values of `window_options`."""
+    from internimage_deploy.runtime.imaging.sliding import Window, default_stride
+
+    if (crop or stride) and not slide:
+        raise click.UsageError("--crop and --stride need --slide")
+    if not slide:
+        return None
+    if crop is None:
+        if stride is not None:
+            raise click.UsageError("--stride needs --crop")
+        return "slide"
+    try:
+        return Window(crop, stride or default_stride(crop))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def batch_option(default: int) -> Callable[[Command], Command]:
+    """--batch."""
+    return click.option(
+        "--batch",
+        type=click.IntRange(1, 1024),
+        default=default,
+        show_default=True,
+        help="Maximum number of images in one run of the network; a model of fixed batch size ignores it.",
+    )
+
+
+def max_pixels_option(default: int) -> Callable[[Command], Command]:
+    """--max-pixels."""
+    return click.option(
+        "--max-pixels",
+        type=click.IntRange(1),
+        default=default,
+        show_default=True,
+        help="Maximum number of pixels per image; larger images are rejected before they are decoded.",
+    )

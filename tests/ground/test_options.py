@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+import click
+import pytest
+from click.testing import CliRunner
+
+from internimage_deploy.cli.options import Option
+
+
+@click.command()
+@click.option("--executor", cls=Option, aliases=("--engine",), default="local", help="Where it runs.")
+@click.option("--batch", "count", cls=Option, aliases=("--max-batch",), type=int, default=8)
+def command(executor, count):
+    click.echo(f"{executor} {count}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "local 8"),
+        (["--executor", "ray", "--batch", "2"], "ray 2"),
+        (["--engine", "ray", "--max-batch", "2"], "ray 2"),
+    ],
+)
+def test_old_names_mean_the_new_ones(arguments, expected):
+    assert CliRunner().invoke(command, arguments).output.strip() == expected
+
+
+def test_help_lists_the_new_names_only():
+    text = CliRunner().invoke(command, ["--help"]).output
+    assert "--executor TEXT  Where it runs." in text
+    assert "--batch INTEGER" in text
+    assert "engine" not in text
+    assert "max-batch" not in text

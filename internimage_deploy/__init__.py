@@ -1,23 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
 """InternImage (DCNv3) segmentation, from a PyTorch checkpoint to a running engine.
 
-The rooms: `exporter` (PyTorch to ONNX), `trt_plugins` (the DCNv3 TensorRT plugin), `runtime` (pictures, engines,
-serving). Importing this package loads none of them.
+Three steps, each a function or class here and a command of its own:
+
+* `export`: a PyTorch checkpoint to a portable ONNX file (`export-onnx`);
+* `build_engine`: that file to a TensorRT or TensorRT-RTX engine (`build-engine`);
+* `Segmenter`: images to labels with either file (`internimage-deploy segment`).
+
+What a user can get wrong raises `UserError`, whose message is one line. Importing this package loads none of the rooms
+`exporter`, `trt_plugins` and `runtime`; each name loads what it needs on first use.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from internimage_deploy._version import __version__
 from internimage_deploy.errors import MissingDependency, UserError
 
-__all__ = ["MissingDependency", "Segmenter", "UserError", "__version__"]
+if TYPE_CHECKING:
+    from internimage_deploy.runtime.imaging.segmentation import Segmentation
+    from internimage_deploy.runtime.imaging.sliding import Window
+    from internimage_deploy.runtime.segmenter import Segmenter
+
+__all__ = ["MissingDependency", "Segmentation", "Segmenter", "UserError", "Window", "__version__"]
+
+_LAZY = {
+    "Segmentation": "internimage_deploy.runtime.imaging.segmentation",
+    "Segmenter": "internimage_deploy.runtime.segmenter",
+    "Window": "internimage_deploy.runtime.imaging.sliding",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Segmenter":  # loaded on first use: it brings in OpenCV and a backend
-        from internimage_deploy.runtime.segmenter import Segmenter
-
-        return Segmenter
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

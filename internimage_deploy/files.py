@@ -34,6 +34,16 @@ def write_error(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot write {path}: {reason}")
 
 
+def make_folder(folder: Path) -> None:
+    """Make `folder` and those above it, unless they exist. Raises `UserError` if that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"cannot write into {folder}: it is a file, expected a folder") from error
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target`, moved into place file by file on success and removed on failure.

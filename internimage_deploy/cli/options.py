@@ -98,8 +98,8 @@ def engine_options(command: Command) -> Command:
         click.option(
             "--trust-engine",
             is_flag=True,
-            help="Allow an engine to run the code it carries (an embedded plugin or lean runtime). Only for engines from "
-            "a source you trust.",
+            help="Allow an engine to run the code it carries (an embedded plugin or lean runtime); only for "
+            "engines from a source you trust.",
         ),
         click.option(
             "--cuda-graphs/--no-cuda-graphs",

@@ -104,7 +104,7 @@ def serve(model: Path, **options: Any) -> None:
             "--token-file changes that",
             err=True,
         )
-    if options["engine"] == "ray":
+    if options["executor"] == "ray":
         _serve_on_ray(settings, options)
         return
     check_local()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures from files: whatever the encoding, what comes out is (H, W, 3) uint8 RGB, upright."""
+"""Images from files: whatever the encoding, the result is (H, W, 3) uint8 RGB, upright."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 100_000_000
-"""Pictures with more pixels are refused unless the caller raises the limit: a small file can hold a huge picture."""
+"""Images with more pixels are refused unless the caller raises the limit: a small file can hold a huge image."""
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
-"""File name endings taken for pictures when a folder is searched."""
+"""File name endings taken for images when a folder is searched."""
 
 # Pillow knows formats that start other programs (EPS: Ghostscript); only plain raster formats are opened.
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
@@ -31,39 +31,39 @@ _pillow_limit_lock = threading.Lock()
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """Decode a picture file.
+    """Decode an image file.
 
     EXIF rotation is applied, alpha is dropped, grey is repeated into three channels, palettes and CMYK become RGB,
     16-bit values keep their upper byte (as OpenCV does), and of an animation the first frame counts.
 
     Args:
         path: the file.
-        max_pixels: refuse pictures with more pixels than this before they are decoded.
+        max_pixels: refuse images with more pixels than this before they are decoded.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        UserError: no such file, no picture, a damaged picture, or one above the limit.
+        UserError: no such file, no image, a damaged image, or one above the limit.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: {'is a folder, not a picture' if path.is_dir() else 'no such file'}")
+        raise UserError(f"{path}: {'is a folder, not an image' if path.is_dir() else 'no such file'}")
     return _read(path, str(path), max_pixels, _FORMATS)
 
 
 def decode_image(
-    data: bytes, *, what: str = "picture", max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS
+    data: bytes, *, what: str = "image", max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS
 ) -> npt.NDArray[np.uint8]:
-    """As `read_image`, for the bytes of a picture file; `what` names them in errors, `formats` narrows what is read."""
+    """As `read_image`, for the bytes of an image file; `what` names them in errors, `formats` narrows what is read."""
     return _read(io.BytesIO(data), what, max_pixels, formats)
 
 
-def image_size(data: bytes, *, what: str = "picture", formats: tuple[str, ...] = _FORMATS) -> tuple[int, int]:
-    """(width, height) as the header of a picture file says, however large; nothing is decoded.
+def image_size(data: bytes, *, what: str = "image", formats: tuple[str, ...] = _FORMATS) -> tuple[int, int]:
+    """(width, height) as the header of an image file says, however large; nothing is decoded.
 
     Raises:
-        UserError: no picture, or a damaged header.
+        UserError: no image, or a damaged header.
     """
     with _damage_as_user_error(what), _open(io.BytesIO(data), what, formats) as image:
         return image.width, image.height
@@ -76,30 +76,6 @@ def check_array(image: npt.NDArray[Any], what: str = "image") -> npt.NDArray[np.
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise UserError(f"{what}: got {image.dtype} {image.shape}, expected uint8 (H, W, 3) in RGB order")
     return image
-
-
-def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
-    """The picture files in `folder`, sorted by name, without hidden files and this program's own results.
-
-    Raises:
-        UserError: the folder holds no picture, or cannot be listed.
-    """
-    try:
-        entries = sorted(folder.rglob("*") if recursive else folder.iterdir())
-    except OSError as error:
-        raise UserError(f"cannot list {folder}: {error.strerror}") from error
-    found = [
-        path
-        for path in entries
-        if path.suffix.lower() in EXTENSIONS
-        and not path.name.startswith(".")
-        and not path.name.lower().endswith((".labels.png", ".overlay.png"))
-        and path.is_file()
-    ]
-    if not found:
-        deeper = "" if recursive else "; add --recursive to look into its subfolders"
-        raise UserError(f"{folder}: no picture in this folder ({', '.join(sorted(EXTENSIONS))}){deeper}")
-    return found
 
 
 def _read(source: Path | io.BytesIO, name: str, max_pixels: int, formats: tuple[str, ...]) -> npt.NDArray[np.uint8]:
@@ -121,9 +97,9 @@ def _damage_as_user_error(name: str) -> Iterator[None]:
     except UserError:
         raise
     except MemoryError as error:
-        raise UserError(f"{name}: not enough memory to decode this picture") from error
-    except Exception as error:  # Pillow's decoders answer damage with whatever comes to them
-        raise UserError(f"{name}: cannot be read as a picture ({_one_line(error)})") from error
+        raise UserError(f"{name}: not enough memory to decode this image") from error
+    except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged files
+        raise UserError(f"{name}: cannot be read as an image ({_one_line(error)})") from error
 
 
 def _open(source: Path | io.BytesIO, name: str, formats: tuple[str, ...]) -> Image.Image:
@@ -133,7 +109,7 @@ def _open(source: Path | io.BytesIO, name: str, formats: tuple[str, ...]) -> Ima
         with _own_pixel_limit():
             return Image.open(source, formats=formats)
     except UnidentifiedImageError as error:
-        raise UserError(f"{name}: not a picture in a known format ({', '.join(formats)})") from error
+        raise UserError(f"{name}: not an image in a known format ({', '.join(formats)})") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -154,10 +130,10 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image | npt.NDArray[np.uint8
     if image.mode.startswith("I"):  # 16-bit grey; Pillow uses 32-bit integers for some of it
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 0xFFFF:
-            raise UserError(f"{name}: 32-bit grey values, expected 8 or 16 bits; convert the picture first")
+            raise UserError(f"{name}: 32-bit grey values, expected 8 or 16 bits; convert the image first")
         return np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode == "F":
-        raise UserError(f"{name}: floating-point pixels, expected 8 or 16 bits; convert the picture first")
+        raise UserError(f"{name}: floating-point pixels, expected 8 or 16 bits; convert the image first")
     return image.convert("RGB")
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the network's answer to labels at the picture's own size, equal to mmsegmentation's.
+"""From the network's output to labels at the image's own size, equal to mmsegmentation's.
 
-Logits grow bilinearly (half-pixel centres) to the network's size, then to the picture's, then the largest class wins.
+Logits are upsampled bilinearly (half-pixel centres) to the network's size, then resized to the image's, and the class
+with the largest value wins.
 Both steps are linear and separable, so they are one product with a matrix on each side; and the result is a weighted
 mean of neighbours, so a class whose largest neighbour lies below another class's smallest one cannot win. The work is
 therefore done tile by tile, for the few classes that can win there, and never needs classes x pixels of memory.
@@ -28,14 +29,8 @@ _TILE_PIXELS = 96
 Labels = npt.NDArray[np.uint8 | np.int32]
 
 
-def interpolation_matrix(source: int, target: int) -> npt.NDArray[np.float64]:
-    """(target, source) weights of bilinear resizing along one side: half-pixel centres, edges repeated."""
-    first, band = _band(source, target, 0, target)
-    return np.pad(band, ((0, 0), (first, source - first - band.shape[1])))
-
-
 def labels_from_logits(logits: npt.NDArray[Any], geometry: Geometry) -> Labels:
-    """Labels (H, W) at the picture's size from the decode head's `logits` (classes, h, w), any float type.
+    """Labels (H, W) at the image's size from the decode head's `logits` (classes, h, w), any float type.
 
     Raises:
         UserError: the logits hold NaN or infinity.
@@ -59,7 +54,7 @@ def labels_from_logits(logits: npt.NDArray[Any], geometry: Geometry) -> Labels:
 
 
 def labels_from_labels(labels: npt.NDArray[Any], geometry: Geometry, classes: int) -> Labels:
-    """Labels (H, W) at the picture's size from `labels` (h, w) at network size: filling cut off, then nearest."""
+    """Labels (H, W) at the image's size from `labels` (h, w) at network size: padding cut off, then nearest."""
     height, width = geometry.content
     rows = ((np.arange(geometry.image[0]) + 0.5) * (height / geometry.image[0])).astype(np.int64)
     columns = ((np.arange(geometry.image[1]) + 0.5) * (width / geometry.image[1])).astype(np.int64)
@@ -68,7 +63,7 @@ def labels_from_labels(labels: npt.NDArray[Any], geometry: Geometry, classes: in
 
 
 def labels_from_planes(plane: Callable[[int], npt.NDArray[np.float32]], classes: int, geometry: Geometry) -> Labels:
-    """Labels (H, W) at the picture's size where `plane(c)` gives class c's scores at network size (h, w).
+    """Labels (H, W) at the image's size where `plane(c)` gives class c's scores at network size (h, w).
 
     One class at a time, for scores that are costly to hold for all classes.
 
@@ -93,7 +88,7 @@ def labels_from_planes(plane: Callable[[int], npt.NDArray[np.float32]], classes:
 def _check_finite(scores: npt.NDArray[np.float32]) -> None:
     if not np.isfinite(scores).all():
         raise UserError(
-            "the network answered NaN or infinity; if the model is float16, export or build it in float32 or bfloat16"
+            "the network produced NaN or infinity; if the model is float16, export or build it in float32 or bfloat16"
         )
 
 
@@ -116,8 +111,8 @@ def _tiles(
 ) -> tuple[tuple[slice, slice, npt.NDArray[np.float32]], ...]:
     """Tiles along one side: (pixels, cells they depend on, weights between them).
 
-    The weights are those of growing `cells` to `network`, cutting to `content`, and resizing to `image`. They are made
-    tile by tile: the whole matrix would need image x cells numbers, more than a machine has for a very long picture.
+    The weights are those of upsampling `cells` to `network`, cropping to `content`, and resizing to `image`, made
+    tile by tile: the whole matrix would need image x cells numbers, more than a machine has for a very long image.
     """
     step = min(max(image * _TILE_CELLS // cells, 16), _TILE_PIXELS)
     tiles = []
@@ -127,8 +122,8 @@ def _tiles(
             first, weights = _band(cells, network, start, stop)
         else:
             row, resize = _band(content, image, start, stop)
-            first, grow = _band(cells, network, row, row + resize.shape[1])
-            weights = resize @ grow
+            first, upsample = _band(cells, network, row, row + resize.shape[1])
+            weights = resize @ upsample
         used = np.flatnonzero(weights.any(axis=0))
         needed = slice(first + int(used[0]), first + int(used[-1]) + 1)
         part = np.ascontiguousarray(weights[:, used[0] : used[-1] + 1], np.float32)

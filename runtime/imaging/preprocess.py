@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a picture to the network's input, as mmsegmentation's test pipeline does it.
+"""From an image to the network's input, as mmsegmentation's test pipeline does it.
 
-Free network size: resize keeping the ratio so that the picture fits (long, short), then resize up to multiples of the
-size divisor; both steps bilinear on uint8. Fixed network size: resize keeping the ratio so that the picture fits
-inside, then fill the right and bottom rest with the mean colour; labels are cropped back before they grow to the
-picture's size.
+Free network size: resize keeping the ratio so that the image fits (long, short), then resize up to multiples of the
+size divisor; both steps bilinear on uint8. Fixed network size: resize keeping the ratio so that the image fits
+inside, then pad the right and bottom with the mean colour; labels are cropped before they are resized to the
+image's size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from internimage_deploy.card import ModelCard
 class Geometry:
     """Sizes on the way into the network, each (height, width) in pixels.
 
-    `content` is the part of the `network` input that shows the picture; the rest, right and below, is filling.
+    `content` is the part of the `network` input that shows the image, the part right of it and below is padding.
     """
 
     image: tuple[int, int]
@@ -52,7 +52,7 @@ def free_geometry(image: tuple[int, int], resize: tuple[int, int] | None, diviso
 
 
 def fixed_geometry(image: tuple[int, int], network: tuple[int, int]) -> Geometry:
-    """Sizes for a network of one size: the largest keep-ratio copy of the picture that fits inside."""
+    """Sizes for a network of one size: the largest keep-ratio copy of the image that fits inside."""
     scale = min(network[0] / image[0], network[1] / image[1])
     height, width = (min(max(int(side * scale + 0.5), 1), most) for side, most in zip(image, network, strict=True))
     return Geometry(image, (height, width), (height, width), network)
@@ -69,24 +69,24 @@ def resize_image(image: npt.NDArray[np.uint8], geometry: Geometry, mean: Sequenc
     return canvas
 
 
-def network_input(pictures: Sequence[npt.NDArray[np.uint8]], card: ModelCard) -> npt.NDArray[Any]:
-    """Pictures of one size as the batch the card asks for.
+def network_input(images: Sequence[npt.NDArray[np.uint8]], card: ModelCard) -> npt.NDArray[Any]:
+    """Images of one size as the batch that the card describes.
 
     Args:
-        pictures: each (H, W, 3) uint8 RGB, at network size.
+        images: each (H, W, 3) uint8 RGB, at network size.
         card: says whether the graph normalises by itself.
 
     Returns:
-        (N, H, W, 3) uint8 if the network takes pictures, else (N, 3, H, W) float, normalised.
+        (N, H, W, 3) uint8 if the network takes images, else (N, 3, H, W) float, normalised.
     """
     if card.takes_uint8:
-        return np.stack(pictures)
-    height, width = pictures[0].shape[:2]
-    batch = np.empty((len(pictures), 3, height, width), np.float32)
+        return np.stack(images)
+    height, width = images[0].shape[:2]
+    batch = np.empty((len(images), 3, height, width), np.float32)
     mean, scale = np.asarray(card.mean, np.float32), 1 / np.asarray(card.std, np.float64)
-    for target, picture in zip(batch, pictures, strict=True):
+    for target, image in zip(batch, images, strict=True):
         for channel in range(3):
-            np.subtract(picture[:, :, channel], mean[channel], out=target[channel])
+            np.subtract(image[:, :, channel], mean[channel], out=target[channel])
             target[channel] *= np.float32(scale[channel])
     return batch.astype(card.input.dtype, copy=False)
 

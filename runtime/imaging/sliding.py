@@ -2,7 +2,7 @@
 """Sliding-window inference: the network sees one crop after another, and overlapping logits are averaged.
 
 Crops, order and average are mmsegmentation's: a grid of `stride` from the upper left, the last row and column moved
-back to end at the border; every crop's logits grow to the crop's size before they are averaged.
+back to end at the border; every crop's logits are upsampled to the crop's size before they are averaged.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def default_stride(crop: tuple[int, int]) -> tuple[int, int]:
 
 
 def crops(size: tuple[int, int], window: Window) -> list[tuple[slice, slice]]:
-    """(rows, columns) of every crop over `size` (height, width); each is the crop's size, or the picture's if less."""
+    """(rows, columns) of every crop over `size` (height, width); each is the crop's size, or the image's if less."""
     height, width = (_starts(*sides) for sides in zip(size, window.crop, window.stride, strict=True))
     return [
         (slice(y, min(y + window.crop[0], size[0])), slice(x, min(x + window.crop[1], size[1])))
@@ -49,7 +49,7 @@ def crops(size: tuple[int, int], window: Window) -> list[tuple[slice, slice]]:
 def labels_from_crops(
     logits: Sequence[npt.NDArray[Any]], places: Sequence[tuple[slice, slice]], geometry: Geometry
 ) -> Labels:
-    """Labels (H, W) at the picture's size from the `logits` (classes, h, w) of the crops at `places`."""
+    """Labels (H, W) at the image's size from the `logits` (classes, h, w) of the crops at `places`."""
     import cv2
 
     count = np.zeros(geometry.network, np.float32)

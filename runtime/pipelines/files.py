@@ -1,36 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many picture files through one model: decoded ahead of the network, written behind it."""
+"""Many image files through one model: decoded ahead of the network, written behind it."""
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.imaging.image_io import find_images
+from internimage_deploy.runtime.imaging.image_io import decode_image
 from internimage_deploy.runtime.imaging.pipeline import PreparedImage
-from internimage_deploy.runtime.imaging.segmentation import Segmentation
+from internimage_deploy.runtime.imaging.results import FAILURES, LABELS, ResultOptions
+from internimage_deploy.runtime.pipelines.find import ImageFile
+from internimage_deploy.runtime.pipelines.storage import Location, Storage
 from internimage_deploy.runtime.segmenter import Group, Segmenter
 
 _DECODERS = 2
 _WRITERS = 2
 
-
-@dataclass(frozen=True)
-class Job:
-    """A picture file and the path, relative to the output folder and without suffix, of its results."""
-
-    source: Path
-    stem: Path
+_Group = Group[ImageFile, PreparedImage]
 
 
-_Group = Group[Job, PreparedImage]
+@dataclass
+class Report:
+    """How a run went.
+
+    Attributes:
+        done: images that were segmented.
+        skipped: images that had a label map already.
+        failed: (image or video, reason) of those that could not be read or segmented.
+    """
+
+    done: int = 0
+    skipped: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
 
 
 class WriteFailure(Exception):
@@ -41,67 +50,107 @@ class WriteFailure(Exception):
         self.reason = reason
 
 
-def plan(inputs: Sequence[Path], *, recursive: bool = False) -> list[Job]:
-    """The jobs for `inputs`: picture files, and folders to be searched. A file that is named twice is done once.
+class ResultWriter:
+    """Writes the results of images into an output folder or prefix, which is opened once.
 
-    Raises:
-        UserError: a folder without pictures, or two pictures whose results would have the same name.
+    Args:
+        output: where results go.
+        options: which files are written beside the label maps.
+        model: the model's name for the JSON files.
     """
-    jobs: dict[Path, Job] = {}
-    for given in inputs:
-        for source in find_images(given, recursive=recursive) if given.is_dir() else [given]:
-            inside = source.relative_to(given).parent if given.is_dir() else Path()
-            jobs.setdefault(source.resolve(), Job(source, inside / source.stem))
-    owners: dict[Path, Job] = {}
-    for job in jobs.values():
-        first = owners.setdefault(job.stem, job)
-        if first is not job:
-            raise UserError(
-                f"{first.source} and {job.source} would both write {job.stem}.labels.png; "
-                "rename one, or segment them into different folders"
-            )
-    return list(jobs.values())
 
+    def __init__(self, output: Location, options: ResultOptions, model: str) -> None:
+        self.storage: Storage = output.open()
+        self._options = options
+        self._model = model
 
-def run(
-    segmenter: Segmenter,
-    jobs: Sequence[Job],
-    write: Callable[[Job, Segmentation], None],
-    done: Callable[[Job, UserError | None], None],
-) -> None:
-    """Segment `jobs` in order and hand each result to `write`, in a thread of its own.
+    def without_finished(self, images: Sequence[ImageFile]) -> list[ImageFile]:
+        """Those of `images` that have no label map yet."""
+        paths = self.storage.list(recursive=True)
+        finished = {path.removesuffix(LABELS) for path in paths if path.endswith(LABELS)}
+        return [image for image in images if image.stem not in finished]
 
-    `done` is called from this thread once per job, with the error of a picture that could not be read or segmented;
-    the others go on. An exception from `write` ends the run. However it ends, no thread is left at work.
-
-    Raises:
-        WriteFailure: `write` raised a `UserError`.
-    """
-    decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
-    writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
-    writing: deque[tuple[Job, Future[None]]] = deque()
-
-    def settle(most: int) -> None:
-        while len(writing) > most:
-            job, future = writing.popleft()
-            _report(job, future, done)
-
-    def finish_and_write(job: Job, prepared: PreparedImage, output: npt.NDArray[Any]) -> None:
+    def write(self, image: ImageFile, segmenter: Segmenter, prepared: PreparedImage, output: npt.NDArray[Any]) -> None:
+        """Finish and write one image, its label map last. Raises `UserError` or `WriteFailure`."""
         result = segmenter.finish(prepared, output)
+        files = result.encode(self._options, {"image": image.name, "model": self._model})
         try:
-            write(job, result)
+            for ending, data in files.items():
+                self.storage.write(image.stem + ending, data)
         except UserError as error:
             raise WriteFailure(error) from error
 
+    def write_failures(self, report: Report) -> None:
+        """List the failures of a run beside its results; an older list goes away when there are none."""
+        if report.failed:
+            lines = [json.dumps({"source": source, "error": error}) + "\n" for source, error in report.failed]
+            self.storage.write(FAILURES, "".join(lines).encode())
+        elif FAILURES in self.storage.list(recursive=False):
+            self.storage.delete(FAILURES)
+
+
+class ImageReader:
+    """Reads images, each location opened once."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self._segmenter = segmenter
+        self._opened: dict[Location, Storage] = {}
+
+    def read(self, image: ImageFile) -> PreparedImage:
+        """`image` decoded and resized; may be called from any thread. Raises `UserError`."""
+        if not image.location.is_address:
+            return self._segmenter.prepare(Path(str(image)))
+        storage = self._opened.get(image.location) or self._opened.setdefault(image.location, image.location.open())
+        data = storage.read(image.path)
+        return self._segmenter.prepare(
+            decode_image(data, what=str(image), max_pixels=self._segmenter.pipeline.max_pixels)
+        )
+
+
+def segment_files(
+    segmenter: Segmenter,
+    images: Sequence[ImageFile],
+    writer: ResultWriter,
+    done: Callable[[ImageFile, UserError | None], None],
+) -> None:
+    """Segment `images` in order; results are written in threads of their own.
+
+    Args:
+        segmenter: the model.
+        images: what to segment.
+        writer: where results go.
+        done: called from this thread once per image, with the error of one that could not be read or segmented; the
+            others go on.
+
+    However it ends, no thread is left at work.
+
+    Raises:
+        WriteFailure: a result could not be written.
+    """
+    reader = ImageReader(segmenter)
+    decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+    writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
+    writing: deque[tuple[ImageFile, Future[None]]] = deque()
+
+    def settle(most: int) -> None:
+        while len(writing) > most:
+            image, future = writing.popleft()
+            try:
+                future.result()
+            except UserError as error:
+                done(image, error)
+            else:
+                done(image, None)
+
     def failed(group: _Group, error: UserError) -> None:
-        for job, _ in group:
-            done(job, error)
+        for image, _ in group:
+            done(image, error)
 
     try:
-        groups = _groups(_decoded(segmenter, jobs, decoders, done), segmenter.batch)
+        groups = _groups(_decoded(reader, images, segmenter.batch, decoders, done), segmenter.batch)
         for group, outputs in segmenter.forward_each(groups, failed):
-            for (job, prepared), output in zip(group, outputs, strict=True):
-                writing.append((job, writers.submit(finish_and_write, job, prepared, output)))
+            for (image, prepared), output in zip(group, outputs, strict=True):
+                writing.append((image, writers.submit(writer.write, image, segmenter, prepared, output)))
             settle(2 * max(segmenter.batch, _WRITERS))
         settle(0)
     finally:
@@ -109,38 +158,33 @@ def run(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _report(job: Job, future: Future[None], done: Callable[[Job, UserError | None], None]) -> None:
-    try:
-        future.result()
-    except UserError as error:
-        done(job, error)
-    else:
-        done(job, None)
-
-
 def _decoded(
-    segmenter: Segmenter, jobs: Sequence[Job], pool: ThreadPoolExecutor, done: Callable[[Job, UserError | None], None]
-) -> Iterator[tuple[Job, PreparedImage]]:
-    """Jobs with their prepared pictures, in order; a bounded number is decoded ahead, so memory stays flat."""
-    ahead: deque[tuple[Job, Future[PreparedImage]]] = deque()
-    waiting = iter(jobs)
+    reader: ImageReader,
+    images: Sequence[ImageFile],
+    batch: int,
+    pool: ThreadPoolExecutor,
+    done: Callable[[ImageFile, UserError | None], None],
+) -> Iterator[tuple[ImageFile, PreparedImage]]:
+    """Images ready for the network, in order; a bounded number is decoded ahead, so memory stays flat."""
+    ahead: deque[tuple[ImageFile, Future[PreparedImage]]] = deque()
+    waiting = iter(images)
     while True:
-        while len(ahead) < 2 * max(segmenter.batch, _DECODERS) and (job := next(waiting, None)) is not None:
-            ahead.append((job, pool.submit(segmenter.prepare, job.source)))
+        while len(ahead) < 2 * max(batch, _DECODERS) and (image := next(waiting, None)) is not None:
+            ahead.append((image, pool.submit(reader.read, image)))
         if not ahead:
             return
-        job, future = ahead.popleft()
+        image, future = ahead.popleft()
         try:
             prepared = future.result()
         except UserError as error:
-            done(job, error)
+            done(image, error)
         else:
-            yield job, prepared
+            yield image, prepared
 
 
-def _groups(items: Iterator[tuple[Job, PreparedImage]], batch: int) -> Iterator[_Group]:
-    """Consecutive pictures of one network size, up to `batch` together."""
-    group: list[tuple[Job, PreparedImage]] = []
+def _groups(items: Iterator[tuple[ImageFile, PreparedImage]], batch: int) -> Iterator[_Group]:
+    """Consecutive images of one network size, up to `batch` together."""
+    group: list[tuple[ImageFile, PreparedImage]] = []
     for item in items:
         if group and (len(group) == batch or item[1].size != group[0][1].size):
             yield group

@@ -24,7 +24,7 @@ from internimage_deploy.runtime.segmenter import Segmenter
 
 SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv")
 _AHEAD = 4  # frames between two stages; more would only add delay
-_USUAL_FPS = 25.0
+_DEFAULT_FPS = 25.0
 _Item = Any  # what goes through a queue; None ends it
 
 
@@ -67,7 +67,7 @@ def segment_video(
     *,
     live: bool = False,
     alpha: float = 0.5,
-    most_frames: int | None = None,
+    max_frames: int | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
     """Segment `source` frame by frame.
@@ -79,7 +79,7 @@ def segment_video(
         live: drop frames rather than fall behind; a file is then played at its own speed. In the overlay video a
             dropped frame shows the last one that was segmented.
         alpha: share of the labels' colours in the overlay.
-        most_frames: stop after so many frames.
+        max_frames: number of frames after which the video ends; None for all.
         report: is called after each frame, from this thread.
 
     Raises:
@@ -97,7 +97,7 @@ def segment_video(
         frames = _Reader(segmenter, capture, fps if live else None, stop, paced=live and not _is_stream(source))
         stack.callback(frames.join)
         stack.callback(stop.set)
-        groups = ([frame] for frame in islice(frames, most_frames))
+        groups = ([frame] for frame in islice(frames, max_frames))
         try:
             for ((index, prepared),), (output,) in segmenter.forward_each(groups):
                 if writer is not None:
@@ -135,7 +135,7 @@ def _open(source: str) -> tuple[Any, float]:
         hint = "; this OpenCV may be built without GStreamer" if " ! " in source else ""
         raise UserError(f"{what}: OpenCV cannot open it{hint}; check the name, the permissions and the codec")
     fps = capture.get(cv2.CAP_PROP_FPS)
-    return capture, fps if 1 <= fps <= 1000 else _USUAL_FPS
+    return capture, fps if 1 <= fps <= 1000 else _DEFAULT_FPS
 
 
 class _Reader:
@@ -179,7 +179,7 @@ class _Reader:
                 self._queue.put((index, prepared))
                 index += 1
             self._queue.put(None)
-        except Exception as error:  # it belongs to the thread that asked for frames
+        except Exception as error:  # raised in the thread that reads the frames
             self._queue.put(error)
 
 
@@ -193,11 +193,11 @@ class _Writer:
         self._thread = threading.Thread(target=self._work, name="write video", daemon=True)
         self._thread.start()
 
-    def put(self, index: int, prepared: PreparedImage, answer: npt.NDArray[Any]) -> None:
+    def put(self, index: int, prepared: PreparedImage, output: npt.NDArray[Any]) -> None:
         """Hand over a frame. Raises what went wrong with an earlier one."""
         if self._error is not None:
             raise self._error
-        self._queue.put((index, prepared, answer))
+        self._queue.put((index, prepared, output))
 
     def finish(self) -> None:
         """Write what is waiting and close the file. Raises what went wrong."""
@@ -206,7 +206,7 @@ class _Writer:
             raise self._error
 
     def abandon(self) -> None:
-        """End the thread after what it has been given."""
+        """End the thread when all queued frames are written."""
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()
@@ -216,8 +216,8 @@ class _Writer:
         try:
             written, last = 0, None
             while (item := self._queue.get()) is not None:
-                index, prepared, answer = item
-                overlay = self._segmenter.finish(prepared, answer).overlay(self._alpha)[:, :, ::-1]
+                index, prepared, output = item
+                overlay = self._segmenter.finish(prepared, output).overlay(self._alpha)[:, :, ::-1]
                 if video is None:
                     video = self._create((overlay.shape[1], overlay.shape[0]))
                     size = overlay.shape

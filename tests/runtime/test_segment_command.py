@@ -14,29 +14,12 @@ import pytest
 from PIL import Image
 
 from internimage_deploy import Segmenter
-from internimage_deploy.cli import main as cli
 from internimage_deploy.runtime.backends.load import load_backend
-from internimage_deploy.runtime.pipelines import files as jobs
+from internimage_deploy.runtime.imaging.results import LABELS, ResultOptions
+from internimage_deploy.runtime.pipelines.files import ResultWriter, segment_files
+from internimage_deploy.runtime.pipelines.find import find_images
+from internimage_deploy.runtime.pipelines.storage import Location
 from support.tiny_models import Overlapping, color_model, picture
-
-
-@pytest.fixture
-def run(capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            cli.run(cli.group, [str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
-def model(tmp_path):
-    return color_model(tmp_path / "model.onnx")
 
 
 @pytest.fixture
@@ -63,7 +46,7 @@ def test_a_folder_and_a_file(run, model, pictures, tmp_path):
     out = tmp_path / "new" / "out"
     code, said, _ = run("segment", model, pictures, tmp_path / "one.jpg", "-o", out, "--overlay", "--json")
     assert code == 0
-    assert "segmented 4 of 4 pictures" in said
+    assert "segmented 4 of 4 images" in said
     stems = ("one", "p0", "p1", "p2")
     assert names(out) == sorted(f"{stem}.{kind}" for stem in stems for kind in ("json", "labels.png", "overlay.png"))
     labels = Image.open(out / "p1.labels.png")
@@ -96,14 +79,16 @@ def test_batches_slide_and_resize_give_the_plain_answer(run, pictures, tmp_path)
 
 def segmented(backend, folder):
     """{stem: labels} and {stem: error} of the pictures in `folder`."""
-    found, errors = {}, {}
-    todo = jobs.plan([folder])
+    errors = {}
+    out = folder.parent / "segmented"
 
-    def done(job, error):
+    def done(image, error):
         if error is not None:
-            errors[str(job.stem)] = str(error)
+            errors[image.stem] = str(error)
 
-    jobs.run(Segmenter(backend), todo, lambda job, result: found.update({str(job.stem): result.labels}), done)
+    writer = ResultWriter(Location(str(out)), ResultOptions(), "model")
+    segment_files(Segmenter(backend), find_images([Location(str(folder))]), writer, done)
+    found = {path.name.removesuffix(LABELS): np.asarray(Image.open(path)) for path in out.glob(f"*{LABELS}")}
     return found, errors
 
 
@@ -126,6 +111,31 @@ def test_a_picture_that_the_network_refuses_takes_no_other_with_it(model, pictur
     assert sorted(found) == ["p0", "p2"]
     assert list(errors) == ["p1"]
     assert (found["p2"] == picture(40, 70)[1]).mean() > 0.9
+
+
+def test_images_that_are_done_can_be_left_out(run, model, pictures, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "p1.labels.png").write_bytes(b"done already")
+    code, text, _ = run("segment", model, pictures, "-o", out, "--skip-existing")
+    assert (code, text) == (0, f"segmented 2 of 2 images into {out}, 1 were there already\n")
+    assert (out / "p1.labels.png").read_bytes() == b"done already"
+    code, text, _ = run("segment", model, pictures, "-o", out)
+    assert (code, text) == (0, f"segmented 3 of 3 images into {out}\n")
+    assert (out / "p1.labels.png").read_bytes() != b"done already"
+
+
+def test_failures_are_listed_beside_the_results_until_a_run_has_none(run, model, pictures, tmp_path):
+    broken = pictures / "broken.png"
+    broken.write_bytes(b"no image")
+    assert run("segment", model, pictures, "-o", tmp_path / "out")[0] == 1
+    (line,) = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
+    failure = json.loads(line)
+    assert failure["source"] == str(broken)
+    assert "not an image in a known format" in failure["error"]
+    broken.unlink()
+    assert run("segment", model, pictures, "-o", tmp_path / "out")[0] == 0
+    assert not (tmp_path / "out" / "failures.jsonl").exists()
 
 
 def test_more_than_256_classes_write_16_bits(run, pictures, tmp_path):
@@ -174,20 +184,20 @@ def test_bad_pictures_among_good_ones(run, model, pictures, tmp_path):
     out = tmp_path / "out"
     code, said, err = run("segment", model, pictures, tmp_path / "gone.png", "-o", out, "--batch", "2")
     assert code == 1
-    assert "segmented 3 of 6 pictures" in said
-    assert names(out) == ["p0.labels.png", "p1.labels.png", "p2.labels.png"]
+    assert "segmented 3 of 6 images" in said
+    assert names(out) == ["failures.jsonl", "p0.labels.png", "p1.labels.png", "p2.labels.png"]
     failed = [line for line in err.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 3
     for name in ("cut.png", "text.jpg", "gone.png"):
         assert sum(name in line for line in failed) == 1
-    assert "3 of 6 pictures could not be segmented" in one_error_line(err)
+    assert "3 of 6 images could not be segmented" in one_error_line(err)
 
 
 def test_a_single_bad_picture_is_one_line(run, model, tmp_path):
     (tmp_path / "x.jpg").write_text("hello")
     code, _, err = run("segment", model, tmp_path / "x.jpg", "-o", tmp_path / "out")
     assert code == 1
-    assert "x.jpg: not a picture" in one_error_line(err)
+    assert "x.jpg: not an image" in one_error_line(err)
     assert len(err.splitlines()) == 1
 
 
@@ -202,7 +212,7 @@ def test_an_empty_folder(run, model, tmp_path):
     (tmp_path / "empty").mkdir()
     code, _, err = run("segment", model, tmp_path / "empty", "-o", tmp_path / "out")
     assert code == 1
-    assert "no picture in this folder" in one_error_line(err)
+    assert "no image here" in one_error_line(err)
 
 
 def break_missing(path):

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
+import internimage_deploy
 from internimage_deploy import Segmenter, UserError
 from support.tiny_models import CLASSES, color_model, picture
 
@@ -91,3 +96,42 @@ def test_nan_is_said_and_not_turned_into_class_0(tmp_path):
     model = color_model(tmp_path / "m.onnx", uint8=False, card_changes={"std": (0.0, 1.0, 1.0)})
     with pytest.raises(UserError, match="NaN or infinity"), np.errstate(divide="ignore", invalid="ignore"):
         Segmenter.load(model)(picture(64, 64)[0])
+
+
+def test_results_are_saved_as_the_command_does(tmp_path):
+    segmenter = Segmenter.load(color_model(tmp_path / "m.onnx"))
+    image, labels = picture(40, 60)
+    paths = segmenter(image).save(tmp_path / "out", "day1/a", overlay=True, as_json=True, metadata={"image": "a.png"})
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
+        "out/day1/a.overlay.png",
+        "out/day1/a.json",
+        "out/day1/a.labels.png",
+    ]
+    assert (np.asarray(Image.open(paths[-1])) == labels).mean() > 0.9
+    facts = json.loads(paths[1].read_text())
+    assert (facts["image"], facts["width"], facts["height"]) == ("a.png", 60, 40)
+    assert np.asarray(Image.open(paths[0])).shape == (40, 60, 3)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="it is a file, expected a folder"):
+        segmenter(image).save(tmp_path / "file", "a")
+
+
+def test_the_public_names_have_their_types(tmp_path):
+    """What `from internimage_deploy import ...` gives is known to a type checker, not `Any`."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import internimage_deploy\n"
+        "from internimage_deploy import Segmenter\n"
+        "result = Segmenter.load('m.onnx')('a.png')\n"
+        "reveal_type(result)\n"
+        "result.no_such_attribute\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), str(script)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    ).stdout
+    assert 'Revealed type is "internimage_deploy.runtime.imaging.segmentation.Segmentation"' in found
+    assert 'has no attribute "no_such_attribute"' in found
+    assert {"Segmenter", "UserError"} <= set(dir(internimage_deploy))

@@ -53,9 +53,9 @@ def test_scores_that_are_no_numbers_are_refused(value):
     places = crops(size, window)
     logits = [np.zeros((3, 16, 16), np.float32) for _ in places]
     logits[-1][1, 8, 8] = value
-    with pytest.raises(UserError, match="the network answered NaN or infinity"):
+    with pytest.raises(UserError, match="the network produced NaN or infinity"):
         labels_from_crops(logits, places, Geometry(size, size, size, size))
-    with pytest.raises(UserError, match="the network answered NaN or infinity"):
+    with pytest.raises(UserError, match="the network produced NaN or infinity"):
         labels_from_logits(logits[-1], Geometry((64, 64), (64, 64), (64, 64), (64, 64)))
 
 

@@ -77,7 +77,7 @@ def test_stopping_early_leaves_no_thread(clip, segmenter):
     import threading
 
     before = threading.active_count()
-    done = segment_video(segmenter, str(clip), most_frames=3)
+    done = segment_video(segmenter, str(clip), max_frames=3)
     assert done.frames == 3
     assert threading.active_count() == before
 
@@ -96,7 +96,7 @@ def test_a_failure_leaves_no_file(clip, segmenter, tmp_path, monkeypatch):
 
 def test_frames_overlap_where_the_backend_can(clip, segmenter, tmp_path):
     backend = Overlapping(segmenter.backend)
-    done = segment_video(Segmenter(backend), str(clip), tmp_path / "out.avi", alpha=1.0, most_frames=4)
+    done = segment_video(Segmenter(backend), str(clip), tmp_path / "out.avi", alpha=1.0, max_frames=4)
     assert done.frames == 4
     assert backend.events == ["start 0", "start 1", "wait 0", "start 2", "wait 1", "start 3", "wait 2", "wait 3"]
     found, _ = read(tmp_path / "out.avi")
@@ -168,11 +168,12 @@ def test_a_bad_video_does_not_keep_the_rest_from_being_done(clip, tmp_path, caps
         "a.labels.png",
         "a.overlay.png",
         "clip.overlay.mp4",
+        "failures.jsonl",
     ]
-    assert "segmented 1 of 1 picture into" in said
+    assert "segmented 1 of 1 image into" in said
     assert "failed: " in err
     assert "bad.mp4: OpenCV cannot open it" in err
-    assert "1 of 3 pictures and videos could not be segmented" in err
+    assert "1 of 3 images and videos could not be segmented" in err
     assert command("segment", model, tmp_path / "bad.mp4", "-o", tmp_path / "out") == 1
     assert capsys.readouterr().err.count("bad.mp4") == 1
     assert len(closed) == 2

@@ -157,7 +157,7 @@ def test_truncated_pictures_are_refused(server):
 def test_other_files_are_not_pictures(server, content):
     answer = server.post("/v1/segment", content=content, headers={"Content-Type": "image/png"})
     assert answer.status_code == 400
-    assert "not a picture" in answer.json()["error"]
+    assert "not an image" in answer.json()["error"]
 
 
 def test_a_polyglot_is_a_picture_and_nothing_else(server):

@@ -186,7 +186,7 @@ def test_a_file_that_is_no_picture_is_refused_in_words(page, tmp_path):
     (tmp_path / "no.png").write_bytes(b"no picture")
     find(page, "file").send_keys(str(tmp_path / "no.png"))
     wait(page, lambda _: find(page, "error").is_displayed())
-    assert "no.png is not a picture" in find(page, "error").text
+    assert "no.png is not an image" in find(page, "error").text
 
 
 def test_a_reason_of_the_service_is_shown(page, tmp_path):

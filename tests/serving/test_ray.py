@@ -140,7 +140,8 @@ def test_a_folder_is_segmented_once_whatever_breaks(cluster, color_path, tmp_pat
         data, expected[stem] = stripes(40 + seed, 64, seed=seed)
         (pictures / f"{stem}.png").write_bytes(data)
     (pictures / "broken.png").write_bytes(b"no picture")
-    run = command("segment", color_path, pictures, "-o", out.as_uri(), "--recursive", "--json", "--engine", "ray",
+    run = command("segment", color_path, pictures, "-o", out.as_uri(), "--recursive", "--json", "--executor", "ray",
+                  "--skip-existing",
                   "--ray-address", cluster, "--replicas", 2, "--cpus", 0.5, "--threads", 1)  # fmt: skip
 
     done = out / "1.labels.png"
@@ -154,8 +155,8 @@ def test_a_folder_is_segmented_once_whatever_breaks(cluster, color_path, tmp_pat
         time.sleep(0.02)
     os.kill(workers[0], signal.SIGKILL)
     text, errors = process.communicate(timeout=WAIT_S)
-    assert process.returncode == 0, errors
-    assert "segmented 39 of 40 pictures" in text
+    assert process.returncode == 1, errors
+    assert "segmented 39 of 40 images" in text
     assert "1 were there already" in text
     assert "broken.png" in errors
     assert done.read_bytes() == b"done already"
@@ -169,28 +170,24 @@ def test_a_folder_is_segmented_once_whatever_breaks(cluster, color_path, tmp_pat
     (pictures / "broken.png").unlink()
     again = subprocess.run(run, capture_output=True, text=True, timeout=WAIT_S)
     assert again.returncode == 0, again.stderr
-    assert "segmented 0 of 0 pictures" in again.stdout
+    assert "segmented 0 of 0 images" in again.stdout
     assert "40 were there already" in again.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["s3://bucket/in", "-o", "out"], 2, "--engine ray reads"),
-        (["a.png", "-o", "out", "--replicas", "2"], 2, "add --engine ray"),
-        (["a.png", "b.png", "-o", "out", "--engine", "ray"], 2, "takes one folder"),
-        (["nowhere://x/y", "-o", "out", "--engine", "ray"], 1, "not a place that can be opened"),
-        (["/nonexistent-folder", "-o", "out", "--engine", "ray"], 2, "takes one folder"),
-        ([".", "-o", "out", "--engine", "ray"], 1, "no picture here"),
+        (["a.png", "-o", "out", "--replicas", "2"], 2, "add --executor ray"),
+        (["nowhere://x/y", "-o", "out", "--engine", "ray"], 1, "not a location that can be opened"),
+        (["clip.mp4", "-o", "out", "--engine", "ray"], 2, "videos are segmented on one machine"),
+        ([".", "-o", "out", "--engine", "ray"], 1, "no image here"),
         ([".", "-o", "out", "--engine", "ray", "--replicas", "4-2"], 2, "expected a number or a range"),
     ],
     ids=[
-        "address without a cluster",
         "option without a cluster",
-        "two files",
         "unknown store",
-        "no folder",
-        "no picture",
+        "video",
+        "no image",
         "replicas",
     ],
 )

@@ -41,7 +41,18 @@ def make_folder(folder: Path) -> None:
     except FileExistsError as error:
         raise UserError(f"cannot write into {folder}: it is a file, expected a folder") from error
     except OSError as error:
+        if error.errno == errno.ENOENT:  # its parents are made too, so it is the file system that refuses
+            raise UserError(f"cannot write {folder}: no folder can be made there; choose another path") from error
         raise write_error(folder, error) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that `make_folder` could not make, without making it. Raises `UserError`."""
+    place = next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path("/"))
+    if not place.is_dir():
+        raise UserError(f"cannot write into {folder}: {place} is a file, expected a folder")
+    if not os.access(place, os.W_OK):
+        raise write_error(folder, OSError(errno.EACCES, ""))
 
 
 @contextmanager

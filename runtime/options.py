@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS
 from internimage_deploy.runtime.imaging.pipeline import Resize, WindowChoice
+from internimage_deploy.runtime.imaging.sliding import Window
 
 
 @dataclass(frozen=True)
@@ -34,3 +36,21 @@ class LoadOptions:
     max_pixels: int = MAX_PIXELS
     trust_engine: bool = False
     cuda_graphs: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse values of the wrong type or range. Raises `UserError`."""
+        for name, value in (("threads", self.threads), ("batch", self.batch), ("max_pixels", self.max_pixels)):
+            if value is None and name == "threads":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{name} is {value!r}, expected a number of at least 1")
+        if self.resize not in (None, "own") and not _is_size(self.resize):
+            raise UserError(
+                f'resize is {self.resize!r}, expected (long, short) in pixels such as (2048, 512), or "own"'
+            )
+        if self.window not in (None, "slide") and not isinstance(self.window, Window):
+            raise UserError(f'window is {self.window!r}, expected "slide" or a Window(crop, stride)')
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)

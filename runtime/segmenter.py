@@ -15,9 +15,8 @@ from internimage_deploy.card import ModelCard
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.backends.base import Backend, run_each
 from internimage_deploy.runtime.backends.load import load_backend
-from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS
+from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS, ImageSource
 from internimage_deploy.runtime.imaging.pipeline import (
-    Image,
     ImagePipeline,
     NetworkImage,
     PreparedImage,
@@ -53,6 +52,10 @@ class Segmenter:
         batch: int = 1,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
+        if not isinstance(backend, Backend):
+            raise UserError(
+                f"Segmenter() takes a loaded backend, got {type(backend).__name__}; use Segmenter.load(path)"
+            )
         self.backend = backend
         self.card: ModelCard = backend.card
         self.pipeline = ImagePipeline(self.card, resize=resize, window=window, max_pixels=max_pixels)
@@ -62,8 +65,8 @@ class Segmenter:
     def load(
         cls,
         path: str | Path,
-        *,
         backend: str = "auto",
+        *,
         threads: int | None = None,
         resize: Resize = None,
         window: WindowChoice = None,
@@ -101,25 +104,26 @@ class Segmenter:
         )
 
     @overload
-    def __call__(self, images: Image) -> Segmentation: ...  # type: ignore[overload-overlap] # a str is a sequence
+    def __call__(self, images: ImageSource) -> Segmentation: ...  # type: ignore[overload-overlap] # a str is a sequence
     @overload
-    def __call__(self, images: Sequence[Image]) -> list[Segmentation]: ...
-    def __call__(self, images: Image | Sequence[Image]) -> Segmentation | list[Segmentation]:
+    def __call__(self, images: Iterable[ImageSource]) -> list[Segmentation]: ...
+    def __call__(self, images: ImageSource | Iterable[ImageSource]) -> Segmentation | list[Segmentation]:
         """Segment an image, or a list of images.
 
         Args:
-            images: paths, or (H, W, 3) uint8 RGB arrays. Images of a list may differ in size; those that come to the
-                same network size run together.
+            images: paths, addresses, the content of image files, PIL images, or (H, W, 3) uint8 RGB arrays. Images of a
+                list may differ in size; those that come to the same network size run together.
 
         Raises:
             UserError: an image cannot be read, or has the wrong type or shape.
         """
-        if isinstance(images, (str, Path, np.ndarray)):
-            return self._segment([self.prepare(images)])[0]
-        return self._segment([self.prepare(image) for image in images])
+        if isinstance(images, (list, tuple, Iterator)):
+            return self._segment([self.prepare(image) for image in images])
+        one: Any = images  # whatever else it is, `prepare` knows it or says what it expects
+        return self._segment([self.prepare(one)])[0]
 
-    def prepare(self, image: Image) -> PreparedImage:
-        """Decode (paths) and resize one image; may be called from any thread. Raises `UserError`."""
+    def prepare(self, image: ImageSource) -> PreparedImage:
+        """Read, decode and resize one image; may be called from any thread. Raises `UserError`."""
         return self.pipeline.prepare(image)
 
     def forward(self, images: Sequence[NetworkImage]) -> list[npt.NDArray[Any]]:
@@ -168,7 +172,7 @@ class Segmenter:
 
     def finish(self, prepared: PreparedImage, output: npt.NDArray[Any]) -> Segmentation:
         """The result for one image from what `forward` returned for it; may be called from any thread."""
-        return self.pipeline.result(prepared.image, self.pipeline.labels(output, prepared.geometry))
+        return self.pipeline.result(prepared, self.pipeline.labels(output, prepared.geometry))
 
     def close(self) -> None:
         """Free the network."""

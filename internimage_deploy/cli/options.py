@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.backends.registry import REGISTRY
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -153,7 +154,7 @@ def window_of(slide: bool, crop: tuple[int, int] | None, stride: tuple[int, int]
         return "slide"
     try:
         return Window(crop, stride or default_stride(crop))
-    except ValueError as error:
+    except UserError as error:
         raise click.UsageError(str(error)) from error
 
 

@@ -6,10 +6,20 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from internimage_deploy.card import ModelCard
 from internimage_deploy.errors import UserError
+from internimage_deploy.onnx_tools.model_file import read_card
 from internimage_deploy.runtime.backends.base import Backend
 from internimage_deploy.runtime.backends.fastest import load_fastest
-from internimage_deploy.runtime.backends.registry import CPU_CANDIDATES, REGISTRY, choose, installed, open_backend
+from internimage_deploy.runtime.backends.registry import (
+    CPU_CANDIDATES,
+    ENGINE_SUFFIXES,
+    REGISTRY,
+    choose,
+    installed,
+    open_backend,
+)
+from internimage_deploy.runtime.engine import sidecar
 from internimage_deploy.runtime.engine.compilers import gpu_problem
 
 log = logging.getLogger(__name__)
@@ -41,6 +51,13 @@ def load_backend(
         if len(candidates) > 1:
             return load_fastest(path, candidates, threads=threads)
     return open_backend(path, name, threads=threads, trust_engine=trust_engine, cuda_graphs=cuda_graphs)
+
+
+def model_card(path: Path) -> ModelCard:
+    """The card of a model file, ONNX or engine, without loading the model. Raises `UserError`."""
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder, not a model file' if path.is_dir() else 'no such file'}")
+    return sidecar.read(path) if path.suffix.lower() in ENGINE_SUFFIXES else read_card(path)
 
 
 def _log_idle_gpu() -> None:

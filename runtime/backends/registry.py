@@ -35,6 +35,7 @@ _HERE = "internimage_deploy.runtime.backends"
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 """File name endings of engines."""
 
+_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 _ENGINE_OPTIONS = ("trust_engine", "cuda_graphs")
 
 # `auto` takes the first that is installed and reads the file, or the fastest of `CPU_CANDIDATES`; an engine's card
@@ -81,6 +82,11 @@ def choose(path: Path, backend: str = "auto") -> str:
         raise UserError(f"no backend '{backend}'; choose one of: auto, {', '.join(REGISTRY)}")
     names = list(REGISTRY) if backend == "auto" else [backend]
     fitting = [name for name in names if path.suffix.lower() in REGISTRY[name].suffixes]
+    if path.suffix.lower() in _CHECKPOINTS:
+        raise UserError(
+            f"{path}: a checkpoint is not run directly; make it an ONNX file first with  "
+            f"export-onnx --ckpt {path} -o {path.with_suffix('.onnx').name}"
+        )
     if not fitting:
         known = sorted({suffix for name in names for suffix in REGISTRY[name].suffixes})
         who = "no backend reads" if backend == "auto" else f"the backend '{backend}' does not read"

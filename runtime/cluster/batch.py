@@ -7,7 +7,9 @@ be run again for what is left.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from internimage_deploy.errors import MissingDependency, UserError
 from internimage_deploy.runtime.cluster.connect import Cluster, connect
 from internimage_deploy.runtime.imaging.results import ResultOptions
 from internimage_deploy.runtime.options import LoadOptions
-from internimage_deploy.runtime.pipelines.files import ResultWriter, WriteFailure, segment_files
+from internimage_deploy.runtime.pipelines.files import Outcome, ResultWriter, WriteFailure, segment_files
 from internimage_deploy.runtime.pipelines.find import ImageFile
 from internimage_deploy.runtime.pipelines.storage import Location, last_line
 from internimage_deploy.runtime.segmenter import Segmenter
@@ -32,7 +34,7 @@ def segment_on_cluster(
     output: Location,
     results: ResultOptions,
     cluster: Cluster,
-    done: Callable[[str, str], None] = lambda _image, _error: None,
+    done: Callable[[str, Outcome], None],
 ) -> None:
     """Segment `images`, spread over copies of the model.
 
@@ -43,7 +45,7 @@ def segment_on_cluster(
         output: where results go; every machine must be able to write there.
         results: which files are written beside the label maps.
         cluster: which cluster, and how much of it.
-        done: called for each image with the reason why it failed, or "".
+        done: called for each image.
 
     Raises:
         UserError: no cluster, a model that cannot be loaded, or results that cannot be written.
@@ -71,7 +73,7 @@ def segment_on_cluster(
     )
     try:
         for row in rows.iter_rows():
-            done(str(row["name"]), str(row["error"]))
+            done(str(row["name"]), Outcome(**json.loads(row["outcome"])))
     except ray.exceptions.RayError as error:
         raise UserError(
             f"the run stopped: {last_line(error)}; run it again with --skip-existing for the images that are left"
@@ -90,16 +92,12 @@ class _Worker:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         images: list[ImageFile] = list(batch["image"])
-        errors = dict.fromkeys(images, "")
-
-        def done(image: ImageFile, error: UserError | None) -> None:
-            errors[image] = "" if error is None else str(error)
-
+        outcomes: dict[ImageFile, Outcome] = {}
         try:
-            segment_files(self._segmenter, images, self._writer, done)
+            segment_files(self._segmenter, images, self._writer, outcomes.__setitem__)
         except WriteFailure as failure:
             raise failure.reason from failure
         return {
             "name": np.array([str(image) for image in images], object),
-            "error": np.array([errors[image] for image in images], object),
+            "outcome": np.array([json.dumps(asdict(outcomes[image])) for image in images], object),
         }

@@ -8,15 +8,27 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 import numpy.typing as npt
 
 from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.imaging.fetch import fetch, is_web_address
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from PIL import Image
+
+    class SupportsArray(Protocol):
+        """An array or tensor of another library: PyTorch, JAX, CuPy on the CPU."""
+
+        def __array__(self, dtype: Any = None, /) -> npt.NDArray[Any]: ...
+
+
+ImageSource = Union[str, Path, bytes, npt.NDArray[np.uint8], "Image.Image", "SupportsArray"]
+"""What `load_image` takes."""
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels are refused unless the caller raises the limit: a small file can hold a huge image."""
@@ -69,25 +81,68 @@ def image_size(data: bytes, *, what: str = "image", formats: tuple[str, ...] = _
         return image.width, image.height
 
 
-def check_array(image: npt.NDArray[Any], what: str = "image") -> npt.NDArray[np.uint8]:
-    """`image` itself if it is (H, W, 3) uint8 and not empty; raises `UserError` otherwise."""
+def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Any image that a caller may hold as an array.
+
+    Args:
+        source: a path; an http or https address; an image file's content; a PIL image; an array or CPU tensor (H, W, 3)
+            or, as torchvision has it, (3, H, W), uint8 RGB.
+        max_pixels: images with more pixels are refused before they are decoded.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        UserError: none of these, or not readable.
+    """
+    from PIL import Image
+
+    if isinstance(source, str) and is_web_address(source):
+        return decode_image(fetch(source), what=source, max_pixels=max_pixels)
+    if isinstance(source, (str, Path)):
+        return read_image(source, max_pixels=max_pixels)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return decode_image(bytes(source), max_pixels=max_pixels)
+    if isinstance(source, Image.Image):
+        with _damage_as_user_error("image"):
+            return _to_array(source, "image", max_pixels)
+    return check_array(source)
+
+
+def check_array(image: Any, what: str = "image") -> npt.NDArray[np.uint8]:
+    """`image` as an array (H, W, 3) uint8; `UserError` if it is none, is empty, or has another type or shape."""
     if not isinstance(image, np.ndarray):
-        raise UserError(f"{what}: got {type(image).__name__}, expected a path or an (H, W, 3) uint8 RGB array")
+        if not hasattr(image, "__array__"):
+            raise UserError(
+                f"{what}: got {type(image).__name__}, expected a path, an address, a PIL image, the bytes of an image "
+                "file, or an (H, W, 3) uint8 RGB array"
+            )
+        try:
+            image = np.asarray(image)
+        except (TypeError, RuntimeError, ValueError) as error:  # a tensor on a GPU, or one that needs gradients
+            raise UserError(f"{what}: this {type(image).__name__} does not become an array ({error})") from error
+    if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
+        image = np.ascontiguousarray(image.transpose(1, 2, 0))
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise UserError(f"{what}: got {image.dtype} {image.shape}, expected uint8 (H, W, 3) in RGB order")
-    return image
+    checked: npt.NDArray[np.uint8] = image
+    return checked
 
 
 def _read(source: Path | io.BytesIO, name: str, max_pixels: int, formats: tuple[str, ...]) -> npt.NDArray[np.uint8]:
     with _damage_as_user_error(name), _open(source, name, formats) as image:
-        if image.width * image.height > max_pixels:
-            raise UserError(
-                f"{name}: {image.width}x{image.height} is {image.width * image.height:,} pixels, the limit is "
-                f"{max_pixels:,}; raise it with --max-pixels (max_pixels=) if you trust this file"
-            )
-        image.load()
-        rgb = _to_rgb(_upright(image), name)
-        return np.ascontiguousarray(np.asarray(rgb, dtype=np.uint8))
+        return _to_array(image, name, max_pixels)
+
+
+def _to_array(image: Image.Image, name: str, max_pixels: int) -> npt.NDArray[np.uint8]:
+    if image.width * image.height > max_pixels:
+        raise UserError(
+            f"{name}: {image.width}x{image.height} is {image.width * image.height:,} pixels, the limit is "
+            f"{max_pixels:,}; raise it with --max-pixels (max_pixels=) if you trust this file"
+        )
+    image.load()
+    rgb = _to_rgb(_upright(image), name)
+    return np.ascontiguousarray(np.asarray(rgb, dtype=np.uint8))
 
 
 @contextmanager

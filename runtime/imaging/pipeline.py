@@ -14,12 +14,9 @@ import numpy.typing as npt
 from internimage_deploy.card import ModelCard
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.imaging import postprocess, preprocess, sliding
-from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS, check_array, read_image
+from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS, ImageSource, load_image
 from internimage_deploy.runtime.imaging.segmentation import Segmentation
 from internimage_deploy.runtime.imaging.sliding import Window
-
-Image = str | Path | npt.NDArray[np.uint8]
-"""An image file's path, or an (H, W, 3) uint8 RGB array."""
 
 Resize = tuple[int, int] | Literal["own"] | None
 WindowChoice = Literal["slide"] | Window | None
@@ -40,9 +37,10 @@ class NetworkImage:
 
 @dataclass(frozen=True)
 class PreparedImage(NetworkImage):
-    """An image ready for the network, with the image itself."""
+    """An image ready for the network, with the image itself and where it came from."""
 
     image: npt.NDArray[np.uint8]  # (H, W, 3) RGB
+    source: str = ""  # path or address; empty for one that has none
 
     def for_network(self) -> NetworkImage:
         """Without the image itself: what another process needs."""
@@ -75,11 +73,12 @@ class ImagePipeline:
                 "leave it out, use the sliding window, or export with --dynamic"
             )
 
-    def prepare(self, image: Image) -> PreparedImage:
-        """Decode (paths) and resize one image; may be called from any thread. Raises `UserError`."""
-        array = read_image(image, max_pixels=self.max_pixels) if isinstance(image, (str, Path)) else check_array(image)
+    def prepare(self, image: ImageSource) -> PreparedImage:
+        """Read, decode and resize one image, see `load_image`; may be called from any thread. Raises `UserError`."""
+        array = load_image(image, max_pixels=self.max_pixels)
         geometry = self.geometry((array.shape[0], array.shape[1]))
-        return PreparedImage(preprocess.resize_image(array, geometry, self.card.mean), geometry, array)
+        pixels = preprocess.resize_image(array, geometry, self.card.mean)
+        return PreparedImage(pixels, geometry, array, str(image) if isinstance(image, (str, Path)) else "")
 
     def geometry(self, image: tuple[int, int]) -> preprocess.Geometry:
         """Sizes on the way into the network for an image of (height, width)."""
@@ -121,9 +120,9 @@ class ImagePipeline:
             return postprocess.labels_from_labels(output, geometry, len(self.card.classes))
         return postprocess.labels_from_logits(output, geometry)
 
-    def result(self, image: npt.NDArray[np.uint8], labels: postprocess.Labels) -> Segmentation:
-        """The labels of `image` with the model's class names and colours."""
-        return Segmentation(labels, self.card.classes, self.card.palette, image)
+    def result(self, prepared: PreparedImage, labels: postprocess.Labels) -> Segmentation:
+        """The labels of an image with the model's class names and colours."""
+        return Segmentation(labels, self.card.classes, self.card.palette, prepared.image, prepared.source)
 
 
 def _window(card: ModelCard, choice: WindowChoice) -> Window | None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import atomic_write, make_folder
-from internimage_deploy.runtime.imaging import results
+from internimage_deploy.runtime.imaging import drawing, results
 from internimage_deploy.runtime.imaging.postprocess import Labels
-from internimage_deploy.runtime.imaging.results import ResultOptions
+from internimage_deploy.runtime.imaging.results import Mask, ResultOptions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Segmentation:
     """Labels of an image and what they mean.
 
@@ -28,12 +28,23 @@ class Segmentation:
         classes: names by id.
         palette: (R, G, B) by id.
         image: the image, (H, W, 3) uint8 RGB.
+        source: the image's path or address; empty for one that came as an array.
     """
 
     labels: Labels
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     image: npt.NDArray[np.uint8] = field(repr=False)
+    source: str = ""
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        largest = ", ".join(f"{name} {fraction:.0%}" for name, fraction in list(self.class_fractions().items())[:3])
+        return f"<Segmentation {width}x{height} of {len(self.classes)} classes: {largest}>"
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: the overlay."""
+        return results.png(self.overlay())
 
     def pixels(self) -> dict[int, int]:
         """Number of pixels by class id, of the classes that occur, most frequent first."""
@@ -51,27 +62,50 @@ class Segmentation:
 
     shares = class_fractions  # the name it had in 0.1
 
-    def colors(self) -> npt.NDArray[np.uint8]:
+    def color_mask(self) -> npt.NDArray[np.uint8]:
         """The labels in the colours of their palette: (H, W, 3) uint8 RGB."""
         return np.take(np.asarray(self.palette, np.uint8), self.labels, axis=0)
 
-    def overlay(self, alpha: float = 0.5) -> npt.NDArray[np.uint8]:
-        """The image with its labels drawn over it: (H, W, 3) uint8 RGB.
+    colors = color_mask  # the name it had in 0.1
+
+    def overlay(
+        self, alpha: float = 0.5, *, legend: bool = False, classes: Sequence[int] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """The image with its labels drawn over it.
 
         Args:
-            alpha: weight of the labels' colours; 0 is the image alone.
+            alpha: weight of the labels' colours, 0 to 1; 0 is the image alone.
+            legend: list the classes that occur, most frequent first, right of the image.
+            classes: ids of the classes that are drawn; None for all.
+
+        Returns:
+            (H, W, 3) uint8 RGB; wider with a legend.
 
         Raises:
-            UserError: `alpha` is outside 0 to 1.
+            UserError: `alpha` is outside 0 to 1, or a class is not among the ids.
         """
-        import cv2
-
         if not 0 <= alpha <= 1:
             raise UserError(f"alpha is {alpha}, expected a number from 0 to 1")
-        return np.asarray(cv2.addWeighted(self.colors(), alpha, self.image, 1 - alpha, 0), np.uint8)
+        if unknown := [index for index in classes or () if not 0 <= index < len(self.classes)]:
+            raise UserError(f"class {unknown[0]} is not among the ids 0 to {len(self.classes) - 1}")
+        drawn = drawing.blend(self.image, self.labels, self.palette, alpha, classes)
+        if not legend:
+            return drawn
+        shown = [index for index in self.pixels() if classes is None or index in classes]
+        return drawing.with_legend(drawn, [(self.classes[index], self.palette[index]) for index in shown])
 
-    def summary(self) -> dict[str, Any]:
-        """Size and classes as plain data: `{"width", "height", "classes": [{"id", "class", "pixels", "share"}]}`."""
+    def show(self) -> None:
+        """Open the overlay in the system's image viewer; a notebook shows a result by itself."""
+        from PIL import Image
+
+        Image.fromarray(self.overlay()).show()
+
+    def summary(self, classes: Sequence[int] | None = None) -> dict[str, Any]:
+        """Size and classes as plain data: `{"width", "height", "classes": [{"id", "class", "pixels", "share"}]}`.
+
+        Args:
+            classes: ids of the classes that are listed; None for all that occur.
+        """
         height, width = self.labels.shape
         return {
             "width": width,
@@ -79,25 +113,34 @@ class Segmentation:
             "classes": [
                 {"id": index, "class": self.classes[index], "pixels": count, "share": count / self.labels.size}
                 for index, count in self.pixels().items()
+                if classes is None or index in classes
             ],
         }
+
+    def mask(self, kind: Mask = "indexed") -> bytes:
+        """The label map as a PNG file; see `ResultOptions.mask` for the kinds."""
+        if kind == "color":
+            return results.png(self.color_mask())
+        return results.indexed_png(self.labels, self.palette) if kind == "indexed" else results.png(self.labels)
 
     def save(
         self,
         folder: str | Path,
-        stem: str,
+        stem: str | None = None,
         *,
         overlay: bool = False,
         as_json: bool = False,
+        mask: Mask = "indexed",
         metadata: Mapping[str, Any] | None = None,
     ) -> list[Path]:
         """Write STEM.labels.png into `folder`, which is made if it does not exist; as the command `segment` does.
 
         Args:
             folder: where to write.
-            stem: what the files are named after; may hold subfolders ("day1/frame7").
+            stem: what the files are named after; may hold subfolders ("day1/frame7"). None for the image's own name.
             overlay: also write STEM.overlay.png, the image with its labels over it.
             as_json: also write STEM.json, `summary()` with `metadata` before it.
+            mask: format of the label map, see `ResultOptions`.
             metadata: plain data about the image.
 
         Returns:
@@ -106,9 +149,9 @@ class Segmentation:
         Raises:
             UserError: a file cannot be written.
         """
-        target = Path(folder) / stem
+        target = Path(folder) / (stem or Path(self.source).stem or "image")
         make_folder(target.parent)
-        files = self.encode(ResultOptions(overlay, as_json), metadata or {})
+        files = self.encode(ResultOptions(overlay, as_json, mask), metadata or {})
         paths = [target.with_name(target.name + ending) for ending in files]
         for path, data in zip(paths, files.values(), strict=True):
             atomic_write(path, data)
@@ -118,8 +161,11 @@ class Segmentation:
         """The content of each result file by its ending, in the order in which they are to be written."""
         files = {}
         if options.overlay:
-            files[results.OVERLAY] = results.png(self.overlay())
+            overlay = self.overlay(options.alpha, legend=options.legend, classes=options.classes)
+            jpeg = options.overlay_format == "jpeg"
+            files[results.OVERLAY_JPEG if jpeg else results.OVERLAY] = (results.jpeg if jpeg else results.png)(overlay)
         if options.as_json:
-            files[results.JSON] = (json.dumps({**metadata, **self.summary()}, indent=1) + "\n").encode()
-        files[results.LABELS] = results.png(self.labels)
+            summary = self.summary(options.classes)
+            files[results.JSON] = (json.dumps({**metadata, **summary}, indent=1) + "\n").encode()
+        files[results.LABELS] = self.mask(options.mask)
         return files

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.imaging.postprocess import Labels, labels_from_planes
 from internimage_deploy.runtime.imaging.preprocess import Geometry
 
@@ -28,7 +29,9 @@ class Window:
     def __post_init__(self) -> None:
         for crop, stride in zip(self.crop, self.stride, strict=True):
             if not 0 < stride <= crop:
-                raise ValueError(f"window {self.crop} with stride {self.stride}: a stride is 1 to the crop's size")
+                raise UserError(
+                    f"window {self.crop} with stride {self.stride}: expected strides from 1 to the crop's size"
+                )
 
 
 def default_stride(crop: tuple[int, int]) -> tuple[int, int]:

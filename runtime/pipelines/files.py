@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import json
-from collections import deque
+import sys
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.imaging.image_io import decode_image
 from internimage_deploy.runtime.imaging.pipeline import PreparedImage
 from internimage_deploy.runtime.imaging.results import FAILURES, LABELS, ResultOptions
-from internimage_deploy.runtime.pipelines.find import ImageFile
+from internimage_deploy.runtime.pipelines.find import STDIN, ImageFile
 from internimage_deploy.runtime.pipelines.storage import Location, Storage
 from internimage_deploy.runtime.segmenter import Group, Segmenter
 
@@ -25,6 +26,14 @@ _DECODERS = 2
 _WRITERS = 2
 
 _Group = Group[ImageFile, PreparedImage]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image: the reason why it failed, or its pixels by class name."""
+
+    error: str = ""
+    pixels: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -35,11 +44,21 @@ class Report:
         done: images that were segmented.
         skipped: images that had a label map already.
         failed: (image or video, reason) of those that could not be read or segmented.
+        pixels: of all images together, by class name.
     """
 
     done: int = 0
     skipped: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
+    pixels: Counter[str] = field(default_factory=Counter)
+
+    def add(self, source: str, outcome: Outcome) -> None:
+        """Count one image."""
+        if outcome.error:
+            self.failed.append((source, outcome.error))
+        else:
+            self.done += 1
+            self.pixels.update(outcome.pixels)
 
 
 class WriteFailure(Exception):
@@ -70,7 +89,9 @@ class ResultWriter:
         finished = {path.removesuffix(LABELS) for path in paths if path.endswith(LABELS)}
         return [image for image in images if image.stem not in finished]
 
-    def write(self, image: ImageFile, segmenter: Segmenter, prepared: PreparedImage, output: npt.NDArray[Any]) -> None:
+    def write(
+        self, image: ImageFile, segmenter: Segmenter, prepared: PreparedImage, output: npt.NDArray[Any]
+    ) -> Outcome:
         """Finish and write one image, its label map last. Raises `UserError` or `WriteFailure`."""
         result = segmenter.finish(prepared, output)
         files = result.encode(self._options, {"image": image.name, "model": self._model})
@@ -79,6 +100,10 @@ class ResultWriter:
                 self.storage.write(image.stem + ending, data)
         except UserError as error:
             raise WriteFailure(error) from error
+        pixels: Counter[str] = Counter()
+        for index, count in result.pixels().items():
+            pixels[result.classes[index]] += count
+        return Outcome(pixels=dict(pixels))
 
     def write_failures(self, report: Report) -> None:
         """List the failures of a run beside its results; an older list goes away when there are none."""
@@ -98,6 +123,8 @@ class ImageReader:
 
     def read(self, image: ImageFile) -> PreparedImage:
         """`image` decoded and resized; may be called from any thread. Raises `UserError`."""
+        if not image.location.uri:
+            return self._segmenter.prepare(sys.stdin.buffer.read() if image.path == STDIN else image.path)
         if not image.location.is_address:
             return self._segmenter.prepare(Path(str(image)))
         storage = self._opened.get(image.location) or self._opened.setdefault(image.location, image.location.open())
@@ -111,7 +138,7 @@ def segment_files(
     segmenter: Segmenter,
     images: Sequence[ImageFile],
     writer: ResultWriter,
-    done: Callable[[ImageFile, UserError | None], None],
+    done: Callable[[ImageFile, Outcome], None],
 ) -> None:
     """Segment `images` in order; results are written in threads of their own.
 
@@ -119,8 +146,7 @@ def segment_files(
         segmenter: the model.
         images: what to segment.
         writer: where results go.
-        done: called from this thread once per image, with the error of one that could not be read or segmented; the
-            others go on.
+        done: called from this thread once per image; one that could not be read or segmented leaves the others alone.
 
     However it ends, no thread is left at work.
 
@@ -130,21 +156,20 @@ def segment_files(
     reader = ImageReader(segmenter)
     decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
     writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
-    writing: deque[tuple[ImageFile, Future[None]]] = deque()
+    writing: deque[tuple[ImageFile, Future[Outcome]]] = deque()
 
     def settle(most: int) -> None:
         while len(writing) > most:
             image, future = writing.popleft()
             try:
-                future.result()
+                outcome = future.result()
             except UserError as error:
-                done(image, error)
-            else:
-                done(image, None)
+                outcome = Outcome(str(error))
+            done(image, outcome)
 
     def failed(group: _Group, error: UserError) -> None:
         for image, _ in group:
-            done(image, error)
+            done(image, Outcome(str(error)))
 
     try:
         groups = _groups(_decoded(reader, images, segmenter.batch, decoders, done), segmenter.batch)
@@ -163,7 +188,7 @@ def _decoded(
     images: Sequence[ImageFile],
     batch: int,
     pool: ThreadPoolExecutor,
-    done: Callable[[ImageFile, UserError | None], None],
+    done: Callable[[ImageFile, Outcome], None],
 ) -> Iterator[tuple[ImageFile, PreparedImage]]:
     """Images ready for the network, in order; a bounded number is decoded ahead, so memory stays flat."""
     ahead: deque[tuple[ImageFile, Future[PreparedImage]]] = deque()
@@ -177,7 +202,7 @@ def _decoded(
         try:
             prepared = future.result()
         except UserError as error:
-            done(image, error)
+            done(image, Outcome(str(error)))
         else:
             yield image, prepared
 

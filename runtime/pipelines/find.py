@@ -1,16 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images a run segments, and what their results are named."""
+"""Which images and videos a run segments, and what their results are named."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+import glob
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.imaging.fetch import address_stem, is_web_address
 from internimage_deploy.runtime.imaging.image_io import EXTENSIONS
 from internimage_deploy.runtime.imaging.results import LABELS, is_result
 from internimage_deploy.runtime.pipelines.storage import Location
+from internimage_deploy.runtime.pipelines.video import VIDEO_EXTENSIONS, is_video, video_stem
+
+STDIN = "-"
+"""Names the standard input, which then holds one image file."""
+
+# Image formats that Pillow's wheels do not read everywhere; they are named rather than passed over in silence.
+_UNREAD = {
+    ".avif": "AVIF",
+    ".heic": "HEIC",
+    ".heif": "HEIF",
+    ".jp2": "JPEG 2000",
+    ".j2k": "JPEG 2000",
+    ".jxl": "JPEG XL",
+    ".dng": "raw",
+    ".svg": "SVG",
+}
 
 
 @dataclass(frozen=True)
@@ -18,8 +38,8 @@ class ImageFile:
     """An image to segment.
 
     Attributes:
-        location: the folder or prefix that it lies in.
-        path: relative to `location`.
+        location: the folder or prefix that it lies in; empty for a web address and for the standard input.
+        path: relative to `location`, a web address, or `STDIN`.
         stem: path of the results, relative to the output, without their endings.
     """
 
@@ -28,57 +48,160 @@ class ImageFile:
     stem: str
 
     def __str__(self) -> str:
+        if not self.location.uri:
+            return "standard input" if self.path == STDIN else self.path
         if self.location.is_address:
             return f"{self.location}/{self.path}"
         return str(Path(self.location.uri) / self.path)
 
     def absolute(self) -> ImageFile:
         """The same file, named so that another process finds it."""
-        if self.location.is_address:
+        if self.location.is_address or not self.location.uri:
             return self
-        return ImageFile(Location(str(Path(self.location.uri).absolute())), self.path, self.stem)
+        return dataclasses.replace(self, location=Location(str(Path(self.location.uri).absolute())))
 
     @property
     def name(self) -> str:
         """The file's name without folders."""
-        return PurePosixPath(self.path).name
+        return PurePosixPath(self.path).name if self.location.uri else str(self)
 
 
-def find_images(inputs: Sequence[Location], *, recursive: bool = False) -> list[ImageFile]:
-    """The images in `inputs`: image files, and folders or prefixes to be searched.
+@dataclass(frozen=True)
+class VideoFile:
+    """A video file, camera, stream or pipeline, see `is_video`; `stem` as in `ImageFile`."""
+
+    source: str
+    stem: str
+
+
+@dataclass
+class Inputs:
+    """What a run segments.
+
+    Attributes:
+        images: image files, addresses and the standard input.
+        videos: video files and streams.
+        unread: files of image formats that are not read, as "file (format)".
+        missing: (file, reason) of inputs that were named and do not exist.
+        renamed: images whose results keep the file's ending in their name, because another image has the same stem.
+    """
+
+    images: list[ImageFile] = field(default_factory=list)
+    videos: list[VideoFile] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    missing: list[tuple[str, str]] = field(default_factory=list)
+    renamed: list[ImageFile] = field(default_factory=list)
+
+
+def find_inputs(names: Sequence[str], *, recursive: bool = False, streams: bool = False) -> Inputs:
+    """The images and videos that `names` stand for.
+
+    Args:
+        names: files, folders, object store prefixes, patterns such as "day*/*.png", web addresses, "-" for the standard
+            input, and text files with a name in each line (relative to the text file's folder).
+        recursive: search folders and prefixes to any depth.
+        streams: web addresses are videos.
 
     A search leaves out hidden files and results of this program. A file that is named twice is segmented once.
 
     Raises:
-        UserError: a folder without images, or two images whose results would have the same name.
+        UserError: nothing to segment, or two images whose results would have the same name.
     """
-    found: dict[str, ImageFile] = {}
-    for place in inputs:
-        file = Path(place.uri)
-        if place.is_address or file.is_dir():
-            images = _search(place, recursive)
+    found = Inputs()
+    seen: set[str] = set()
+    for name in _expanded(names):
+        if name == STDIN:
+            _add(found, seen, ImageFile(Location(""), STDIN, "stdin"))
+        elif is_video(name, web=streams):
+            _add(found, seen, VideoFile(name, video_stem(name)))
+        elif is_web_address(name):
+            _add(found, seen, ImageFile(Location(""), name, address_stem(name)))
+        elif Location(name).is_address or Path(name).is_dir():
+            _search(Location(name), recursive, found, seen)
+        elif Path(name).is_file():
+            path = Path(name)
+            _add(found, seen, ImageFile(Location(str(path.parent)), path.name, path.stem))
         else:
-            images = [ImageFile(Location(str(file.parent)), file.name, file.stem)]
-        for image in images:
-            found.setdefault(str(image) if place.is_address else str(Path(str(image)).resolve()), image)
+            found.missing.append((name, "no such file"))
+    if not found.images and not found.videos:
+        if found.missing:
+            raise UserError("; ".join(f"{name}: {reason}" for name, reason in found.missing))
+        if found.unread:
+            raise UserError(f"{found.unread[0]}: this format is not read; convert it to PNG or JPEG first")
+    _part_equal_stems(found)
+    return found
+
+
+def _expanded(names: Sequence[str]) -> Iterator[str]:
+    """`names` with patterns and text files replaced by what they stand for."""
+    for name in names:
+        path = Path(name)
+        if path.suffix.lower() == ".txt" and path.is_file():
+            yield from _listed(path)
+        elif glob.has_magic(name) and "://" not in name and " ! " not in name and not path.exists():
+            matches = sorted(glob.glob(name, recursive=True))
+            if not matches:
+                raise UserError(f"{name}: no file matches this pattern")
+            yield from (match for match in matches if not is_result(match))
+        else:
+            yield name
+
+
+def _listed(path: Path) -> Iterator[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a list of files ({error})") from error
+    entries = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not entries:
+        raise UserError(f"{path}: an empty list, expected the name of an image in each line")
+    for entry in entries:
+        yield entry if "://" in entry else str(path.parent / entry)
+
+
+def _search(place: Location, recursive: bool, found: Inputs, seen: set[str]) -> None:
+    before = len(found.images) + len(found.videos) + len(found.unread)
+    for path in place.open().list(recursive=recursive):
+        pure = PurePosixPath(path)
+        ending = pure.suffix.lower()
+        if pure.name.startswith(".") or is_result(pure.name):
+            continue
+        if ending in EXTENSIONS:
+            _add(found, seen, ImageFile(place, path, str(pure.with_suffix(""))))
+        elif ending in VIDEO_EXTENSIONS and not place.is_address and not pure.name.endswith(".overlay.mp4"):
+            _add(found, seen, VideoFile(str(Path(place.uri) / path), str(pure.with_suffix(""))))
+        elif ending in _UNREAD:
+            found.unread.append(f"{ImageFile(place, path, '')} ({_UNREAD[ending]})")
+    if len(found.images) + len(found.videos) + len(found.unread) == before:
+        deeper = "" if recursive else "; add --recursive to search its subfolders"
+        raise UserError(f"{place}: no image here ({', '.join(sorted(EXTENSIONS))}){deeper}")
+
+
+def _add(found: Inputs, seen: set[str], item: ImageFile | VideoFile) -> None:
+    name = item.source if isinstance(item, VideoFile) else str(item)
+    key = name if "://" in name or " ! " in name or name.isdigit() else str(Path(name).resolve())
+    if key in seen:
+        return
+    seen.add(key)
+    if isinstance(item, VideoFile):
+        found.videos.append(item)
+    else:
+        found.images.append(item)
+
+
+def _part_equal_stems(found: Inputs) -> None:
+    """Give images of one stem names that keep the file's ending; refuse those whose names are equal all the same."""
+    counts = Counter(image.stem for image in found.images)
+    for index, image in enumerate(found.images):
+        if counts[image.stem] > 1:
+            ending = PurePosixPath(image.path).suffix
+            found.images[index] = dataclasses.replace(image, stem=image.stem + ending)
+            found.renamed.append(found.images[index])
     owners: dict[str, ImageFile] = {}
-    for image in found.values():
+    for image in found.images:
         first = owners.setdefault(image.stem, image)
         if first is not image:
             raise UserError(
                 f"{first} and {image} would both write {image.stem}{LABELS}; "
                 "rename one, or segment them into different folders"
             )
-    return list(found.values())
-
-
-def _search(place: Location, recursive: bool) -> list[ImageFile]:
-    images = []
-    for path in place.open().list(recursive=recursive):
-        pure = PurePosixPath(path)
-        if pure.suffix.lower() in EXTENSIONS and not pure.name.startswith(".") and not is_result(pure.name):
-            images.append(ImageFile(place, path, str(pure.with_suffix(""))))
-    if not images:
-        deeper = "" if recursive else "; add --recursive to search its subfolders"
-        raise UserError(f"{place}: no image here ({', '.join(sorted(EXTENSIONS))}){deeper}")
-    return images

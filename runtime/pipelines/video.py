@@ -7,22 +7,25 @@ import queue
 import re
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.files import atomic_path
+from internimage_deploy.runtime.imaging.fetch import is_web_address
 from internimage_deploy.runtime.imaging.pipeline import PreparedImage
+from internimage_deploy.runtime.pipelines.video_results import FrameSink, VideoResults
 from internimage_deploy.runtime.segmenter import Segmenter
 
-SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv")
+VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv")
+_PLAYLISTS = (".m3u8", ".mpd", ".mjpg", ".mjpeg")
 _AHEAD = 4  # frames between two stages; more would only add delay
 _DEFAULT_FPS = 25.0
 _Item = Any  # what goes through a queue; None ends it
@@ -33,7 +36,7 @@ class Progress:
     """Where a video stands."""
 
     frames: int  # segmented
-    dropped: int  # left out to keep up
+    dropped: int  # left out to keep up with a live source
     seconds: float
 
     @property
@@ -42,16 +45,22 @@ class Progress:
         return self.frames / self.seconds if self.seconds else 0.0
 
 
-def is_video(source: str) -> bool:
-    """True for a video file's name, a camera's number, a stream's address, or a GStreamer pipeline."""
-    if re.match(r"(rtsps?|rtmps?|udp|rtp|srt|https?)://", source) or " ! " in source:
+def is_video(source: str, *, web: bool = False) -> bool:
+    """True for a video file's name, a camera's number, a stream's address, or a GStreamer pipeline.
+
+    A web address (http, https) is one if it ends like a video file or playlist, or if `web` says so.
+    """
+    if re.match(r"(rtsps?|rtmps?|udp|rtp|srt)://", source) or " ! " in source:
         return True
-    if Path(source).suffix.lower() in SUFFIXES:
+    if is_web_address(source):
+        ending = PurePosixPath(urllib.parse.urlsplit(source).path).suffix.lower()
+        return web or ending in (*VIDEO_EXTENSIONS, *_PLAYLISTS)
+    if Path(source).suffix.lower() in VIDEO_EXTENSIONS:
         return True
     return source.isdigit() and not Path(source).exists()
 
 
-def stem(source: str) -> str:
+def video_stem(source: str) -> str:
     """What results of `source` are named after."""
     if source.isdigit():
         return f"camera{source}"
@@ -63,10 +72,9 @@ def stem(source: str) -> str:
 def segment_video(
     segmenter: Segmenter,
     source: str,
-    target: Path | None = None,
+    results: VideoResults | None = None,
     *,
     live: bool = False,
-    alpha: float = 0.5,
     max_frames: int | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
@@ -75,15 +83,13 @@ def segment_video(
     Args:
         segmenter: the model.
         source: see `is_video`.
-        target: overlay video to write, at the source's size and speed; None for none.
-        live: drop frames rather than fall behind; a file is then played at its own speed. In the overlay video a
-            dropped frame shows the last one that was segmented.
-        alpha: share of the labels' colours in the overlay.
+        results: what is written; None for nothing.
+        live: drop frames rather than fall behind; a file is then played at its own speed.
         max_frames: number of frames after which the video ends; None for all.
         report: is called after each frame, from this thread.
 
     Raises:
-        UserError: the source cannot be opened or holds no frame, or the target cannot be written.
+        UserError: the source cannot be opened or holds no frame, or a result cannot be written.
     """
     capture, fps = _open(source)
     stop = threading.Event()
@@ -91,7 +97,7 @@ def segment_video(
     progress = Progress(0, 0, 0.0)
     with ExitStack() as stack:
         stack.callback(capture.release)
-        writer = _Writer(stack.enter_context(atomic_path(target)), fps, alpha, segmenter) if target else None
+        writer = _Writer(results.open(stack, fps), segmenter) if results else None
         if writer is not None:
             stack.callback(writer.abandon)
         frames = _Reader(segmenter, capture, fps if live else None, stop, paced=live and not _is_stream(source))
@@ -184,10 +190,10 @@ class _Reader:
 
 
 class _Writer:
-    """Finishes, draws and writes frames in a thread."""
+    """Finishes frames and hands them to the sinks, in a thread."""
 
-    def __init__(self, path: Path, fps: float, alpha: float, segmenter: Segmenter) -> None:
-        self._path, self._fps, self._alpha, self._segmenter = path, fps, alpha, segmenter
+    def __init__(self, sinks: list[FrameSink], segmenter: Segmenter) -> None:
+        self._sinks, self._segmenter = sinks, segmenter
         self._queue: queue.Queue[_Item] = queue.Queue(_AHEAD)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="write video", daemon=True)
@@ -200,7 +206,7 @@ class _Writer:
         self._queue.put((index, prepared, output))
 
     def finish(self) -> None:
-        """Write what is waiting and close the file. Raises what went wrong."""
+        """Write what is waiting and close the files. Raises what went wrong."""
         self.abandon()
         if self._error is not None:
             raise self._error
@@ -212,38 +218,19 @@ class _Writer:
             self._thread.join()
 
     def _work(self) -> None:
-        video: Any = None
         try:
-            written, last = 0, None
             while (item := self._queue.get()) is not None:
                 index, prepared, output = item
-                overlay = self._segmenter.finish(prepared, output).overlay(self._alpha)[:, :, ::-1]
-                if video is None:
-                    video = self._create((overlay.shape[1], overlay.shape[0]))
-                    size = overlay.shape
-                if overlay.shape != size:
-                    raise UserError(f"the video changes its size from {size[1]}x{size[0]} on the way")
-                for _ in range(index - written):
-                    video.write(last if last is not None else np.ascontiguousarray(overlay))
-                last = np.ascontiguousarray(overlay)
-                video.write(last)
-                written = index + 1
+                frame = self._segmenter.finish(prepared, output)
+                for sink in self._sinks:
+                    sink.write(index, frame)
         except Exception as error:
             self._error = error
-            while self._queue.get() is not None:  # whoever puts frames must not wait for ever
+            while self._queue.get() is not None:  # the thread that puts frames must not wait for ever
                 continue
         finally:
-            if video is not None:
-                video.release()
-
-    def _create(self, size: tuple[int, int]) -> Any:
-        import cv2
-
-        code = "MJPG" if self._path.suffix.lower() == ".avi" else "mp4v"
-        video = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*code), self._fps, size)
-        if not video.isOpened():
-            raise UserError(f"{self._path.name}: OpenCV cannot write {code} video here; name an .avi file instead")
-        return video
+            for sink in self._sinks:
+                sink.close()
 
 
 def _drain(items: queue.Queue[_Item]) -> None:

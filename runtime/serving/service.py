@@ -154,7 +154,7 @@ class Service:
         for stage, value in seconds.items():
             self.metrics.stage_seconds.labels(stage).observe(value)
         self.metrics.pictures.inc()
-        return Answer(pipeline.result(prepared.image, labels), seconds, timing.batch)
+        return Answer(pipeline.result(prepared, labels), seconds, timing.batch)
 
     def _decode(self, data: bytes, share: Share) -> npt.NDArray[np.uint8]:
         width, height = pictures.picture_size(data, self.settings.limits.pixels)

@@ -2,12 +2,14 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -17,9 +19,9 @@ from internimage_deploy import Segmenter
 from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.imaging.results import LABELS, ResultOptions
 from internimage_deploy.runtime.pipelines.files import ResultWriter, segment_files
-from internimage_deploy.runtime.pipelines.find import find_images
+from internimage_deploy.runtime.pipelines.find import find_inputs
 from internimage_deploy.runtime.pipelines.storage import Location
-from support.tiny_models import Overlapping, color_model, picture
+from support.tiny_models import PALETTE, Overlapping, color_model, picture
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_a_folder_and_a_file(run, model, pictures, tmp_path):
     stems = ("one", "p0", "p1", "p2")
     assert names(out) == sorted(f"{stem}.{kind}" for stem in stems for kind in ("json", "labels.png", "overlay.png"))
     labels = Image.open(out / "p1.labels.png")
-    assert (labels.mode, labels.size) == ("L", (40, 70))
+    assert (labels.mode, labels.size) == ("P", (40, 70))
     assert (np.asarray(labels) == picture(70, 40)[1]).mean() > 0.9
     assert Image.open(out / "p1.overlay.png").size == (40, 70)
     # Red stripe on the left stays red in the painted picture: channels are not swapped.
@@ -82,12 +84,12 @@ def segmented(backend, folder):
     errors = {}
     out = folder.parent / "segmented"
 
-    def done(image, error):
-        if error is not None:
-            errors[image.stem] = str(error)
+    def done(image, outcome):
+        if outcome.error:
+            errors[image.stem] = outcome.error
 
     writer = ResultWriter(Location(str(out)), ResultOptions(), "model")
-    segment_files(Segmenter(backend), find_images([Location(str(folder))]), writer, done)
+    segment_files(Segmenter(backend), find_inputs([str(folder)]).images, writer, done)
     found = {path.name.removesuffix(LABELS): np.asarray(Image.open(path)) for path in out.glob(f"*{LABELS}")}
     return found, errors
 
@@ -118,10 +120,10 @@ def test_images_that_are_done_can_be_left_out(run, model, pictures, tmp_path):
     out.mkdir()
     (out / "p1.labels.png").write_bytes(b"done already")
     code, text, _ = run("segment", model, pictures, "-o", out, "--skip-existing")
-    assert (code, text) == (0, f"segmented 2 of 2 images into {out}, 1 were there already\n")
+    assert (code, text.splitlines()[0]) == (0, f"segmented 2 of 2 images into {out}, 1 were there already")
     assert (out / "p1.labels.png").read_bytes() == b"done already"
     code, text, _ = run("segment", model, pictures, "-o", out)
-    assert (code, text) == (0, f"segmented 3 of 3 images into {out}\n")
+    assert (code, text.splitlines()[0]) == (0, f"segmented 3 of 3 images into {out}")
     assert (out / "p1.labels.png").read_bytes() != b"done already"
 
 
@@ -163,12 +165,73 @@ def test_results_in_the_input_folder_are_not_segmented_again(run, model, picture
         assert "3 of 3" in said
 
 
-def test_two_inputs_with_one_stem_are_refused_before_any_work(run, model, pictures, tmp_path):
+def test_two_inputs_of_one_name_are_refused_before_any_work(run, model, pictures, tmp_path):
+    Image.fromarray(picture(40, 40)[0]).save(tmp_path / "p0.png")
+    code, _, err = run("segment", model, pictures, tmp_path / "p0.png", "-o", tmp_path / "out")
+    assert code == 1
+    assert "would both write p0.png.labels.png" in one_error_line(err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_inputs_with_one_stem_keep_their_endings(run, model, pictures, tmp_path):
     Image.fromarray(picture(40, 40)[0]).save(tmp_path / "p0.bmp")
     code, _, err = run("segment", model, pictures, tmp_path / "p0.bmp", "-o", tmp_path / "out")
+    assert code == 0
+    assert "p0.png -> p0.png.labels.png" in err
+    assert names(tmp_path / "out") == [f"{stem}.labels.png" for stem in ("p0.bmp", "p0.png", "p1", "p2")]
+
+
+def test_label_maps_of_each_kind(run, model, pictures, tmp_path):
+    expected = picture(40, 70)[1]
+    found = {}
+    for kind in ("indexed", "ids", "color"):
+        assert run("segment", model, pictures / "p0.png", "-o", tmp_path / kind, "--mask", kind)[0] == 0
+        found[kind] = Image.open(tmp_path / kind / "p0.labels.png")
+    assert [found[kind].mode for kind in ("indexed", "ids", "color")] == ["P", "L", "RGB"]
+    ids = np.asarray(found["ids"])
+    assert (ids == expected).mean() > 0.9
+    np.testing.assert_array_equal(np.asarray(found["indexed"]), ids)
+    colors = np.array(PALETTE, np.uint8)[ids]
+    np.testing.assert_array_equal(np.asarray(found["indexed"].convert("RGB")), colors)
+    np.testing.assert_array_equal(np.asarray(found["color"]), colors)
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "ids" / "p0.labels.png"), cv2.IMREAD_UNCHANGED), ids)
+
+
+def test_overlays_of_some_classes_with_a_legend(run, model, pictures, tmp_path):
+    source = np.asarray(Image.open(pictures / "p0.png"))
+    options = ("--overlay", "--json", "--classes", "green,2", "--alpha", "1", "--overlay-format", "jpeg", "--legend")
+    assert run("segment", model, pictures / "p0.png", "-o", tmp_path / "out", *options)[0] == 0
+    assert names(tmp_path / "out") == ["p0.json", "p0.labels.png", "p0.overlay.jpg"]
+    listed = json.loads((tmp_path / "out" / "p0.json").read_text())["classes"]
+    assert {entry["class"] for entry in listed} == {"green", "blue"}
+    overlay = np.asarray(Image.open(tmp_path / "out" / "p0.overlay.jpg")).astype(int)
+    assert overlay.shape[1] > source.shape[1]  # the legend
+    assert np.abs(overlay[20, 4] - source[20, 4]).max() < 40  # red is not among the classes
+    assert np.abs(overlay[20, 35] - np.array(PALETTE[1])).max() < 40
+    code, _, err = run("segment", model, pictures, "-o", tmp_path / "out", "--classes", "roof")
     assert code == 1
-    assert "would both write p0.labels.png" in one_error_line(err)
-    assert not (tmp_path / "out").exists()
+    assert "the model has no class 'roof'; it has red, green, blue" in one_error_line(err)
+
+
+def test_the_summary_after_a_run(run, model, pictures, tmp_path):
+    code, text, _ = run("segment", model, pictures, "-o", tmp_path / "out")
+    lines = text.splitlines()
+    assert (code, lines[0]) == (0, f"segmented 3 of 3 images into {tmp_path / 'out'}")
+    assert re.fullmatch(r"[\d.]+ s, [\d.]+ images per second", lines[1])
+    assert {line.split()[0] for line in lines[2:]} == {"red", "green", "blue"}
+    assert sum(float(line.split()[1].rstrip("%")) for line in lines[2:]) == pytest.approx(100, abs=0.2)
+    assert run("segment", model, pictures, "-o", tmp_path / "out", "--quiet")[1] == ""
+
+
+def test_paths_are_checked_before_the_model_is_loaded(run, pictures, tmp_path):
+    (tmp_path / "file").touch()
+    for inputs, output, message in (
+        ((tmp_path / "gone.png",), tmp_path / "out", "gone.png: no such file"),
+        ((pictures,), tmp_path / "file", "is a file, expected a folder"),
+    ):
+        code, _, err = run("segment", tmp_path / "no-model.onnx", *inputs, "-o", output)
+        assert code == 1
+        assert message in one_error_line(err)
 
 
 def test_a_file_named_twice_is_done_once(run, model, pictures, tmp_path):
@@ -304,7 +367,7 @@ def test_another_kind_of_file_is_no_model(run, pictures, tmp_path):
     (tmp_path / "model.pth").write_bytes(b"x")
     code, _, err = run("segment", tmp_path / "model.pth", pictures, "-o", tmp_path / "out")
     assert code == 1
-    assert "no backend reads this kind of file, expected a name ending in" in one_error_line(err)
+    assert "a checkpoint is not run directly; make it an ONNX file first with" in one_error_line(err)
 
 
 @pytest.mark.parametrize(

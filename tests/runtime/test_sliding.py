@@ -24,7 +24,7 @@ def test_crops_end_at_the_border():
 
 @pytest.mark.parametrize(("crop", "stride"), [((64, 64), (0, 32)), ((64, 64), (65, 32))])
 def test_a_stride_must_cover_the_picture(crop, stride):
-    with pytest.raises(ValueError, match="a stride is 1 to the crop's size"):
+    with pytest.raises(UserError, match="expected strides from 1 to the crop's size"):
         Window(crop, stride)
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from internimage_deploy.errors import MissingDependency, UserError
-from internimage_deploy.runtime.pipelines.find import find_images
+from internimage_deploy.runtime.pipelines.find import find_inputs
 from internimage_deploy.runtime.pipelines.storage import Location
 
 
@@ -48,29 +48,70 @@ def test_a_place_that_cannot_be_written_to(location, tmp_path):
         location(tmp_path / "file").open().write("a", b"")
 
 
+def images_of(*places, **options):
+    return find_inputs([place.uri for place in places], **options).images
+
+
 def test_images_are_found_and_results_are_left_out(location, tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("b.JPG", "a.png", ".hidden.png", "notes.txt", "a.labels.png", "a.overlay.png", "sub/c.tiff"):
         (tmp_path / name).touch()
-    images = find_images([location(tmp_path)])
+    images = images_of(location(tmp_path))
     assert [(image.name, image.stem) for image in images] == [("a.png", "a"), ("b.JPG", "b")]
-    assert [image.stem for image in find_images([location(tmp_path)], recursive=True)] == ["a", "b", "sub/c"]
+    assert [image.stem for image in images_of(location(tmp_path), recursive=True)] == ["a", "b", "sub/c"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image here"):
-        find_images([location(tmp_path / "empty")])
+        images_of(location(tmp_path / "empty"))
 
 
-def test_two_images_with_one_stem(location, tmp_path):
-    for name in ("a.png", "a.jpg"):
+def test_two_images_with_one_stem_keep_their_endings(location, tmp_path):
+    for name in ("a.png", "a.jpg", "b.png"):
         (tmp_path / name).touch()
-    with pytest.raises(UserError, match=r"a\.jpg and .*a\.png would both write a\.labels\.png"):
-        find_images([location(tmp_path)])
+    found = find_inputs([location(tmp_path).uri])
+    assert [image.stem for image in found.images] == ["a.jpg", "a.png", "b"]
+    assert [image.stem for image in found.renamed] == ["a.jpg", "a.png"]
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").touch()
+    with pytest.raises(UserError, match=r"x/a\.png and .*y/a\.png would both write a\.png\.labels\.png"):
+        find_inputs([str(tmp_path / "x"), str(tmp_path / "y")])
 
 
 def test_a_file_that_is_named_twice_is_found_once(tmp_path):
     (tmp_path / "a.png").touch()
-    places = [Location(str(tmp_path)), Location(str(tmp_path / "a.png")), Location(f"{tmp_path}/./a.png")]
-    assert len(find_images(places)) == 1
+    assert len(find_inputs([str(tmp_path), str(tmp_path / "a.png"), f"{tmp_path}/./a.png"]).images) == 1
+
+
+def test_patterns_lists_and_addresses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("day1/a.png", "day2/b.png", "day2/b.labels.png", "c[1].png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert [str(image) for image in find_inputs(["day*/*.png"]).images] == ["day1/a.png", "day2/b.png"]
+    assert [str(image) for image in find_inputs(["c[1].png"]).images] == ["c[1].png"]  # a file, not a pattern
+    (tmp_path / "day1" / "list.txt").write_text("# mine\na.png\n\n../day2/b.png\nhttps://host/x.jpg\n")
+    listed = find_inputs(["day1/list.txt"]).images
+    assert [image.stem for image in listed] == ["a", "b", "x"]
+    assert str(listed[2]) == "https://host/x.jpg"
+    with pytest.raises(UserError, match="no file matches this pattern"):
+        find_inputs(["none*.png"])
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(UserError, match="an empty list"):
+        find_inputs(["empty.txt"])
+
+
+def test_missing_files_and_unread_formats_are_named(tmp_path):
+    for name in ("a.png", "b.heic", "c.jp2"):
+        (tmp_path / name).touch()
+    found = find_inputs([str(tmp_path), str(tmp_path / "gone.png")])
+    assert found.missing == [(str(tmp_path / "gone.png"), "no such file")]
+    assert found.unread == [f"{tmp_path / 'b.heic'} (HEIC)", f"{tmp_path / 'c.jp2'} (JPEG 2000)"]
+    with pytest.raises(UserError, match=r"gone\.png: no such file"):
+        find_inputs([str(tmp_path / "gone.png")])
 
 
 def test_credentials_are_in_no_message():

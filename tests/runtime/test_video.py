@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import time
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from internimage_deploy import Segmenter
 from internimage_deploy.cli import main as cli
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.pipelines.video import is_video, segment_video, stem
+from internimage_deploy.runtime.imaging.results import ResultOptions
+from internimage_deploy.runtime.pipelines.video import is_video, segment_video, video_stem
+from internimage_deploy.runtime.pipelines.video_results import VideoResults
 from support.tiny_models import PALETTE, Overlapping, color_model, picture
 
 HEIGHT, WIDTH, FRAMES, FPS = 64, 96, 12, 10
@@ -35,6 +39,10 @@ def segmenter(tmp_path):
     return Segmenter.load(color_model(tmp_path / "m.onnx"))
 
 
+def overlay_in(folder):
+    return VideoResults(folder / "out.avi", options=ResultOptions(alpha=1.0))
+
+
 def read(path):
     capture = cv2.VideoCapture(str(path))
     found = []
@@ -51,7 +59,7 @@ def stripes(image):
 
 
 def test_each_frame_is_written_in_order(clip, segmenter, tmp_path):
-    done = segment_video(segmenter, str(clip), tmp_path / "out.avi", alpha=1.0)
+    done = segment_video(segmenter, str(clip), overlay_in(tmp_path))
     assert (done.frames, done.dropped) == (FRAMES, 0)
     found, fps = read(tmp_path / "out.avi")
     assert (len(found), fps) == (FRAMES, FPS)
@@ -66,7 +74,7 @@ def test_live_drops_frames_and_keeps_the_time(clip, segmenter, tmp_path, monkeyp
         return run(batch)
 
     monkeypatch.setattr(segmenter.backend, "run", slow)
-    done = segment_video(segmenter, str(clip), tmp_path / "out.avi", live=True, alpha=1.0)
+    done = segment_video(segmenter, str(clip), overlay_in(tmp_path), live=True)
     assert done.dropped > 0
     assert done.frames + done.dropped <= FRAMES
     found, _ = read(tmp_path / "out.avi")
@@ -90,13 +98,18 @@ def test_a_failure_leaves_no_file(clip, segmenter, tmp_path, monkeypatch):
     folder = tmp_path / "out"
     folder.mkdir()
     with pytest.raises(UserError, match="no more"):
-        segment_video(segmenter, str(clip), folder / "out.avi")
+        segment_video(segmenter, str(clip), VideoResults(folder / "out.avi"))
     assert list(folder.iterdir()) == []
 
 
 def test_frames_overlap_where_the_backend_can(clip, segmenter, tmp_path):
     backend = Overlapping(segmenter.backend)
-    done = segment_video(Segmenter(backend), str(clip), tmp_path / "out.avi", alpha=1.0, max_frames=4)
+    done = segment_video(
+        Segmenter(backend),
+        str(clip),
+        overlay_in(tmp_path),
+        max_frames=4,
+    )
     assert done.frames == 4
     assert backend.events == ["start 0", "start 1", "wait 0", "start 2", "wait 1", "start 3", "wait 2", "wait 3"]
     found, _ = read(tmp_path / "out.avi")
@@ -128,13 +141,16 @@ def test_a_file_that_is_no_video(segmenter, tmp_path):
         ("videotestsrc ! appsink", True, "stream"),
         ("picture.png", False, "picture"),
         ("folder", False, "folder"),
+        ("https://host/a.jpg", False, None),
+        ("https://host/live.m3u8?token=1", True, "stream"),
+        ("https://host/clip.mp4", True, "stream"),
         ("s3://bucket/pictures", False, None),
     ],
 )
 def test_what_is_a_video(source, expected, name):
     assert is_video(source) == expected
     if name is not None:
-        assert stem(source) == name
+        assert video_stem(source) == name
 
 
 def command(*arguments):
@@ -152,7 +168,41 @@ def test_the_command(clip, tmp_path, capsys):
     image = tmp_path / "a.png"
     cv2.imwrite(str(image), picture(HEIGHT, WIDTH)[0])
     assert command("segment", model, image, "-o", tmp_path / "out", "--live") == 2
-    assert "--live and --frames are for videos" in capsys.readouterr().err
+    assert "--live, --frames and --frame-masks are for videos" in capsys.readouterr().err
+
+
+def test_frames_as_json_and_masks(clip, tmp_path, capsys):
+    model = color_model(tmp_path / "m.onnx")
+    out = tmp_path / "out"
+    assert command("segment", model, clip, "-o", out, "--json", "--frame-masks", "--frames", 3, "--classes", "red") == 0
+    assert f"wrote {out / 'clip.frames.jsonl'}, {out / 'clip.frames'}" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (out / "clip.frames.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == [0, 1, 2]
+    assert all([entry["class"] for entry in line["classes"]] == ["red"] for line in lines)
+    assert lines[2]["seconds"] == pytest.approx(2 / FPS)
+    masks = sorted((out / "clip.frames").iterdir())
+    assert [path.name for path in masks] == [f"{index:06d}.labels.png" for index in range(3)]
+    red = (np.asarray(Image.open(masks[0])) == 0).sum()
+    assert red == lines[0]["classes"][0]["pixels"]
+
+
+def test_a_video_without_anything_to_write_is_refused(clip, tmp_path, capsys):
+    assert command("segment", color_model(tmp_path / "m.onnx"), clip, "-o", tmp_path / "out") == 2
+    assert "add --overlay, --json or --frame-masks" in " ".join(capsys.readouterr().err.split())
+
+
+def test_videos_in_a_folder_are_segmented_with_its_images(clip, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "clip.avi").write_bytes(clip.read_bytes())
+    cv2.imwrite(str(folder / "a.png"), picture(HEIGHT, WIDTH)[0])
+    model = color_model(tmp_path / "m.onnx")
+    assert command("segment", model, folder, "-o", tmp_path / "out", "--overlay", "--frames", 2) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a.labels.png",
+        "a.overlay.png",
+        "clip.overlay.mp4",
+    ]
 
 
 def test_a_bad_video_does_not_keep_the_rest_from_being_done(clip, tmp_path, capsys, monkeypatch):
@@ -174,6 +224,6 @@ def test_a_bad_video_does_not_keep_the_rest_from_being_done(clip, tmp_path, caps
     assert "failed: " in err
     assert "bad.mp4: OpenCV cannot open it" in err
     assert "1 of 3 images and videos could not be segmented" in err
-    assert command("segment", model, tmp_path / "bad.mp4", "-o", tmp_path / "out") == 1
+    assert command("segment", model, tmp_path / "bad.mp4", "-o", tmp_path / "out", "--overlay") == 1
     assert capsys.readouterr().err.count("bad.mp4") == 1
     assert len(closed) == 2

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image files from http and https addresses, with a limit on size and time."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import PurePosixPath
+
+from internimage_deploy.errors import UserError
+
+MAX_BYTES = 64 << 20
+TIMEOUT_S = 30.0
+_CHUNK = 1 << 16
+
+
+def is_web_address(text: str) -> bool:
+    """True for an http or https address."""
+    return re.match(r"https?://", text, re.IGNORECASE) is not None
+
+
+def address_stem(address: str) -> str:
+    """What the results of an address are named after: its last path segment without ending, or the host."""
+    parts = urllib.parse.urlsplit(address)
+    name = PurePosixPath(urllib.parse.unquote(parts.path)).stem or (parts.hostname or "image")
+    return re.sub(r"[^\w.-]", "_", name)
+
+
+def fetch(address: str, *, max_bytes: int = MAX_BYTES, timeout_s: float = TIMEOUT_S) -> bytes:
+    """The content of `address`.
+
+    Args:
+        address: http or https.
+        max_bytes: largest content.
+        timeout_s: longest wait for the connection, for each piece, and for the whole.
+
+    Raises:
+        UserError: no answer, an answer other than success, or more than `max_bytes` or `timeout_s`.
+    """
+    request = urllib.request.Request(address, headers={"User-Agent": "internimage-deploy", "Accept": "image/*"})
+    give_up = time.monotonic() + timeout_s
+    content = bytearray()
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            while chunk := response.read(_CHUNK):
+                content += chunk
+                if len(content) > max_bytes:
+                    raise UserError(f"{address}: larger than {max_bytes >> 20} MiB; download it and name the file")
+                if time.monotonic() > give_up:
+                    raise UserError(f"{address}: not complete after {timeout_s:g} s; download it and name the file")
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{address}: the server answered {error.code} {error.reason}") from error
+    except urllib.error.URLError as error:
+        raise UserError(f"{address}: cannot be fetched ({error.reason}); check the address") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise UserError(f"{address}: cannot be fetched ({error or type(error).__name__}); check the address") from error
+    return bytes(content)

@@ -122,6 +122,19 @@ class Segmenter:
         one: Any = images  # whatever else it is, `prepare` knows it or says what it expects
         return self._segment([self.prepare(one)])[0]
 
+    def probabilities(self, image: ImageSource) -> npt.NDArray[np.float32]:
+        """Softmax over the classes for one image.
+
+        Returns:
+            (classes, H, W) float32 at the image's own size; 4 x classes bytes a pixel.
+
+        Raises:
+            UserError: the model returns labels (export it with --emit logits), or the image cannot be read.
+        """
+        prepared = self.prepare(image)
+        (output,) = self.forward([prepared])
+        return self.pipeline.probabilities(output, prepared.geometry)
+
     def prepare(self, image: ImageSource) -> PreparedImage:
         """Read, decode and resize one image; may be called from any thread. Raises `UserError`."""
         return self.pipeline.prepare(image)

@@ -114,11 +114,26 @@ class ImagePipeline:
             UserError: the output is not what the card says, or holds NaN.
         """
         if self.window is not None:
-            places = sliding.crops(geometry.network, self.window)
-            return sliding.labels_from_crops(list(output), places, geometry)
+            plane = self._plane(output, geometry)
+            return postprocess.labels_from_planes(plane, len(self.card.classes), geometry)
         if self.card.emits_labels:
             return postprocess.labels_from_labels(output, geometry, len(self.card.classes))
         return postprocess.labels_from_logits(output, geometry)
+
+    def probabilities(self, output: npt.NDArray[Any], geometry: preprocess.Geometry) -> npt.NDArray[np.float32]:
+        """Softmax over the classes at the image's own size: (classes, H, W); arguments as in `labels`.
+
+        Raises:
+            UserError: the model returns labels, or the output holds NaN.
+        """
+        if self.card.emits_labels:
+            raise UserError("this model returns labels, not probabilities; export it with --emit logits")
+        return postprocess.probabilities_from_planes(self._plane(output, geometry), len(self.card.classes), geometry)
+
+    def _plane(self, output: npt.NDArray[Any], geometry: preprocess.Geometry) -> postprocess.Plane:
+        if self.window is None:
+            return postprocess.planes_of_logits(output, geometry)
+        return sliding.planes_of_crops(list(output), sliding.crops(geometry.network, self.window), geometry)
 
     def result(self, prepared: PreparedImage, labels: postprocess.Labels) -> Segmentation:
         """The labels of an image with the model's class names and colours."""

@@ -27,6 +27,8 @@ _TILE_CELLS = 16
 _TILE_PIXELS = 96
 
 Labels = npt.NDArray[np.uint8 | np.int32]
+Plane = Callable[[int], npt.NDArray[np.float32]]
+"""From a class id to that class's logits at network size (h, w)."""
 
 
 def labels_from_logits(logits: npt.NDArray[Any], geometry: Geometry) -> Labels:
@@ -62,27 +64,57 @@ def labels_from_labels(labels: npt.NDArray[Any], geometry: Geometry, classes: in
     return np.take(np.take(inside, rows, axis=0), columns, axis=1)
 
 
-def labels_from_planes(plane: Callable[[int], npt.NDArray[np.float32]], classes: int, geometry: Geometry) -> Labels:
-    """Labels (H, W) at the image's size where `plane(c)` gives class c's scores at network size (h, w).
+def labels_from_planes(plane: Plane, classes: int, geometry: Geometry) -> Labels:
+    """Labels (H, W) at the image's size where `plane(c)` gives class c's logits at network size (h, w).
 
-    One class at a time, for scores that are costly to hold for all classes.
+    One class at a time, for logits that are costly to hold for all classes.
 
     Raises:
-        UserError: the scores hold NaN or infinity.
+        UserError: the logits hold NaN or infinity.
     """
-    import cv2
-
-    height, width = geometry.image
-    labels = np.zeros((height, width), label_dtype(classes))
-    best = np.full((height, width), -np.inf, np.float32)
+    labels = np.zeros(geometry.image, label_dtype(classes))
+    best = np.full(geometry.image, -np.inf, np.float32)
     for index in range(classes):
-        inside = plane(index)[: geometry.content[0], : geometry.content[1]]
-        _check_finite(inside)
-        scores = cv2.resize(np.ascontiguousarray(inside), (width, height), interpolation=cv2.INTER_LINEAR)
+        scores = _at_image_size(plane(index), geometry)
         higher = scores > best
         labels[higher] = index
         np.copyto(best, scores, where=higher)
     return labels
+
+
+def probabilities_from_planes(plane: Plane, classes: int, geometry: Geometry) -> npt.NDArray[np.float32]:
+    """Softmax over the classes at the image's size (classes, H, W); `plane` as in `labels_from_planes`.
+
+    Raises:
+        UserError: the logits hold NaN or infinity.
+    """
+    scores = np.empty((classes, *geometry.image), np.float32)
+    for index in range(classes):
+        scores[index] = _at_image_size(plane(index), geometry)
+    scores -= scores.max(0)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(0)
+    return scores
+
+
+def planes_of_logits(logits: npt.NDArray[Any], geometry: Geometry) -> Plane:
+    """The `plane` of `labels_from_planes` for the decode head's `logits` (classes, h, w)."""
+    import cv2
+
+    height, width = geometry.network
+    return lambda index: np.asarray(
+        cv2.resize(logits[index].astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR), np.float32
+    )
+
+
+def _at_image_size(plane: npt.NDArray[np.float32], geometry: Geometry) -> npt.NDArray[np.float32]:
+    """A class's logits at network size (h, w) without the padding, resized to the image's size."""
+    import cv2
+
+    inside = plane[: geometry.content[0], : geometry.content[1]]
+    _check_finite(inside)
+    size = (geometry.image[1], geometry.image[0])
+    return np.asarray(cv2.resize(np.ascontiguousarray(inside), size, interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _check_finite(scores: npt.NDArray[np.float32]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.imaging.postprocess import Labels, labels_from_planes
+from internimage_deploy.runtime.imaging.postprocess import Plane
 from internimage_deploy.runtime.imaging.preprocess import Geometry
 
 
@@ -49,10 +49,10 @@ def crops(size: tuple[int, int], window: Window) -> list[tuple[slice, slice]]:
     ]
 
 
-def labels_from_crops(
+def planes_of_crops(
     logits: Sequence[npt.NDArray[Any]], places: Sequence[tuple[slice, slice]], geometry: Geometry
-) -> Labels:
-    """Labels (H, W) at the image's size from the `logits` (classes, h, w) of the crops at `places`."""
+) -> Plane:
+    """From a class id to its averaged logits at network size (h, w), from the `logits` (classes, h, w) of the crops."""
     import cv2
 
     count = np.zeros(geometry.network, np.float32)
@@ -67,7 +67,7 @@ def labels_from_crops(
         total /= count
         return total
 
-    return labels_from_planes(plane, logits[0].shape[0], geometry)
+    return plane
 
 
 def _starts(size: int, crop: int, stride: int) -> list[int]:

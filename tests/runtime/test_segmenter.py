@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import internimage_deploy
-from internimage_deploy import Segmenter, UserError
+from internimage_deploy import Segmenter, UserError, Window
 from support.tiny_models import CLASSES, color_model, picture
 
 
@@ -135,3 +135,26 @@ def test_the_public_names_have_their_types(tmp_path):
     assert 'Revealed type is "internimage_deploy.runtime.imaging.segmentation.Segmentation"' in found
     assert 'has no attribute "no_such_attribute"' in found
     assert {"Segmenter", "UserError"} <= set(dir(internimage_deploy))
+
+
+@pytest.mark.parametrize("window", [None, Window((32, 64), (24, 40))], ids=["whole", "sliding"])
+def test_probabilities_are_the_softmax_of_the_logits_at_the_images_size(tmp_path, window):
+    segmenter = Segmenter.load(color_model(tmp_path / "m.onnx", labels=False), "onnxruntime", window=window)
+    image, _ = picture(45, 71)
+    found = segmenter.probabilities(image)
+    assert (found.shape, found.dtype) == ((3, 45, 71), np.float32)
+    np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
+    np.testing.assert_array_equal(found.argmax(0), segmenter(image).labels)
+    if window is None:
+        torch = pytest.importorskip("torch")
+        prepared = segmenter.prepare(image)
+        (logits,) = segmenter.forward([prepared])
+        scaled = torch.from_numpy(logits)[None]
+        for size in (prepared.geometry.network, prepared.geometry.image):
+            scaled = torch.nn.functional.interpolate(scaled, size=size, mode="bilinear", align_corners=False)
+        np.testing.assert_allclose(found, torch.softmax(scaled, 1)[0].numpy(), atol=1e-4)
+
+
+def test_a_model_of_labels_has_no_probabilities(tmp_path):
+    with pytest.raises(UserError, match="export it with --emit logits"):
+        Segmenter.load(color_model(tmp_path / "m.onnx"), "onnxruntime").probabilities(picture(8, 8)[0])

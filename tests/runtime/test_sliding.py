@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 
 from internimage_deploy import Segmenter, UserError
-from internimage_deploy.runtime.imaging.postprocess import labels_from_logits
+from internimage_deploy.runtime.imaging.postprocess import labels_from_logits, labels_from_planes
 from internimage_deploy.runtime.imaging.preprocess import Geometry
-from internimage_deploy.runtime.imaging.sliding import Window, crops, labels_from_crops
+from internimage_deploy.runtime.imaging.sliding import Window, crops, planes_of_crops
 from support.tiny_models import color_model, picture
+
+
+def from_crops(logits, places, geometry):
+    return labels_from_planes(planes_of_crops(logits, places, geometry), len(logits[0]), geometry)
 
 
 def spans(size, crop, stride):
@@ -43,7 +47,7 @@ def test_labels_equal_a_plain_average_over_all_pixels(size):
     full = np.stack([cv2.resize(plane, image[::-1]) for plane in total / count])
     ordered = np.sort(full, axis=0)
     clear = ordered[-1] - ordered[-2] > 1e-4
-    labels = labels_from_crops(logits, places, Geometry(image, size, size, size))
+    labels = from_crops(logits, places, Geometry(image, size, size, size))
     np.testing.assert_array_equal(labels[clear], full.argmax(axis=0)[clear])
 
 
@@ -54,7 +58,7 @@ def test_scores_that_are_no_numbers_are_refused(value):
     logits = [np.zeros((3, 16, 16), np.float32) for _ in places]
     logits[-1][1, 8, 8] = value
     with pytest.raises(UserError, match="the network produced NaN or infinity"):
-        labels_from_crops(logits, places, Geometry(size, size, size, size))
+        from_crops(logits, places, Geometry(size, size, size, size))
     with pytest.raises(UserError, match="the network produced NaN or infinity"):
         labels_from_logits(logits[-1], Geometry((64, 64), (64, 64), (64, 64), (64, 64)))
 

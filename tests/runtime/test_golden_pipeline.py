@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from internimage_deploy.card import ModelCard, TensorSpec
-from internimage_deploy.runtime.imaging import sliding
+from internimage_deploy.runtime.imaging import postprocess, sliding
 from internimage_deploy.runtime.imaging.postprocess import labels_from_labels, labels_from_logits, labels_from_planes
 from internimage_deploy.runtime.imaging.preprocess import free_geometry, network_input, resize_image
 
@@ -73,7 +73,8 @@ def test_one_crop_over_everything_is_whole_inference(golden):
     _, arrays, _, geometry = golden
     places = sliding.crops(geometry.network, sliding.Window((512, 512), (341, 341)))
     assert len(places) == 1
-    labels = sliding.labels_from_crops([arrays["logits"][0]], places, geometry)
+    plane = sliding.planes_of_crops([arrays["logits"][0]], places, geometry)
+    labels = postprocess.labels_from_planes(plane, arrays["logits"].shape[1], geometry)
     clear = arrays["margin"] > 1e-3
     np.testing.assert_array_equal(labels[clear], arrays["labels_original_size"][clear])
 

@@ -157,4 +157,4 @@ def test_probabilities_are_the_softmax_of_the_logits_at_the_images_size(tmp_path
 
 def test_a_model_of_labels_has_no_probabilities(tmp_path):
     with pytest.raises(UserError, match="export it with --emit logits"):
-        Segmenter.load(color_model(tmp_path / "m.onnx"), "onnxruntime").probabilities(picture(8, 8)[0])
+        Segmenter.load(color_model(tmp_path / "m.onnx", labels=True), "onnxruntime").probabilities(picture(8, 8)[0])

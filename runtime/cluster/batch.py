@@ -7,6 +7,7 @@ goes on where it stopped. A picture that fails is reported and leaves the others
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from internimage_deploy.files import atomic_write, write_error
 from internimage_deploy.onnx_tools.model_file import read_card
 from internimage_deploy.runtime.imaging.image_io import EXTENSIONS, MAX_PIXELS, decode_image
 from internimage_deploy.runtime.imaging.segmentation import Segmentation
-from internimage_deploy.runtime.serving.execution import work
+from internimage_deploy.runtime.serving.execution import model_runner
 from internimage_deploy.runtime.serving.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class _Worker:
     """On a machine of the cluster: the loaded model, and where to read and write."""
 
     def __init__(self, *, model: ModelSettings, source: Place, outputs: Outputs, batch: int, max_pixels: int) -> None:
-        self._segmenter = work.load(model, batch)
+        self._segmenter = model_runner.load(ModelSettings(model.path, dataclasses.replace(model.options, batch=batch)))
         self._model = model.path.name
         self._outputs = outputs
         self._read, _ = source.open()
@@ -180,7 +181,7 @@ class _Worker:
             except (UserError, OSError) as error:
                 errors[index] = _line(error)
         for group in groups.values():
-            answers = work.run_each(self._segmenter, [image for _, image in group])
+            answers = model_runner.run_each(self._segmenter, [image for _, image in group])
             for (index, prepared), answer in zip(group, answers, strict=True):
                 if isinstance(answer, Exception):
                     errors[index] = _line(answer)

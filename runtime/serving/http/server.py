@@ -17,6 +17,7 @@ from internimage_deploy.runtime.serving.http.app import create_app
 from internimage_deploy.runtime.serving.settings import Settings
 
 _OTHER_FILES = 512  # descriptors beside the connections: workers, libraries, refused connections that are still open
+_BACKLOG = 2048  # uvicorn's own; the kernel caps it
 _TOO_SLOW = b'{"error": "the request headers arrived too slowly"}'
 _TIMEOUT_RESPONSE = (
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: application/json\r\n"
@@ -134,6 +135,7 @@ def _bind(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind(address)
+        sock.listen(_BACKLOG)  # so that whoever reads "listening" in the log can connect
     except OSError as error:
         sock.close()
         raise UserError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port or --host") from error

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support.served import Served, encoded
+from support.served import WAIT_S, Served, encoded
 from support.tiny_models import picture
 
 selenium = pytest.importorskip("selenium", reason="pip install selenium")
@@ -46,7 +46,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def street(tmp_path_factory):
-    path = tmp_path_factory.mktemp("pictures") / "stripes.png"
+    path = tmp_path_factory.mktemp("images") / "stripes.png"
     path.write_bytes(encoded(picture(120, 180)[0]))
     return path
 
@@ -65,7 +65,7 @@ def find(page, name):
 
 
 def wait(page, condition):
-    return WebDriverWait(page, 30).until(condition)
+    return WebDriverWait(page, WAIT_S).until(condition)
 
 
 def send(page, path):
@@ -85,7 +85,7 @@ def boxes(page):
     return {box.get_attribute("data-class"): box for box in page.find_elements(By.CSS_SELECTOR, "#classes input")}
 
 
-def test_a_chosen_picture_is_shown_with_its_classes(page, street):
+def test_a_chosen_image_is_shown_with_its_classes(page, street):
     send(page, street)
     labels = picture(120, 180)[1]
     expected = np.array([(255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 255)], np.uint8)[labels]
@@ -122,7 +122,7 @@ def test_the_slider_sets_the_opacity(page, street):
     assert slider.get_attribute("aria-valuetext") == "30 percent"
 
 
-def test_a_dropped_picture_is_segmented(page, street):
+def test_a_dropped_image_is_segmented(page, street):
     data = base64.b64encode(street.read_bytes()).decode()
     page.execute_script(
         """
@@ -137,7 +137,7 @@ def test_a_dropped_picture_is_segmented(page, street):
     assert (overlay(page)[:, :, 3] == 255).all()
 
 
-def test_a_camera_picture_is_segmented(page):
+def test_a_camera_photo_is_segmented(page):
     find(page, "camera-start").send_keys(Keys.ENTER)
     take = find(page, "camera-take")
     wait(page, lambda _: take.is_displayed())
@@ -146,7 +146,7 @@ def test_a_camera_picture_is_segmented(page):
     wait(page, lambda _: "Done in" in find(page, "status").text)
     assert find(page, "result").is_displayed()
     assert not find(page, "video").is_displayed()
-    assert "camera picture" in find(page, "caption").text
+    assert "camera photo" in find(page, "caption").text
 
 
 def test_the_class_under_the_pointer_is_named(page, street):
@@ -182,11 +182,11 @@ def test_what_a_screen_reader_gets(page, street):
     assert ("heading", "Segmentation") in named
 
 
-def test_a_file_that_is_no_picture_is_refused_in_words(page, tmp_path):
-    (tmp_path / "no.png").write_bytes(b"no picture")
+def test_a_file_that_is_no_image_is_rejected_in_words(page, tmp_path):
+    (tmp_path / "no.png").write_bytes(b"no image")
     find(page, "file").send_keys(str(tmp_path / "no.png"))
     wait(page, lambda _: find(page, "error").is_displayed())
-    assert "no.png is not a picture" in find(page, "error").text
+    assert "no.png is not an image" in find(page, "error").text
 
 
 def test_a_reason_of_the_service_is_shown(page, tmp_path):
@@ -221,7 +221,7 @@ def test_the_page_talks_to_its_own_service_only(page, server, street):
     assert "unsafe" not in policy
 
 
-def test_pictures_sent_one_after_the_other_end_with_the_last(page, street, tmp_path):
+def test_images_sent_one_after_the_other_end_with_the_last(page, street, tmp_path):
     other = tmp_path / "blue.png"
     other.write_bytes(encoded(np.full((60, 60, 3), (10, 20, 220), np.uint8)))
     find(page, "file").send_keys(str(street))

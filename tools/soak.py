@@ -66,15 +66,15 @@ async def watch_memory(server: Served, work: Coroutine[Any, Any, T], interval_s:
     return task.result(), memory
 
 
-def measure_load(model: Path, given: list[Sample], clients: int, seconds: float, folder: Path) -> Results:
+def measure_load(model: Path, inputs: list[Sample], clients: int, seconds: float, folder: Path) -> Results:
     """Many clients against a bounded queue: a 503 comes at once, everything else is right."""
     with Served(model, folder, *OPTIONS) as server:
-        asyncio.run(load.run(server.port, given, clients=8, each=4))
+        asyncio.run(load.run(server.port, inputs, clients=8, each=4))
         with multiprocessing.get_context("spawn").Pool(1) as single_client:
             single_client.apply(time.sleep, (0,))  # started before it counts
-            probe = single_client.apply_async(load.probe, (server.port, given[0].data, seconds))
+            probe = single_client.apply_async(load.probe, (server.port, inputs[0].data, seconds))
             before, own_before = server.cpu_seconds(), time.process_time()
-            work = load.run(server.port, given, clients=clients, seconds=seconds)
+            work = load.run(server.port, inputs, clients=clients, seconds=seconds)
             report, memory = asyncio.run(watch_memory(server, work))
             front, workers = (
                 round(after - start, 1) for after, start in zip(server.cpu_seconds(), before, strict=True)
@@ -99,7 +99,7 @@ def measure_load(model: Path, given: list[Sample], clients: int, seconds: float,
         }
 
 
-def measure_batching(model: Path, given: list[Sample], seconds: float, folder: Path) -> Results:
+def measure_batching(model: Path, inputs: list[Sample], seconds: float, folder: Path) -> Results:
     """Images per second with and without batches, in turns; 32 clients, no 503. And those of the network alone."""
     reports: dict[int, list[Report]] = {1: [], 8: []}
     with contextlib.ExitStack() as stack:
@@ -108,24 +108,24 @@ def measure_batching(model: Path, given: list[Sample], seconds: float, folder: P
             (folder / str(batch)).mkdir()
             options = (*OPTIONS, "--batch", batch, "--queue", "1000")
             servers[batch] = stack.enter_context(Served(model, folder / str(batch), *options))
-            asyncio.run(load.run(servers[batch].port, given, clients=8, each=4))
+            asyncio.run(load.run(servers[batch].port, inputs, clients=8, each=4))
         for _ in range(ROUNDS):
             for batch, server in servers.items():
-                reports[batch].append(asyncio.run(load.run(server.port, given, clients=32, seconds=seconds)))
+                reports[batch].append(asyncio.run(load.run(server.port, inputs, clients=32, seconds=seconds)))
     rates = {batch: [len(turn.answered) / turn.seconds for turn in turns] for batch, turns in reports.items()}
     wrong = [problem for turns in reports.values() for turn in turns for problem in turn.wrong]
     return {
         "answered per second": summarize(rates),
-        "the network alone, pictures per second": summarize(network_rates(model, given)),
+        "the network alone, pictures per second": summarize(network_rates(model, inputs)),
         "lost or wrong": len(wrong),
         "problems": wrong[:5],
     }
 
 
-def network_rates(model: Path, given: list[Sample]) -> Rates:
+def network_rates(model: Path, inputs: list[Sample]) -> Rates:
     """Images per second of the network on one thread, by batch size, with neither HTTP nor files."""
     segmenters = {batch: Segmenter.load(model, backend=BACKEND, threads=1, batch=batch) for batch in (1, 8)}
-    images = [segmenters[1].prepare(decoded(sample.data)) for sample in given[:24]]
+    images = [segmenters[1].prepare(decoded(sample.data)) for sample in inputs[:24]]
     rates: Rates = {batch: [] for batch in segmenters}
     for turn in range(2 * ROUNDS + 1):
         for batch, segmenter in segmenters.items():
@@ -146,7 +146,7 @@ def summarize(rates: Rates) -> Results:
     }
 
 
-def measure_faults(model: Path, given: list[Sample], seconds: float, folder: Path) -> Results:
+def measure_faults(model: Path, inputs: list[Sample], seconds: float, folder: Path) -> Results:
     """A worker is killed every two seconds under load."""
     killed = 0
 
@@ -161,7 +161,7 @@ def measure_faults(model: Path, given: list[Sample], seconds: float, folder: Pat
 
     async def run(server: Served) -> Report:
         report, _ = await asyncio.gather(
-            load.run(server.port, given, clients=24, seconds=seconds), kill(server, time.monotonic() + seconds - 2)
+            load.run(server.port, inputs, clients=24, seconds=seconds), kill(server, time.monotonic() + seconds - 2)
         )
         return report
 
@@ -224,22 +224,22 @@ def main() -> None:
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args()
-    given = samples(options.model, options.images)
-    height, width = given[0].labels.shape
-    size = sum(len(sample.data) for sample in given) // len(given)
+    inputs = samples(options.model, options.images)
+    height, width = inputs[0].labels.shape
+    size = sum(len(sample.data) for sample in inputs) // len(inputs)
     results: Results = environment(HERE)
     results["versions"] |= {name: version(name) for name in PACKAGES}
     results |= {
         "model": options.model.name,
-        "pictures": f"{len(given)} PNG of {width}x{height}, {size >> 10} KiB",
+        "pictures": f"{len(inputs)} PNG of {width}x{height}, {size >> 10} KiB",
         "service": f"{' '.join(OPTIONS)}, else defaults; clients and service on one machine",
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         stages: dict[str, Callable[[], Results]] = {
-            "load": lambda: measure_load(options.model, given, options.clients, options.seconds, folder),
-            "batching": lambda: measure_batching(options.model, given, options.seconds / 10, folder),
-            "faults": lambda: measure_faults(options.model, given, min(options.seconds / 3, 20), folder),
+            "load": lambda: measure_load(options.model, inputs, options.clients, options.seconds, folder),
+            "batching": lambda: measure_batching(options.model, inputs, options.seconds / 10, folder),
+            "faults": lambda: measure_faults(options.model, inputs, min(options.seconds / 3, 20), folder),
             "fuzz": lambda: measure_fuzzing(options.model, options.mutations, folder),
         }
         selected = options.only or list(stages)

@@ -24,8 +24,8 @@ def check_unharmed(server, workers):
 
 def test_the_seeds_are_valid_requests(server):
     for head, body in fuzz.seeds():
-        answer = asyncio.run(fuzz._send(server.port, fuzz.assemble(head, body)))
-        assert fuzz.verdict(answer) == 200, head
+        response = asyncio.run(fuzz._send(server.port, fuzz.assemble(head, body)))
+        assert fuzz.verdict(response) == 200, head
 
 
 def test_mutated_requests_get_a_status_below_500(color_path, tmp_path):

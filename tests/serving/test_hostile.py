@@ -69,13 +69,13 @@ def check_alive(server):
 
 
 @pytest.mark.parametrize("path", ["/v1/segment", "/v1/segment/batch", "/v2/models/color/infer"])
-def test_an_oversized_body_is_refused_before_it_is_read(server, path):
+def test_an_oversized_body_is_rejected_before_it_is_read(server, path):
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n".encode()
     assert status(exchange(server, head)) == 413
     check_alive(server)
 
 
-def test_an_oversized_chunked_body_is_refused_while_it_is_read(server):
+def test_an_oversized_chunked_body_is_rejected_while_it_is_read(server):
     head = b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     piece = b"10000\r\n" + bytes(0x10000) + b"\r\n"
     assert status(exchange(server, head, *[piece] * 70)) == 413
@@ -171,12 +171,12 @@ def test_a_polyglot_is_an_image_and_nothing_else(server):
 
 
 @pytest.mark.parametrize("kind", ["text/html", "application/json", "application/x-www-form", "a" * 3000, "/"])
-def test_wrong_content_types_are_refused(server, kind):
+def test_wrong_content_types_are_rejected(server, kind):
     response = server.post("/v1/segment", content=stripes()[0], headers={"Content-Type": kind})
     assert response.status_code == 415
 
 
-def test_an_unknown_content_coding_is_refused(server):
+def test_an_unknown_content_coding_is_rejected(server):
     response = server.post("/v1/segment", content=stripes()[0], headers={"Content-Encoding": "br"})
     assert response.status_code == 415
     response = server.post("/v1/segment", content=stripes()[0], headers={"Content-Encoding": "gzip"})
@@ -197,14 +197,14 @@ def test_an_unknown_content_coding_is_refused(server):
     ],
     ids=["no boundary", "empty boundary", "empty", "text", "no headers", "no name", "no file", "long one", "chars"],
 )  # fmt: skip
-def test_broken_forms_are_refused(server, kind, body):
+def test_broken_forms_are_rejected(server, kind, body):
     for path in ("/v1/segment", "/v1/segment/batch"):
         response = server.post(path, content=body, headers={"Content-Type": kind})
         assert response.status_code == 400, response.text
         assert response.json()["error"]
 
 
-def test_too_many_files_and_fields_are_refused(server):
+def test_too_many_files_and_fields_are_rejected(server):
     data = stripes()[0]
     many = [("images", (f"{i}.png", data)) for i in range(17)]
     assert server.post("/v1/segment/batch", files=many).status_code == 413

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's picture of the page: `screenshot.py MODEL PICTURE -o docs/serve.png`."""
+"""The README's screenshot of the page: `python tools/screenshot.py MODEL IMAGE -o docs/serve.png`."""
+
+from __future__ import annotations
 
 import argparse
 import sys
@@ -7,35 +9,33 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "serving")]
+sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent)]
 
-from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
-from test_page import CHROMIUM, DRIVER, FLAGS  # noqa: E402
 
-from support.served import Served  # noqa: E402
+from support.browser import chromium  # noqa: E402
+from support.served import WAIT_S, Served  # noqa: E402
 
 
 def main() -> None:
-    """Take the picture."""
+    """Serve the model, send the image from the page, and save what the browser shows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("picture", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, Served(given.model, folder) as server:
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        for flag in (*FLAGS, f"--user-data-dir={folder}/profile", "--window-size=1280,990"):
-            options.add_argument(flag)
-        with webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)) as browser:
-            browser.get(server.url)
-            browser.find_element(By.ID, "file").send_keys(str(given.picture.absolute()))
-            status = browser.find_element(By.ID, "status")
-            WebDriverWait(browser, 60).until(lambda _: "Done in" in status.text)
-            given.output.parent.mkdir(parents=True, exist_ok=True)
-            browser.save_screenshot(str(given.output))
+    parser.add_argument("model", type=Path, help="ONNX file to serve")
+    parser.add_argument("image", type=Path, help="image to segment")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="PNG file to write")
+    options = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Served(options.model, folder) as server,
+        chromium(Path(folder) / "profile", size="1280,990") as browser,
+    ):
+        browser.get(server.url)
+        browser.find_element(By.ID, "file").send_keys(str(options.image.absolute()))
+        status = browser.find_element(By.ID, "status")
+        WebDriverWait(browser, WAIT_S).until(lambda _: "Done in" in status.text)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        browser.save_screenshot(str(options.output))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`serve`: pictures over HTTP, on this machine or on a Ray cluster."""
+"""`serve`: segmentation over HTTP, on this machine or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -7,130 +7,254 @@ import dataclasses
 import ipaddress
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from internimage_deploy.cli.cluster_options import check_local, cluster_options
 from internimage_deploy.cli.options import (
-    Size,
+    FilePath,
+    Option,
+    apply_options,
     backend_option,
+    batch_option,
     engine_options,
+    max_pixels_option,
     model_argument,
+    resize_option,
     threads_option,
+    window_of,
+    window_options,
 )
 from internimage_deploy.errors import MissingDependency, UserError
 
+if TYPE_CHECKING:
+    from internimage_deploy.runtime.serving.settings import Settings
+
 TOKEN_VARIABLE = "INTERNIMAGE_DEPLOY_TOKEN"
+
+_MIB = 1 << 20
+_HEADER_S = 10.0
+
+_ADDRESS_OPTIONS = apply_options(
+    click.option(
+        "--host",
+        default="127.0.0.1",
+        show_default=True,
+        help="Address to listen on; 0.0.0.0 listens on every address of this machine.",
+    ),
+    click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        default=8000,
+        show_default=True,
+        help="Port to listen on; 0 chooses a free one.",
+    ),
+    click.option("--name", help="Name of the model in /v2/models/NAME.  [default: the file's name]"),
+    click.option(
+        "--token-file",
+        type=FilePath,
+        help="File with the bearer token that clients must send; the environment variable "
+        f"{TOKEN_VARIABLE} can hold the token instead.",
+    ),
+)
+_BATCHING_OPTIONS = apply_options(
+    click.option(
+        "--workers",
+        type=click.IntRange(1, 64),
+        default=1,
+        show_default=True,
+        help="Number of worker processes; each loads the model.",
+    ),
+    batch_option(8),
+    click.option(
+        "--delay-ms",
+        cls=Option,
+        aliases=("--delay",),
+        type=click.FloatRange(0, 10_000),
+        default=5,
+        show_default=True,
+        help="Milliseconds that the first image of a batch waits for others.",
+    ),
+    click.option(
+        "--queue",
+        type=click.IntRange(1, 100_000),
+        default=64,
+        show_default=True,
+        help="Maximum number of images that wait; requests beyond it get a 503.",
+    ),
+    click.option(
+        "--deadline",
+        type=click.FloatRange(0.1, 3600),
+        default=30,
+        show_default=True,
+        help="Seconds after which an image that still waits is given up with a 503.",
+    ),
+)
+_LIMIT_OPTIONS = apply_options(
+    click.option(
+        "--max-body",
+        type=click.FloatRange(0.001, 4096),
+        default=32,
+        show_default=True,
+        help="Maximum size of a request body in MiB.",
+    ),
+    max_pixels_option(25_000_000),
+    click.option(
+        "--max-memory",
+        type=click.FloatRange(1),
+        default=1024,
+        show_default=True,
+        help="Maximum memory in MiB for the bodies and images of all requests together.",
+    ),
+    click.option(
+        "--body-timeout",
+        type=click.FloatRange(0.1, 3600),
+        default=30,
+        show_default=True,
+        help="Seconds a client may take to send a request.",
+    ),
+    click.option(
+        "--rate",
+        type=click.FloatRange(0),
+        default=0,
+        show_default=True,
+        help="Maximum number of requests per second and client address; 0 for no limit.",
+    ),
+    click.option(
+        "--drain",
+        type=click.FloatRange(1, 3600),
+        default=30,
+        show_default=True,
+        help="Seconds to finish accepted requests after SIGTERM.",
+    ),
+)
 
 
 @click.command()
 @model_argument
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every one.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
-@click.option("--name", help="Name of the model in /v2/models/NAME.  [default: the file's name]")
-@click.option(
-    "--token-file",
-    type=click.Path(path_type=Path),
-    help=f"File with the bearer token that clients must send; or set {TOKEN_VARIABLE}.",
-)
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes with the model.")
-@click.option("--batch", type=click.IntRange(1, 256), default=8, show_default=True, help="Most pictures in one run.")
-@click.option("--delay", type=click.FloatRange(0, 10_000), default=5, show_default=True,
-              help="Milliseconds the first picture of a run waits for others.")  # fmt: skip
-@click.option("--queue", type=click.IntRange(1, 100_000), default=64, show_default=True,
-              help="Most pictures that wait; more are answered with 503.")  # fmt: skip
-@click.option("--deadline", type=click.FloatRange(0.1, 3600), default=30, show_default=True,
-              help="Seconds after which a waiting picture is given up.")  # fmt: skip
-@click.option("--max-body", type=click.FloatRange(0.001, 4096), default=32, show_default=True,
-              help="Largest request in MiB.")  # fmt: skip
-@click.option("--max-pixels", type=click.IntRange(1), default=25_000_000, show_default=True, help="Of one picture.")
-@click.option("--max-memory", type=click.FloatRange(1), default=1024, show_default=True,
-              help="MiB for the bodies and pictures of all requests together.")  # fmt: skip
-@click.option("--body-timeout", type=click.FloatRange(0.1, 3600), default=30, show_default=True,
-              help="Seconds a client may take to send a request.")  # fmt: skip
-@click.option("--rate", type=click.FloatRange(0), default=0, show_default=True,
-              help="Requests per second and client address; 0 for no limit.")  # fmt: skip
-@click.option("--drain", type=click.FloatRange(1, 3600), default=30, show_default=True,
-              help="Seconds to finish accepted requests after SIGTERM.")  # fmt: skip
-@click.option("--resize", type=Size("LONGxSHORT", ("own",)), help="As in `segment`.")
+@_ADDRESS_OPTIONS
+@_BATCHING_OPTIONS
+@_LIMIT_OPTIONS
+@resize_option
+@window_options
 @cluster_options
 @backend_option
 @engine_options
 @threads_option
-def serve(model: Path, **options: Any) -> None:
-    """Serve MODEL over HTTP: POST pictures to /v1/segment, or open the page at /.
+def serve(
+    model: Path,
+    *,
+    host: str,
+    port: int,
+    name: str | None,
+    token_file: Path | None,
+    workers: int,
+    batch: int,
+    delay_ms: float,
+    queue: int,
+    deadline: float,
+    max_body: float,
+    max_pixels: int,
+    max_memory: float,
+    body_timeout: float,
+    rate: float,
+    drain: float,
+    resize: tuple[int, int] | Literal["own"] | None,
+    slide: bool,
+    crop: tuple[int, int] | None,
+    stride: tuple[int, int] | None,
+    backend: str,
+    trust_engine: bool,
+    cuda_graphs: bool,
+    threads: int | None,
+    **cluster: Any,
+) -> None:
+    """Serve MODEL over HTTP: POST images to /v1/segment, or open the page at /.
 
-    Also answers the Open Inference Protocol under /v2, metrics at /metrics, health at /healthz and /readyz. Ends on
-    SIGTERM or Ctrl-C, after answering what it accepted.
+    The service also has the Open Inference Protocol under /v2, metrics at /metrics, and health at /healthz and /readyz.
+    It ends on SIGTERM or Ctrl-C, after finishing the requests it accepted.
     """
     from internimage_deploy.runtime.options import LoadOptions
+    from internimage_deploy.runtime.serving.settings import (
+        Batching,
+        Limits,
+        ModelSettings,
+        Settings,
+        model_name,
+        read_token,
+    )
 
-    try:
-        from internimage_deploy.runtime.serving import settings as settings_module
-    except ImportError as error:
-        raise _missing(error) from error
-    token = settings_module.read_token(options["token_file"], os.environ.get(TOKEN_VARIABLE))
-    settings = settings_module.Settings(
-        model=settings_module.ModelSettings(
+    token = read_token(token_file, os.environ.get(TOKEN_VARIABLE))
+    settings = Settings(
+        model=ModelSettings(
             path=model.absolute(),
             options=LoadOptions(
-                backend=options["backend"],
-                threads=options["threads"],
-                resize=options["resize"],
-                trust_engine=options["trust_engine"],
-                cuda_graphs=options["cuda_graphs"],
+                backend=backend,
+                threads=threads,
+                resize=resize,
+                window=window_of(slide, crop, stride),
+                batch=batch,
+                max_pixels=max_pixels,
+                trust_engine=trust_engine,
+                cuda_graphs=cuda_graphs,
             ),
         ),
-        name=settings_module.model_name(Path(options["name"] + ".x") if options["name"] else model),
-        workers=options["workers"],
+        name=model_name(Path(f"{name}.onnx") if name else model),
+        workers=workers,
         token=token,
-        limits=settings_module.Limits(
-            body=int(options["max_body"] * (1 << 20)),
-            pixels=options["max_pixels"],
-            memory=int(options["max_memory"] * (1 << 20)),
-            body_s=options["body_timeout"],
-            header_s=min(options["body_timeout"], 10.0),
-            deadline_s=options["deadline"],
-            rate=options["rate"],
+        limits=Limits(
+            body=int(max_body * _MIB),
+            memory=int(max_memory * _MIB),
+            body_s=body_timeout,
+            header_s=min(body_timeout, _HEADER_S),
+            deadline_s=deadline,
+            rate=rate,
         ),
-        batching=settings_module.Batching(
-            size=options["batch"], delay_s=options["delay"] / 1e3, queue=options["queue"]
-        ),
+        batching=Batching(delay_s=delay_ms / 1e3, queue=queue),
     )
-    if not token and not _loopback(options["host"]):
+    if not token and not _is_loopback(host):
         click.echo(
-            f"note: {options['host']} can be reached from other machines and no token is asked for; "
-            "--token-file changes that",
+            f"note: {host} can be reached from other machines and no token is required; --token-file changes that",
             err=True,
         )
-    if options["executor"] == "ray":
-        _serve_on_ray(settings, options)
+    if cluster.pop("executor") == "ray":
+        _serve_on_ray(settings, host, port, drain, **cluster)
         return
     check_local()
     try:
-        from internimage_deploy.runtime.serving.http.server import serve as serve_here
+        from internimage_deploy.runtime.serving.http.server import serve as serve_locally
     except ImportError as error:
         raise _missing(error) from error
-    serve_here(settings, host=options["host"], port=options["port"], drain_s=options["drain"])
+    serve_locally(settings, host=host, port=port, drain_s=drain)
 
 
-def _serve_on_ray(settings: Any, options: dict[str, Any]) -> None:
+def _serve_on_ray(
+    settings: Settings,
+    host: str,
+    port: int,
+    drain_s: float,
+    *,
+    ray_address: str | None,
+    replicas: tuple[int, int],
+    gpus: float,
+    cpus: float,
+) -> None:
     try:
         from internimage_deploy.runtime.cluster import serve as ray_serve
     except ImportError as error:
         raise MissingDependency("ray[serve]", "serve,ray", "serving on a cluster") from error
-    if options["port"] == 0:
+    if port == 0:
         raise click.BadParameter("a cluster needs a port that is the same on every machine", param_hint="--port")
     ray_serve.serve(
-        dataclasses.replace(settings, workers=options["replicas"][1]),
-        host=options["host"],
-        port=options["port"],
-        address=options["ray_address"],
-        replicas=options["replicas"],
-        gpus=options["gpus"],
-        cpus=options["cpus"],
-        drain_s=options["drain"],
+        dataclasses.replace(settings, workers=replicas[1]),
+        host=host,
+        port=port,
+        address=ray_address,
+        replicas=replicas,
+        gpus=gpus,
+        cpus=cpus,
+        drain_s=drain_s,
     )
 
 
@@ -138,7 +262,7 @@ def _missing(error: ImportError) -> UserError:
     return MissingDependency(error.name or "fastapi", "serve", "serving")
 
 
-def _loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

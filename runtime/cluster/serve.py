@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same application on Ray Serve: fronts that speak HTTP, and replicas of the model behind them.
+"""The HTTP application on Ray Serve: front replicas that speak HTTP, and replicas of the model behind them.
 
-Ray starts, scales and replaces replicas; `@serve.batch` collects pictures; a full queue is answered with 503.
+Ray starts, scales and replaces the replicas; `@serve.batch` collects images; a full queue becomes a 503.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 import signal
 import threading
@@ -26,12 +25,13 @@ from ray.serve.handle import DeploymentHandle
 
 from internimage_deploy.card import ModelCard
 from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.cluster.connect import connect
 from internimage_deploy.runtime.imaging.pipeline import NetworkImage
 from internimage_deploy.runtime.imaging.postprocess import Labels
-from internimage_deploy.runtime.serving.execution import work
+from internimage_deploy.runtime.serving.execution import model_runner
 from internimage_deploy.runtime.serving.execution.batcher import Timing
 from internimage_deploy.runtime.serving.http.app import create_app
-from internimage_deploy.runtime.serving.http_error import Refusal, overloaded
+from internimage_deploy.runtime.serving.http_error import overloaded
 from internimage_deploy.runtime.serving.metrics import Metrics
 from internimage_deploy.runtime.serving.settings import ModelSettings, Settings
 
@@ -41,46 +41,49 @@ APPLICATION = "internimage"
 _MODEL = "Model"
 _START_AGAIN_S = 1.0
 
+Result = tuple[Labels | Exception, Timing]
+
 
 class Model:
-    """A replica: the loaded model and the batches of pictures it is sent."""
+    """A replica: the loaded model and the batches of images it receives."""
 
-    def __init__(self, model: ModelSettings, batch: int, delay_s: float) -> None:
-        self._segmenter = work.load(model, batch)
-        self._run.set_max_batch_size(batch)  # type: ignore[attr-defined]
+    def __init__(self, model: ModelSettings, delay_s: float) -> None:
+        self._segmenter = model_runner.load(model)
+        self._run.set_max_batch_size(model.options.batch)  # type: ignore[attr-defined]
         self._run.set_batch_wait_timeout_s(delay_s)  # type: ignore[attr-defined]
 
     async def card(self) -> ModelCard:
         """The model's card."""
         return self._segmenter.card
 
-    async def segment(self, item: NetworkImage) -> tuple[Labels | Exception, Timing]:
-        """Labels at the picture's own size, or why there are none."""
+    async def segment(self, image: NetworkImage) -> Result:
+        """Labels (H, W) at the image's own size or the reason why there are none, and the timing."""
         arrived = time.monotonic()
-        answer, timing = await self._run(item)
+        labels, timing = await self._run(image)
         timing.queue_s = time.monotonic() - arrived - timing.run_s
-        return answer, timing
+        return labels, timing
 
     @ray_serve.batch(max_batch_size=8, batch_wait_timeout_s=0.005)
-    async def _run(self, items: list[NetworkImage]) -> list[tuple[Labels | Exception, Timing]]:
+    async def _run(self, images: list[NetworkImage]) -> list[Result]:
         groups: dict[tuple[int, int], list[int]] = {}
-        for index, item in enumerate(items):
-            groups.setdefault(item.size, []).append(index)
-        done: dict[int, tuple[Labels | Exception, Timing]] = {}
+        for index, image in enumerate(images):
+            groups.setdefault(image.size, []).append(index)
+        results: dict[int, Result] = {}
         for indices in groups.values():
             started = time.monotonic()
-            answers = await asyncio.to_thread(work.run_each, self._segmenter, [items[index] for index in indices])
-            for index, answer in zip(indices, answers, strict=True):
-                done[index] = answer, Timing(run_s=time.monotonic() - started, batch=len(indices))
-        return [done[index] for index in range(len(items))]
+            group = [images[index] for index in indices]
+            outputs = await asyncio.to_thread(model_runner.run_each, self._segmenter, group)
+            for index, labels in zip(indices, outputs, strict=True):
+                results[index] = labels, Timing(run_s=time.monotonic() - started, batch=len(indices))
+        return [results[index] for index in range(len(images))]
 
 
-class RayEngine:
-    """The replicas, as the application sees them; see `Engine`."""
+class RayExecutor:
+    """The replicas, as the application sees them; see `Executor`."""
 
     def __init__(self, _settings: Settings, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._handle: DeploymentHandle[Any] | None = None
+        self._handle: DeploymentHandle[Model] | None = None
 
     async def start(self) -> ModelCard:
         self._handle = ray_serve.get_deployment_handle(_MODEL, app_name=APPLICATION)
@@ -93,68 +96,75 @@ class RayEngine:
                 assert isinstance(card, ModelCard)
                 return card
 
-    def refusal(self) -> Refusal:
-        return overloaded("too many pictures are waiting already; try again")
+    def retry_after_s(self) -> int:
+        return 1
 
     def alive(self) -> bool:
         return self._handle is not None
 
-    async def segment(self, item: NetworkImage, deadline: float) -> tuple[Labels, Timing]:
+    async def segment(self, image: NetworkImage, deadline: float) -> tuple[Labels, Timing]:
         try:
-            answer, timing = await self._ask(item, deadline)
+            labels, timing = await self._call(image, deadline)
         except RayActorError:
-            log.warning("a replica was lost with a picture; it runs again")
+            log.warning("a replica was lost with an image; the image runs again")
             try:
-                answer, timing = await self._ask(item, deadline)
+                labels, timing = await self._call(image, deadline)
             except RayActorError as error:
-                raise overloaded("two replicas were lost with this picture", kind="worker", retry_after_s=2) from error
-        if isinstance(answer, Exception):
-            raise answer
+                raise overloaded("two replicas were lost with this image", kind="worker", retry_after_s=2) from error
+        if isinstance(labels, Exception):
+            raise labels
         self._metrics.batch_size.observe(timing.batch)
-        return answer, timing
+        return labels, timing
 
     async def close(self) -> None:
         """Ray ends the replicas."""
 
-    async def _ask(self, item: NetworkImage, deadline: float) -> tuple[Labels | Exception, Timing]:
+    async def _call(self, image: NetworkImage, deadline: float) -> Result:
         assert self._handle is not None
-        response: Any = self._handle.segment.remote(item)
+        response: Any = self._handle.segment.remote(image)
         try:
-            answer: tuple[Labels | Exception, Timing] = await asyncio.wait_for(
-                response, max(deadline - time.monotonic(), 0.001)
-            )
+            result: Result = await asyncio.wait_for(response, max(deadline - time.monotonic(), 0.001))
         except asyncio.TimeoutError as error:
             response.cancel()
-            raise overloaded("no replica answered in time; try again", kind="deadline", retry_after_s=2) from error
+            late = "no replica returned labels in time; try again"
+            raise overloaded(late, kind="deadline", retry_after_s=2) from error
         except BackPressureError as error:
-            raise self.refusal() from error
+            full = "too many images are waiting already; try again"
+            raise overloaded(full, retry_after_s=self.retry_after_s()) from error
         except DeploymentUnavailableError as error:
             raise overloaded("no replica is running; try again", kind="worker", retry_after_s=2) from error
-        return answer
+        return result
 
 
 def application(
     settings: Settings, *, replicas: tuple[int, int], gpus: float, cpus: float, drain_s: float = 30.0
-) -> Any:
-    """The Ray Serve application: `replicas` (least, most) copies of the model, each with so many GPUs and CPUs."""
-    batching = settings.batching
-    scale = _scale(replicas, target=batching.size) | {"graceful_shutdown_timeout_s": drain_s}
-    model: Any = ray_serve.deployment(
-        Model,
+) -> ray_serve.Application:
+    """The Ray Serve application.
+
+    Args:
+        settings: of the service.
+        replicas: minimum and maximum number of copies of the model.
+        gpus: GPUs of each copy, may be a fraction.
+        cpus: CPUs of each copy.
+        drain_s: seconds a replica may take to finish what it accepted.
+    """
+    batch = settings.model.options.batch
+    scale = _scale(replicas, target=batch) | {"graceful_shutdown_timeout_s": drain_s}
+    deploy_model = ray_serve.deployment(
         name=_MODEL,
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
-        max_ongoing_requests=2 * batching.size,
-        max_queued_requests=batching.queue,
+        max_ongoing_requests=2 * batch,
+        max_queued_requests=settings.batching.queue,
         **scale,
     )
-    front: Any = ray_serve.deployment(
-        ray_serve.ingress(_builder(settings))(),
+    deploy_front = ray_serve.deployment(
         name="Front",
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=settings.limits.connections,
         **scale,
     )
-    return front.bind(model.bind(settings.model, batching.size, batching.delay_s))
+    model = deploy_model(Model).bind(settings.model, settings.batching.delay_s)
+    return deploy_front(ray_serve.ingress(_builder(settings))()).bind(model)
 
 
 def serve(
@@ -171,14 +181,14 @@ def serve(
     """Serve on a cluster until SIGTERM or SIGINT.
 
     Args:
-        settings: of the application.
+        settings: of the service.
         host: address every node listens on.
         port: port every node listens on.
         address: of the cluster; None starts one on this machine.
-        replicas: least and most copies of the model.
+        replicas: minimum and maximum number of copies of the model.
         gpus: GPUs of each copy, may be a fraction.
         cpus: CPUs of each copy.
-        drain_s: how long a replica may take to finish what it accepted.
+        drain_s: seconds a replica may take to finish what it accepted.
 
     Raises:
         UserError: the cluster cannot be reached, or the model cannot be loaded there.
@@ -188,8 +198,8 @@ def serve(
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
     limits = settings.limits
-    patience_s = limits.body_s + limits.deadline_s + 10
-    ray_serve.start(http_options=HTTPOptions(host=host, port=port, request_timeout_s=patience_s))
+    request_timeout_s = limits.body_s + limits.deadline_s + 10
+    ray_serve.start(http_options=HTTPOptions(host=host, port=port, request_timeout_s=request_timeout_s))
     try:
         ray_serve.run(
             application(settings, replicas=replicas, gpus=gpus, cpus=cpus, drain_s=drain_s),
@@ -202,32 +212,23 @@ def serve(
         raise UserError(reason) from error
     log.info("listening on http://%s:%d", host, port)
     stop.wait()
-    log.info("ending")
+    log.info("shutting down")
     ray_serve.delete(APPLICATION)
     if address is None:
         ray_serve.shutdown()
         ray.shutdown()
 
 
-def connect(address: str | None) -> None:
-    """Join the cluster at `address`, or start one on this machine. Raises `UserError` if that fails."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster started here reports to nobody
-    try:
-        ray.init(address=address or "local", include_dashboard=False if address is None else None, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
-
-
 def _builder(settings: Settings) -> Callable[[], FastAPI]:
-    # Ray calls this inside each front, where the application's event loop is.
+    # Ray calls this inside each front replica, where the application's event loop is.
     def build() -> FastAPI:
-        return create_app(settings, RayEngine)
+        return create_app(settings, RayExecutor)
 
     return build
 
 
 def _scale(replicas: tuple[int, int], target: int) -> dict[str, Any]:
-    least, most = replicas
-    if least == most:
-        return {"num_replicas": least}
-    return {"autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": target}}
+    minimum, maximum = replicas
+    if minimum == maximum:
+        return {"num_replicas": minimum}
+    return {"autoscaling_config": {"min_replicas": minimum, "max_replicas": maximum, "target_ongoing_requests": target}}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segmentation over HTTP.
 
-One direction: `app` (routes) -> `service` (picture to answer) -> `engine` (batching) -> `pool` (worker processes).
-`engine` has a twin for clusters in `ray_serve`; the application is the same.
+The layers from the top: `http` (routes, request bodies, responses) -> `service` (an image to its labels) ->
+`execution.executor` -> `execution.batcher` -> `execution.pool` (worker processes). On a Ray cluster another executor
+takes the place of the local one (`runtime/cluster/serve.py`); the layers above it are the same.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may come in: bearer token, rate per client, memory of all requests together."""
+"""Admission of requests: the bearer token, the rate per client, the memory of all requests together."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from internimage_deploy.runtime.serving.http_error import Refusal, overloaded
+from internimage_deploy.runtime.serving.http_error import HttpError, overloaded
 
 _CLIENTS_REMEMBERED = 10_000
 
 
 def check_token(expected: str, authorization: str | None) -> None:
-    """Refuse with 401 unless `authorization` is `Bearer <expected>`; an empty `expected` lets everyone in.
+    """Check that the Authorization header is `Bearer <expected>`; an empty `expected` accepts every request.
 
     The comparison takes the same time wherever the first difference lies.
+
+    Raises:
+        HttpError: 401, the header is missing or wrong.
     """
     if not expected:
         return
-    scheme, _, given = (authorization or "").partition(" ")
-    same = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), expected.encode())
+    scheme, _, token = (authorization or "").partition(" ")
+    same = hmac.compare_digest(token.strip().encode("utf-8", "surrogateescape"), expected.encode())
     if not (same and scheme.lower() == "bearer"):
-        raise Refusal(
+        raise HttpError(
             401,
-            "this service asks for a token: send the header  Authorization: Bearer TOKEN",
+            "this service requires a token: send the header  Authorization: Bearer TOKEN",
             kind="token",
             headers={"WWW-Authenticate": "Bearer"},
         )
@@ -38,8 +41,8 @@ class RateLimiter:
 
     Args:
         rate: requests per second; 0 switches the limiter off.
-        burst: requests that may come at once.
-        clock: seconds that only grow.
+        burst: requests a client may send at once.
+        clock: returns seconds, monotonic.
     """
 
     def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,7 +52,7 @@ class RateLimiter:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client -> (tokens, when counted)
 
     def check(self, client: str) -> None:
-        """Count a request of `client`; refuses with 429 when it has sent too many."""
+        """Count a request of `client`. Raises `HttpError` 429 when it has sent too many."""
         if self._rate <= 0:
             return
         now = self._clock()
@@ -61,7 +64,7 @@ class RateLimiter:
             self._buckets.popitem(last=False)
         if not allowed:
             wait = math.ceil((1 - tokens) / self._rate)
-            raise Refusal(
+            raise HttpError(
                 429,
                 f"more than {self._rate:g} requests per second; try again in {wait} s",
                 kind="rate",
@@ -70,20 +73,20 @@ class RateLimiter:
 
 
 class MemoryBudget:
-    """Bytes that all requests together may hold."""
+    """A limit on the bytes that all requests together hold."""
 
     def __init__(self, total: int) -> None:
         self._total = total
-        self._lock = threading.Lock()  # pictures are decoded in threads
+        self._lock = threading.Lock()  # images are decoded in threads
         self.used = 0
 
     def share(self) -> Share:
-        """A request's part of the budget; use it in a `with` block."""
+        """The part of the budget that one request holds; use it in a `with` block."""
         return Share(self)
 
 
 class Share:
-    """What one request holds of a `MemoryBudget`; given back when the block ends."""
+    """The bytes of a `MemoryBudget` that one request holds; released when the block ends."""
 
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
@@ -91,12 +94,16 @@ class Share:
         self._closed = False
 
     def take(self, size: int) -> None:
-        """Hold `size` bytes more; refuses with 503 if the budget is used up, with 413 if it could never hold them."""
+        """Hold `size` bytes more.
+
+        Raises:
+            HttpError: 503 while other requests hold too much of the budget, 413 if even all of it were too little.
+        """
         if self._held + size > self._budget._total:
-            raise Refusal(413, "the request needs more memory than this service allows", kind="size")
+            raise HttpError(413, "the request needs more memory than this service allows", kind="size")
         with self._budget._lock:
             if self._closed or self._budget.used + size > self._budget._total:
-                raise overloaded("too many large pictures at the moment; try again", kind="memory")
+                raise overloaded("too many large images at the moment; try again", kind="memory")
             self._budget.used += size
             self._held += size
 

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one way in which a request is refused."""
+"""The exception that becomes an HTTP error response."""
 
 from __future__ import annotations
 
 
-class Refusal(Exception):
-    """An answer other than success: HTTP status, a reason for people, extra headers, a short word for the metrics."""
+class HttpError(Exception):
+    """A request ends with an error response.
+
+    Args:
+        status: HTTP status, 400 or above.
+        reason: the message in the response's JSON, for people.
+        kind: one word for the metric `internimage_refused_total`.
+        headers: extra headers of the response.
+    """
 
     def __init__(self, status: int, reason: str, *, kind: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(reason)
@@ -15,6 +22,6 @@ class Refusal(Exception):
         self.headers = headers or {}
 
 
-def overloaded(reason: str, *, kind: str = "overload", retry_after_s: int = 1) -> Refusal:
-    """503 that tells the client when to come back."""
-    return Refusal(503, reason, kind=kind, headers={"Retry-After": str(max(retry_after_s, 1))})
+def overloaded(reason: str, *, kind: str = "overload", retry_after_s: int = 1) -> HttpError:
+    """A 503 whose Retry-After header tells the client when to send the request again."""
+    return HttpError(503, reason, kind=kind, headers={"Retry-After": str(max(retry_after_s, 1))})

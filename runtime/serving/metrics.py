@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Prometheus can ask about a service."""
+"""Metrics of a service, for Prometheus."""
 
 from __future__ import annotations
 
@@ -16,38 +16,45 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = Counter(
-            "internimage_requests", "Answered requests.", ("route", "status"), registry=self.registry
+            "internimage_requests", "Requests with a response.", ("route", "status"), registry=self.registry
         )
         self.request_seconds = Histogram(
             "internimage_request_seconds",
-            "From the request's headers to the end of its answer.",
+            "Seconds from the request's headers to the end of its response.",
             ("route",),
             buckets=_SECONDS,
             registry=self.registry,
         )
         self.refused = Counter(
-            "internimage_refused", "Refused requests by reason.", ("reason",), registry=self.registry
+            "internimage_refused",
+            "Requests that ended with an error response, by reason.",
+            ("reason",),
+            registry=self.registry,
         )
-        self.pictures = Counter("internimage_pictures", "Segmented pictures.", registry=self.registry)
+        self.images = Counter("internimage_pictures", "Segmented images.", registry=self.registry)
         self.stage_seconds = Histogram(
             "internimage_stage_seconds",
-            "Time of one picture in each stage: read, decode, queue, run, encode.",
+            "Seconds of one image in each stage: read, decode, queue, run, encode.",
             ("stage",),
             buckets=_SECONDS,
             registry=self.registry,
         )
         self.batch_size = Histogram(
             "internimage_batch_size",
-            "Pictures in one run of the network.",
+            "Images in one run of the network.",
             buckets=(1, 2, 4, 8, 16, 32, 64),
             registry=self.registry,
         )
-        self.queue = Gauge("internimage_queue_pictures", "Pictures waiting for the network.", registry=self.registry)
+        self.queue = Gauge("internimage_queue_pictures", "Images that wait for the network.", registry=self.registry)
         self.memory = Gauge(
-            "internimage_request_memory_bytes", "Bodies and decoded pictures held.", registry=self.registry
+            "internimage_request_memory_bytes",
+            "Bytes of request bodies and decoded images in memory.",
+            registry=self.registry,
         )
-        self.workers = Gauge("internimage_workers", "Workers that can answer.", registry=self.registry)
-        self.worker_restarts = Counter("internimage_worker_restarts", "Replaced workers.", registry=self.registry)
+        self.workers = Gauge("internimage_workers", "Workers with a loaded model.", registry=self.registry)
+        self.worker_restarts = Counter(
+            "internimage_worker_restarts", "Workers that were replaced.", registry=self.registry
+        )
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""

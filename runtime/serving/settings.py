@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be set about a service, and what it refuses."""
+"""Settings of a service: the model, limits on requests, batching, the bearer token."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from internimage_deploy.runtime.options import LoadOptions
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may cost. Sizes in bytes, times in seconds."""
+    """What requests may cost, in bytes and seconds; the maximum number of pixels is `LoadOptions.max_pixels`."""
 
-    body: int = 32 << 20
-    pixels: int = 25_000_000  # of one picture
-    batch_pictures: int = 16  # in one request
-    memory: int = 1 << 30  # bodies and decoded pictures of all requests together
+    body: int = 32 << 20  # of one request
+    batch_images: int = 16  # in one request
+    memory: int = 1 << 30  # bodies and decoded images of all requests together
     body_s: float = 30.0  # to send the body
     header_s: float = 10.0  # to send the headers
-    deadline_s: float = 30.0  # from the request's last byte to its answer
+    deadline_s: float = 30.0  # from the request's last byte to the start of its run
     rate: float = 0.0  # requests per second and client address; 0 = no limit
     burst: int = 20  # requests a client may send at once before `rate` applies
     connections: int = 1024
@@ -28,41 +27,40 @@ class Limits:
 
 @dataclass(frozen=True)
 class Batching:
-    """How pictures of different requests run together."""
+    """How images of different requests run together; the maximum batch size is `LoadOptions.batch`."""
 
-    size: int = 8  # most pictures in one run of the network
-    delay_s: float = 0.005  # how long the first picture waits for company
-    queue: int = 64  # most pictures that wait
+    delay_s: float = 0.005  # how long the first image of a batch waits for others
+    queue: int = 64  # maximum number of waiting images
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model every worker loads, and how; the batch size and pixel limit are those of `Settings`."""
+    """A model file and how it is loaded: the same in every worker."""
 
     path: Path
-    options: LoadOptions = field(default_factory=LoadOptions)
+    options: LoadOptions = field(default_factory=lambda: LoadOptions(batch=8, max_pixels=25_000_000))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All of a service."""
+    """All settings of a service."""
 
     model: ModelSettings
     name: str = "model"  # under /v2/models/
     workers: int = 1
-    run_s: float = 120.0  # a run of the network that takes longer counts as hung
-    token: str = field(default="", repr=False)  # empty: no token asked for
+    run_s: float = 120.0  # a worker that needs longer for one batch counts as hung
+    token: str = field(default="", repr=False)  # empty: no token is required
     limits: Limits = field(default_factory=Limits)
     batching: Batching = field(default_factory=Batching)
 
     @property
-    def places(self) -> int:
-        """Pictures that may be in work at once: those that wait and those that run."""
-        return self.batching.queue + self.batching.size * self.workers
+    def capacity(self) -> int:
+        """Maximum number of images in work at once: those that wait and those that run."""
+        return self.batching.queue + self.model.options.batch * self.workers
 
 
 def model_name(path: Path) -> str:
-    """The name a model is served under: the file's, without what does not belong into an address."""
+    """The name a model is served under: the file's, with "_" for every character that does not belong in a URL."""
     name = "".join(c if (c.isalnum() and c.isascii()) or c in "-_." else "_" for c in path.stem)
     return name.strip(".") or "model"
 

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 IMPORT_EVERYTHING = """
 import importlib, json, pkgutil, sys
 import internimage_deploy.runtime, internimage_deploy.trt_plugins
-BARE = ("settings", "triton", "work", "worker")  # of serving: what export-triton and the workers use
+BARE = ("settings", "triton", "model_runner", "worker")  # of serving: what export-triton and the workers use
 SERVE = ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "python_multipart", "ray")
 names = []
 for package in (internimage_deploy.runtime, internimage_deploy.trt_plugins):

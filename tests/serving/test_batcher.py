@@ -5,9 +5,11 @@ import time
 import pytest
 
 from internimage_deploy.runtime.serving.execution.batcher import Batcher
-from internimage_deploy.runtime.serving.http_error import Refusal
+from internimage_deploy.runtime.serving.http_error import HttpError
+from support.served import WAIT_S
 
 FAR = float("inf")
+NEVER_S = 3600.0  # a delay after which nothing starts during a test
 
 
 class Runner:
@@ -24,27 +26,38 @@ class Runner:
 
 
 def batcher(runner, **options):
-    settings = {"size": 4, "delay_s": 0.01, "queue": 100, "runners": 1, **options}
+    settings = {"size": 4, "delay_s": 0, "runners": 1, **options}
     return Batcher(runner, **settings)
 
 
-async def settle():
-    for _ in range(5):
-        await asyncio.sleep(0.01)
+async def until(condition):
+    give_up = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0)
 
 
-def test_pictures_of_one_key_run_together_up_to_the_size():
+async def submit_each(queue, numbers, key=lambda _number: "a"):
+    """One task for each number, submitted in order."""
+    tasks = [asyncio.create_task(queue.submit(number, key=key(number), deadline=FAR)) for number in numbers]
+    await asyncio.sleep(0)  # every task runs until it waits
+    return tasks
+
+
+def test_images_of_one_key_run_together_up_to_the_size():
     async def scenario():
         runner = Runner()
-        queue = batcher(runner)
-        tasks = [asyncio.create_task(queue.submit(n, key="a", deadline=FAR)) for n in range(6)]
-        await settle()
+        queue = batcher(runner, delay_s=NEVER_S)
+        tasks = await submit_each(queue, range(6))
+        await until(lambda: runner.batches)
         assert runner.batches == [[0, 1, 2, 3]]
         runner.gate.set()
-        answers = await asyncio.gather(*tasks)
-        assert [answer for answer, _ in answers] == [0, 2, 4, 6, 8, 10]
+        closing = asyncio.create_task(queue.close())  # so that the two that are left do not wait for others
+        results = await asyncio.gather(*tasks)
+        await closing
+        assert [output for output, _ in results] == [0, 2, 4, 6, 8, 10]
         assert runner.batches == [[0, 1, 2, 3], [4, 5]]
-        assert [timing.batch for _, timing in answers] == [4, 4, 4, 4, 2, 2]
+        assert [timing.batch for _, timing in results] == [4, 4, 4, 4, 2, 2]
 
     asyncio.run(scenario())
 
@@ -52,17 +65,18 @@ def test_pictures_of_one_key_run_together_up_to_the_size():
 def test_keys_are_never_mixed_and_the_longest_waiting_runs_first():
     async def scenario():
         runner = Runner()
-        queue = batcher(runner, size=2)
-        tasks = [asyncio.create_task(queue.submit(n, key=n % 2, deadline=FAR)) for n in (1, 2, 4, 3, 6, 5)]
-        await settle()
+        queue = batcher(runner, size=2, delay_s=NEVER_S)
+        tasks = await submit_each(queue, (1, 2, 4, 3, 6, 5), key=lambda number: number % 2)
+        closing = asyncio.create_task(queue.close())
         runner.gate.set()
         await asyncio.gather(*tasks)
+        await closing
         assert runner.batches == [[2, 4], [1, 3], [6], [5]]
 
     asyncio.run(scenario())
 
 
-def test_a_lone_picture_waits_for_the_delay_and_no_longer():
+def test_a_lone_image_waits_for_the_delay_and_no_longer():
     async def scenario():
         runner = Runner()
         runner.gate.set()
@@ -74,32 +88,32 @@ def test_a_lone_picture_waits_for_the_delay_and_no_longer():
     asyncio.run(scenario())
 
 
-def test_a_full_queue_refuses_with_a_time_to_come_back():
+def test_the_time_to_come_back_grows_with_the_queue():
     async def scenario():
         runner = Runner()
-        queue = batcher(runner, size=1, delay_s=0, queue=2)
-        tasks = [asyncio.create_task(queue.submit(n, key="a", deadline=FAR)) for n in range(3)]
-        await settle()
-        assert queue.full
-        with pytest.raises(Refusal) as refusal:
-            await queue.submit(9, key="a", deadline=FAR)
-        assert refusal.value.status == 503
-        assert int(refusal.value.headers["Retry-After"]) >= 1
+        queue = batcher(runner, size=1)
+        queue._recent_run_s = 0.5
+        assert queue.retry_after_s() == 1
+        tasks = await submit_each(queue, range(9))
+        assert queue.waiting == 8
+        assert queue.retry_after_s() == 5
         runner.gate.set()
         await asyncio.gather(*tasks)
-        assert not queue.full
+        assert queue.retry_after_s() == 1
 
     asyncio.run(scenario())
 
 
-def test_a_picture_past_its_deadline_is_refused_while_the_network_is_busy():
+def test_an_image_past_its_deadline_is_given_up_while_the_network_is_busy():
     async def scenario():
         runner = Runner()
-        queue = batcher(runner, size=1, delay_s=0)
-        first = asyncio.create_task(queue.submit(1, key="a", deadline=FAR))
-        await settle()
-        with pytest.raises(Refusal, match="without a turn"):
+        queue = batcher(runner, size=1)
+        (first,) = await submit_each(queue, [1])
+        await until(lambda: runner.batches)
+        with pytest.raises(HttpError, match="without a turn") as error:
             await queue.submit(2, key="a", deadline=time.monotonic() + 0.05)
+        assert error.value.status == 503
+        assert int(error.value.headers["Retry-After"]) >= 1
         assert queue.waiting == 0
         runner.gate.set()
         assert (await first)[0] == 2
@@ -111,14 +125,13 @@ def test_a_picture_past_its_deadline_is_refused_while_the_network_is_busy():
 def test_a_caller_that_goes_away_leaves_the_queue():
     async def scenario():
         runner = Runner()
-        queue = batcher(runner, size=1, delay_s=0)
-        tasks = [asyncio.create_task(queue.submit(n, key="a", deadline=FAR)) for n in range(3)]
-        await settle()
+        queue = batcher(runner, size=1)
+        tasks = await submit_each(queue, range(3))
+        await until(lambda: queue.running == 1 and queue.waiting == 2)
         tasks[1].cancel()
-        await settle()
-        assert queue.waiting == 1
+        await until(lambda: queue.waiting == 1)
         runner.gate.set()
-        assert [answer for answer, _ in await asyncio.gather(tasks[0], tasks[2])] == [0, 4]
+        assert [output for output, _ in await asyncio.gather(tasks[0], tasks[2])] == [0, 4]
         assert runner.batches == [[0], [2]]
 
     asyncio.run(scenario())
@@ -128,17 +141,18 @@ def test_one_failure_in_a_batch_goes_to_its_caller_alone():
     async def scenario():
         runner = Runner()
         runner.gate.set()
-        queue = batcher(runner)
-        tasks = (queue.submit(n, key="a", deadline=FAR) for n in (1, -2, 3))
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert answers[0][0] == 2
-        assert isinstance(answers[1], ValueError)
-        assert answers[2][0] == 6
+        queue = batcher(runner, size=3, delay_s=NEVER_S)
+        tasks = await submit_each(queue, (1, -2, 3))
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert runner.batches == [[1, -2, 3]]
+        assert results[0][0] == 2
+        assert isinstance(results[1], ValueError)
+        assert results[2][0] == 6
 
     asyncio.run(scenario())
 
 
-def test_a_batch_that_raises_answers_every_caller_and_the_next_batch_runs():
+def test_a_batch_that_raises_fails_for_every_caller_and_the_next_batch_runs():
     async def scenario():
         calls = []
 
@@ -149,7 +163,7 @@ def test_a_batch_that_raises_answers_every_caller_and_the_next_batch_runs():
             return items
 
         queue = batcher(run, size=2, delay_s=0.01)
-        first = await asyncio.gather(*(queue.submit(n, key="a", deadline=FAR) for n in (1, 2)), return_exceptions=True)
+        first = await asyncio.gather(*await submit_each(queue, (1, 2)), return_exceptions=True)
         assert [str(error) for error in first] == ["broken", "broken"]
         assert (await queue.submit(3, key="a", deadline=FAR))[0] == 3
 
@@ -159,15 +173,15 @@ def test_a_batch_that_raises_answers_every_caller_and_the_next_batch_runs():
 def test_closing_finishes_what_waits_and_takes_nothing_new():
     async def scenario():
         runner = Runner()
-        queue = batcher(runner, size=1, delay_s=0)
-        tasks = [asyncio.create_task(queue.submit(n, key="a", deadline=FAR)) for n in range(3)]
-        await settle()
+        queue = batcher(runner, size=1)
+        tasks = await submit_each(queue, range(3))
+        await until(lambda: runner.batches)
         closing = asyncio.create_task(queue.close())
-        await settle()
-        with pytest.raises(Refusal, match="shutting down"):
+        await asyncio.sleep(0)
+        with pytest.raises(HttpError, match="shutting down"):
             await queue.submit(9, key="a", deadline=FAR)
         runner.gate.set()
         await closing
-        assert [answer for answer, _ in await asyncio.gather(*tasks)] == [0, 2, 4]
+        assert [output for output, _ in await asyncio.gather(*tasks)] == [0, 2, 4]
 
     asyncio.run(scenario())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipes under deploy/: linted, and checked against what the program really takes and answers."""
+"""The recipes under deploy/: linted, and checked against the options and addresses that the program has."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from internimage_deploy.cli.build_engine import build_engine
 from internimage_deploy.cli.build_plugin import build_plugin
 from internimage_deploy.cli.serve import TOKEN_VARIABLE, serve
 from internimage_deploy.runtime.serving.http.app import create_app
-from internimage_deploy.runtime.serving.settings import ModelSettings, Settings
+from internimage_deploy.runtime.serving.settings import Batching, Limits, ModelSettings, Settings
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -108,6 +108,19 @@ def test_the_kubernetes_example():
         assert get["path"] in paths
         assert get["port"] in {port["name"] for port in container["ports"]}
     assert service["spec"]["ports"][0]["targetPort"] in {port["name"] for port in container["ports"]}
+
+
+def test_the_delay_has_its_old_name_as_well():
+    assert [parse(["model.onnx", name, "7"])["delay_ms"] for name in ("--delay", "--delay-ms")] == [7, 7]
+
+
+def test_the_defaults_of_serve_are_those_of_its_settings():
+    options, load = parse(["model.onnx"]), ModelSettings(Path("model.onnx")).options
+    assert (options["batch"], options["max_pixels"]) == (load.batch, load.max_pixels)
+    limits = Limits()
+    assert (options["max_body"] * 2**20, options["max_memory"] * 2**20) == (limits.body, limits.memory)
+    assert (options["body_timeout"], options["deadline"]) == (limits.body_s, limits.deadline_s)
+    assert (options["delay_ms"] / 1e3, options["queue"]) == (Batching().delay_s, Batching().queue)
 
 
 def test_an_unknown_option_would_be_noticed():

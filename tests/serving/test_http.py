@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from internimage_deploy.runtime.imaging.sliding import Window
 from internimage_deploy.runtime.segmenter import Segmenter
 from support.served import Served, decoded, encoded, stripes
 from support.tiny_models import color_model, picture
@@ -37,15 +38,15 @@ def unpack(entry):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
-def test_a_picture_becomes_its_label_map(server, segmenter, kind):
+def test_an_image_becomes_its_label_map(server, segmenter, kind):
     data = encoded(picture(50, 70)[0], kind)
-    answer = server.post("/v1/segment", content=data, headers={"Content-Type": f"image/{kind.lower()}"})
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
-    labels = decoded(answer.content)
+    response = server.post("/v1/segment", content=data, headers={"Content-Type": f"image/{kind.lower()}"})
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
+    labels = decoded(response.content)
     expected = segmenter(np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))).labels
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, expected)
-    assert {part.split(";")[0] for part in answer.headers["server-timing"].split(", ")} == {
+    assert {part.split(";")[0] for part in response.headers["server-timing"].split(", ")} == {
         "decode", "queue", "run", "encode",
     }  # fmt: skip
 
@@ -55,40 +56,40 @@ def test_the_readmes_curl_commands_work(server, tmp_path):
     commands = [line for line in section.splitlines() if line.startswith("curl ")]
     data, labels = stripes()
     (tmp_path / "street.jpg").write_bytes(data)
-    answers = []
+    outputs = []
     for line in commands:
         words = shlex.split(line.replace("http://127.0.0.1:8000", server.url))
-        answers.append(subprocess.run([*words, "-sS", "--fail"], cwd=tmp_path, capture_output=True, check=True).stdout)
+        outputs.append(subprocess.run([*words, "-sS", "--fail"], cwd=tmp_path, capture_output=True, check=True).stdout)
     np.testing.assert_array_equal(decoded((tmp_path / "labels.png").read_bytes()), labels)
-    assert json.loads(answers[1])["height"] == labels.shape[0]
+    assert json.loads(outputs[1])["height"] == labels.shape[0]
 
 
-def test_a_form_does_as_well(server):
+def test_a_form_is_read_as_well(server):
     data, labels = stripes(seed=3)
-    answer = server.post("/v1/segment", files={"image": ("../../etc/passwd", data, "image/png")})
-    np.testing.assert_array_equal(decoded(answer.content), labels)
+    response = server.post("/v1/segment", files={"image": ("../../etc/passwd", data, "image/png")})
+    np.testing.assert_array_equal(decoded(response.content), labels)
 
 
 def test_the_overlay_is_the_runtimes(server, segmenter):
     image = picture(40, 60)[0]
-    answer = server.post("/v1/segment?view=overlay&alpha=0.25", content=encoded(image))
-    np.testing.assert_array_equal(decoded(answer.content), segmenter(image).overlay(0.25))
+    response = server.post("/v1/segment?view=overlay&alpha=0.25", content=encoded(image))
+    np.testing.assert_array_equal(decoded(response.content), segmenter(image).overlay(0.25))
 
 
-def test_json_holds_shares_and_masks_that_add_up_to_the_picture(server, segmenter):
+def test_json_holds_shares_and_masks_that_add_up_to_the_image(server, segmenter):
     image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)
-    answer = server.post("/v1/segment", content=encoded(image), headers={"Accept": "application/json"})
-    facts = answer.json()
+    response = server.post("/v1/segment", content=encoded(image), headers={"Accept": "application/json"})
+    described = response.json()
     result = segmenter(image)
-    assert (facts["width"], facts["height"], facts["model"]) == (53, 37, "color")
+    assert (described["width"], described["height"], described["model"]) == (53, 37, "color")
     rebuilt = np.full(result.labels.shape, 255)
-    for entry in facts["classes"]:
+    for entry in described["classes"]:
         mask = unpack(entry)
         assert mask.sum() == entry["pixels"]
         rebuilt[mask] = entry["id"]
         assert tuple(entry["color"]) == result.palette[entry["id"]]
     np.testing.assert_array_equal(rebuilt, result.labels)
-    assert {entry["class"]: entry["share"] for entry in facts["classes"]} == pytest.approx(result.shares())
+    assert {entry["class"]: entry["share"] for entry in described["classes"]} == pytest.approx(result.shares())
 
 
 @pytest.mark.parametrize(
@@ -104,14 +105,14 @@ def test_json_holds_shares_and_masks_that_add_up_to_the_picture(server, segmente
     ],
 )
 def test_the_accept_header_chooses(server, accept, status, kind):
-    answer = server.post("/v1/segment", content=stripes()[0], headers={"Accept": accept})
-    assert (answer.status_code, answer.headers["content-type"]) == (status, kind)
+    response = server.post("/v1/segment", content=stripes()[0], headers={"Accept": accept})
+    assert (response.status_code, response.headers["content-type"]) == (status, kind)
 
 
-def test_a_batch_keeps_the_order_and_reports_a_broken_picture_in_its_place(server):
+def test_a_batch_keeps_the_order_and_reports_a_broken_image_in_its_place(server):
     files = [stripes(seed=seed) for seed in range(5)]
     parts = [("images", (f"{i}.png", data, "image/png")) for i, (data, _) in enumerate(files)]
-    parts.insert(2, ("images", ("broken.png", b"no picture", "image/png")))
+    parts.insert(2, ("images", ("broken.png", b"no image", "image/png")))
     results = server.post("/v1/segment/batch", files=parts).json()["results"]
     assert [entry["name"] for entry in results] == ["0.png", "1.png", "broken.png", "2.png", "3.png", "4.png"]
     broken = results.pop(2)
@@ -121,19 +122,29 @@ def test_a_batch_keeps_the_order_and_reports_a_broken_picture_in_its_place(serve
             np.testing.assert_array_equal(unpack(found), labels == found["id"])
 
 
-def test_a_batch_without_any_picture_fails(server):
-    answer = server.post("/v1/segment/batch", files=[("images", ("a.png", b"x")), ("images", ("b.png", b"y"))])
-    assert answer.status_code == 400
-    assert "no picture could be read" in answer.json()["error"]
+def test_a_batch_without_any_image_fails(server):
+    response = server.post("/v1/segment/batch", files=[("images", ("a.png", b"x")), ("images", ("b.png", b"y"))])
+    assert response.status_code == 400
+    assert "no image could be read" in response.json()["error"]
 
 
 def test_more_than_256_classes_give_16_bit_labels(tmp_path):
     many = color_model(tmp_path / "many.onnx", classes=tuple(f"c{i}" for i in range(300)))
     with Served(many, tmp_path) as server:
         data, labels = stripes()
-        answer = decoded(server.post("/v1/segment", content=data).content)
-    assert answer.dtype.itemsize == 2
-    np.testing.assert_array_equal(answer, labels)
+        found = decoded(server.post("/v1/segment", content=data).content)
+    assert found.dtype.itemsize == 2
+    np.testing.assert_array_equal(found, labels)
+
+
+def test_a_sliding_window_gives_the_labels_of_the_segmenter(tmp_path):
+    path = color_model(tmp_path / "fixed.onnx", size=(32, 32))
+    data = encoded(np.random.default_rng(1).integers(0, 256, (80, 112, 3), np.uint8))
+    image = decoded(data)
+    with Served(path, tmp_path, "--slide", "--crop", "32x32", "--stride", "16x24") as server:
+        labels = decoded(server.post("/v1/segment", content=data).content)
+    np.testing.assert_array_equal(labels, Segmenter.load(path, window=Window((32, 32), (16, 24)))(image).labels)
+    assert (labels != Segmenter.load(path)(image).labels).any(), "the same without a window"
 
 
 def test_health_metrics_and_schema(server):
@@ -141,8 +152,8 @@ def test_health_metrics_and_schema(server):
     assert server.get("/healthz").json() == {"status": "ok"}
     assert server.get("/readyz").json() == {"status": "ready"}
     for path in ("/", "/healthz", "/readyz"):
-        answer = httpx.head(server.url + path)
-        assert (answer.status_code, answer.content) == (200, b"")
+        response = httpx.head(server.url + path)
+        assert (response.status_code, response.content) == (200, b"")
     text = server.get("/metrics").text
     for name in ("requests_total", "queue_pictures", "batch_size_bucket", "stage_seconds_bucket", "workers"):
         assert f"\ninternimage_{name}" in text
@@ -159,7 +170,7 @@ def test_the_number_of_series_is_not_the_clients_choice(server):
     assert "made" not in server.get("/metrics").text
 
 
-def test_a_token_is_asked_for_everywhere_but_health_and_page(color_path, tmp_path):
+def test_a_token_is_required_everywhere_but_health_and_page(color_path, tmp_path):
     secret = "a-secret-of-enough-length"
     (tmp_path / "token").write_text(secret + "\n")
     with Served(color_path, tmp_path, "--token-file", tmp_path / "token") as server:
@@ -172,30 +183,30 @@ def test_a_token_is_asked_for_everywhere_but_health_and_page(color_path, tmp_pat
         for wrong in ({}, {"Authorization": "Bearer no"}, {"Authorization": f"Basic {secret}"},
                       {"Authorization": f"Bearer {secret}x"}, {"Authorization": "Bearer é"}):  # fmt: skip
             raw = {name: value.encode("latin-1") for name, value in wrong.items()}
-            answer = server.post("/v1/segment", content=data, headers=raw)
-            assert answer.status_code == 401
-            assert answer.headers["www-authenticate"] == "Bearer"
-        answer = server.post("/v1/segment", content=data, headers={"Authorization": f"bearer {secret}"})
-        np.testing.assert_array_equal(decoded(answer.content), labels)
+            response = server.post("/v1/segment", content=data, headers=raw)
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"] == "Bearer"
+        response = server.post("/v1/segment", content=data, headers={"Authorization": f"bearer {secret}"})
+        np.testing.assert_array_equal(decoded(response.content), labels)
         assert secret not in server.log
 
 
-def test_a_client_above_the_rate_is_told_when_to_come_back(color_path, tmp_path):
-    with Served(color_path, tmp_path, "--rate", "0.01") as server:
-        answers = [server.get("/v2") for _ in range(30)]
-        refused = [answer for answer in answers if answer.status_code == 429]
-        assert len(refused) in (9, 10), "20 at once are free, and one may have come back meanwhile"
-        assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+def test_a_client_above_the_rate_gets_a_time_to_come_back(color_path, tmp_path):
+    with Served(color_path, tmp_path, "--rate", "0.001") as server:
+        responses = [server.get("/v2") for _ in range(30)]
+        refused = [response for response in responses if response.status_code == 429]
+        assert len(refused) == 10, "20 at once are free, and the next is after 1000 s"
+        assert all(int(response.headers["retry-after"]) >= 1 for response in refused)
         assert server.get("/healthz").status_code == 200
 
 
 def test_errors_are_json_with_a_reason(server):
-    for answer, status in (
+    for response, status in (
         (server.get("/nowhere"), 404),
         (server.get("/v1/segment"), 405),
         (server.post("/v1/segment?view=other", content=stripes()[0]), 422),
         (server.post("/v1/segment?alpha=nan&view=overlay", content=stripes()[0]), 422),
         (server.post("/v1/segment"), 400),
     ):
-        assert answer.status_code == status
-        assert json.loads(answer.content)["error"]
+        assert response.status_code == status
+        assert json.loads(response.content)["error"]

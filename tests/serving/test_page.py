@@ -3,50 +3,37 @@
 
 import base64
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from support.served import Served, encoded
+from support.served import WAIT_S, Served, encoded
 from support.tiny_models import picture
 
 selenium = pytest.importorskip("selenium", reason="pip install selenium")
-from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
+from support.browser import CHROMIUM, DRIVER, chromium  # noqa: E402
+
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="no Chromium with its driver: apt-get install chromium chromium-driver"
 )
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-    "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream", "--window-size=1280,900",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("profile"), logs=True) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
 def street(tmp_path_factory):
-    path = tmp_path_factory.mktemp("pictures") / "stripes.png"
+    path = tmp_path_factory.mktemp("images") / "stripes.png"
     path.write_bytes(encoded(picture(120, 180)[0]))
     return path
 
@@ -65,7 +52,7 @@ def find(page, name):
 
 
 def wait(page, condition):
-    return WebDriverWait(page, 30).until(condition)
+    return WebDriverWait(page, WAIT_S).until(condition)
 
 
 def send(page, path):
@@ -85,7 +72,7 @@ def boxes(page):
     return {box.get_attribute("data-class"): box for box in page.find_elements(By.CSS_SELECTOR, "#classes input")}
 
 
-def test_a_chosen_picture_is_shown_with_its_classes(page, street):
+def test_a_chosen_image_is_shown_with_its_classes(page, street):
     send(page, street)
     labels = picture(120, 180)[1]
     expected = np.array([(255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 255)], np.uint8)[labels]
@@ -122,7 +109,7 @@ def test_the_slider_sets_the_opacity(page, street):
     assert slider.get_attribute("aria-valuetext") == "30 percent"
 
 
-def test_a_dropped_picture_is_segmented(page, street):
+def test_a_dropped_image_is_segmented(page, street):
     data = base64.b64encode(street.read_bytes()).decode()
     page.execute_script(
         """
@@ -137,7 +124,7 @@ def test_a_dropped_picture_is_segmented(page, street):
     assert (overlay(page)[:, :, 3] == 255).all()
 
 
-def test_a_camera_picture_is_segmented(page):
+def test_a_camera_photo_is_segmented(page):
     find(page, "camera-start").send_keys(Keys.ENTER)
     take = find(page, "camera-take")
     wait(page, lambda _: take.is_displayed())
@@ -146,7 +133,7 @@ def test_a_camera_picture_is_segmented(page):
     wait(page, lambda _: "Done in" in find(page, "status").text)
     assert find(page, "result").is_displayed()
     assert not find(page, "video").is_displayed()
-    assert "camera picture" in find(page, "caption").text
+    assert "camera photo" in find(page, "caption").text
 
 
 def test_the_class_under_the_pointer_is_named(page, street):
@@ -182,8 +169,8 @@ def test_what_a_screen_reader_gets(page, street):
     assert ("heading", "Segmentation") in named
 
 
-def test_a_file_that_is_no_picture_is_refused_in_words(page, tmp_path):
-    (tmp_path / "no.png").write_bytes(b"no picture")
+def test_a_file_that_is_no_image_is_rejected_in_words(page, tmp_path):
+    (tmp_path / "no.png").write_bytes(b"no image")
     find(page, "file").send_keys(str(tmp_path / "no.png"))
     wait(page, lambda _: find(page, "error").is_displayed())
     assert "no.png is not an image" in find(page, "error").text
@@ -221,7 +208,7 @@ def test_the_page_talks_to_its_own_service_only(page, server, street):
     assert "unsafe" not in policy
 
 
-def test_pictures_sent_one_after_the_other_end_with_the_last(page, street, tmp_path):
+def test_images_sent_one_after_the_other_end_with_the_last(page, street, tmp_path):
     other = tmp_path / "blue.png"
     other.write_bytes(encoded(np.full((60, 60, 3), (10, 20, 220), np.uint8)))
     find(page, "file").send_keys(str(street))

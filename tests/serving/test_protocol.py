@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Open Inference Protocol, spoken by Triton's own client."""
+"""The Open Inference Protocol, used by Triton's own client."""
 
 import json
 
@@ -19,12 +19,12 @@ def client(server):
 
 
 def tensor(image, *, binary=True):
-    given = http.InferInput("image", image.shape, "UINT8")
-    given.set_data_from_numpy(image, binary_data=binary)
-    return given
+    infer_input = http.InferInput("image", image.shape, "UINT8")
+    infer_input.set_data_from_numpy(image, binary_data=binary)
+    return infer_input
 
 
-def test_what_the_client_can_ask_about_the_server(client):
+def test_the_metadata_of_server_and_model(client):
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("color")
@@ -40,7 +40,7 @@ def test_what_the_client_can_ask_about_the_server(client):
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
 @pytest.mark.parametrize("binary_in", [True, False], ids=["binary input", "JSON input"])
 @pytest.mark.parametrize("binary_out", [True, False], ids=["binary output", "JSON output"])
-def test_pictures_become_labels(client, binary_in, binary_out, compression):
+def test_images_become_labels(client, binary_in, binary_out, compression):
     pairs = [picture(24, 36), picture(24, 36, colors=((30, 30, 200), (200, 30, 30)))]
     batch = np.stack([image for image, _ in pairs])
     result = client.infer(
@@ -51,15 +51,15 @@ def test_pictures_become_labels(client, binary_in, binary_out, compression):
         request_compression_algorithm=compression,
     )
     expected = np.stack([np.array([0, 1, 2])[labels] for _, labels in pairs[:1]])
-    answer = result.as_numpy("labels")
-    assert answer.dtype == np.uint8
-    np.testing.assert_array_equal(answer[:1], expected)
-    np.testing.assert_array_equal(answer[1], np.array([2, 0])[pairs[1][1]])
+    found = result.as_numpy("labels")
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found[:1], expected)
+    np.testing.assert_array_equal(found[1], np.array([2, 0])[pairs[1][1]])
     assert result.get_response()["id"] == "seven"
     assert result.get_response()["model_name"] == "color"
 
 
-def test_without_outputs_the_answer_is_binary(client):
+def test_without_outputs_the_labels_are_binary(client):
     image, labels = picture(8, 12)
     result = client.infer("color", [tensor(image[None])])
     np.testing.assert_array_equal(result.as_numpy("labels")[0], labels)
@@ -73,18 +73,18 @@ def test_without_outputs_the_answer_is_binary(client):
         ("color", "image", (8, 8, 3), np.uint8, "shape"),
         ("color", "image", (1, 8, 8, 4), np.uint8, "shape"),
         ("color", "image", (1, 8, 8, 3), np.float32, "UINT8"),
-        ("color", "image", (17, 8, 8, 3), np.uint8, "at most 16 pictures"),
+        ("color", "image", (17, 8, 8, 3), np.uint8, "at most 16 images"),
     ],
     ids=["model", "tensor name", "rank", "channels", "type", "count"],
 )
-def test_a_wrong_request_is_refused_with_the_reason(client, model, name, shape, kind, reason):
-    given = http.InferInput(name, shape, "UINT8" if kind == np.uint8 else "FP32")
-    given.set_data_from_numpy(np.zeros(shape, kind))
+def test_a_wrong_request_is_rejected_with_the_reason(client, model, name, shape, kind, reason):
+    infer_input = http.InferInput(name, shape, "UINT8" if kind == np.uint8 else "FP32")
+    infer_input.set_data_from_numpy(np.zeros(shape, kind))
     with pytest.raises(InferenceServerException, match=reason):
-        client.infer(model, [given])
+        client.infer(model, [infer_input])
 
 
-def test_what_is_not_offered_is_refused(client):
+def test_what_is_not_offered_is_rejected(client):
     for call in (
         lambda: client.load_model("color"),
         lambda: client.unload_model("color"),
@@ -119,19 +119,19 @@ GOOD = {"name": "image", "datatype": "UINT8", "shape": [1, 2, 2, 3], "data": [7]
 )  # fmt: skip
 def test_broken_requests_get_a_4xx_with_a_reason(server, request_body):
     body = request_body if isinstance(request_body, bytes) else json.dumps(request_body).encode()
-    answer = server.post("/v2/models/color/infer", content=body)
-    assert 400 <= answer.status_code < 500
-    assert answer.json()["error"]
+    response = server.post("/v2/models/color/infer", content=body)
+    assert 400 <= response.status_code < 500
+    assert response.json()["error"]
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "9" * 30, "100000", "3", "²"])
-def test_a_wrong_header_length_is_refused(server, length):
+def test_a_wrong_header_length_is_rejected(server, length):
     body = json.dumps({"inputs": [GOOD]}).encode()
     headers = {"Inference-Header-Content-Length": length.encode("latin-1")}
-    answer = server.post("/v2/models/color/infer", content=body, headers=headers)
-    assert answer.status_code == 400
+    response = server.post("/v2/models/color/infer", content=body, headers=headers)
+    assert response.status_code == 400
 
 
 def test_a_good_request_is_good(server):
-    answer = server.post("/v2/models/color/infer", json={"inputs": [GOOD]})
-    assert answer.json()["outputs"][0]["shape"] == [1, 2, 2]
+    response = server.post("/v2/models/color/infer", json={"inputs": [GOOD]})
+    assert response.json()["outputs"][0]["shape"] == [1, 2, 2]

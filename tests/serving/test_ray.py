@@ -4,6 +4,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,12 +19,10 @@ import pytest
 from test_load import samples
 
 from support import load
-from support.served import decoded, stripes
+from support.served import WAIT_S, decoded, stripes, until
 
 pytest.importorskip("ray", reason="pip install 'ray[data,serve]'")
 pytestmark = pytest.mark.slow
-
-WAIT_S = 180
 
 
 def start_cluster():
@@ -84,75 +83,76 @@ def served(cluster, color_path, tmp_path):
             stdout=log, stderr=log,
         )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
-    give_up = time.monotonic() + WAIT_S
-    while not (f"listening on {url}" in log_path.read_text() and httpx.get(f"{url}/readyz").status_code == 200):
+
+    def ready():
         assert process.poll() is None, log_path.read_text()
-        assert time.monotonic() < give_up, log_path.read_text()
-        time.sleep(0.2)
+        return f"listening on {url}" in log_path.read_text() and httpx.get(f"{url}/readyz").status_code == 200
+
+    until(ready, "readiness")
     yield url
     process.send_signal(signal.SIGTERM)
     assert process.wait(WAIT_S) == 0
-    assert not answers(url), "the application is still there"
+    assert not is_served(url), "the application is still there"
 
 
-def answers(url):
+def is_served(url):
     try:
-        return httpx.get(f"{url}/healthz", timeout=10).status_code == 200
+        return httpx.get(f"{url}/healthz", timeout=WAIT_S).status_code == 200
     except httpx.HTTPError:
         return False
 
 
 def test_the_same_application_on_ray_serve_survives_the_loss_of_a_replica(served, color_path):
     data, labels = stripes()
-    answer = httpx.post(f"{served}/v1/segment", content=data, timeout=60)
-    np.testing.assert_array_equal(decoded(answer.content), labels)
+    response = httpx.post(f"{served}/v1/segment", content=data, timeout=WAIT_S)
+    np.testing.assert_array_equal(decoded(response.content), labels)
     assert "default-src 'none'" in httpx.get(f"{served}/").headers["content-security-policy"]
     assert httpx.post(f"{served}/v1/segment", content=b"x").status_code == 400
-    assert httpx.post(f"{served}/v1/segment", content=bytes(40 << 20), timeout=60).status_code == 413
+    assert httpx.post(f"{served}/v1/segment", content=bytes(40 << 20), timeout=WAIT_S).status_code == 413
     assert httpx.get(f"{served}/v2/models/color").json()["outputs"][0]["name"] == "labels"
 
     replicas = ray_processes("internimage:Model")
     assert len(replicas) == 2
 
     def kill():
-        time.sleep(1)
+        time.sleep(1)  # any moment under load will do
         os.kill(replicas[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    report = asyncio.run(load.run(int(served.rpartition(":")[2]), samples(color_path), clients=12, seconds=4))
+    report = asyncio.run(load.run(int(served.rpartition(":")[2]), samples(color_path), clients=12, each=40))
     killer.join()
     assert report.wrong == []
     assert report.identical > 12
-    give_up = time.monotonic() + WAIT_S
-    while len(set(ray_processes("internimage:Model")) - {replicas[0]}) < 2:
-        assert time.monotonic() < give_up, "no new replica"
-        time.sleep(0.2)
+    until(lambda: len(set(ray_processes("internimage:Model")) - {replicas[0]}) >= 2, "a new replica")
     np.testing.assert_array_equal(decoded(httpx.post(f"{served}/v1/segment", content=data).content), labels)
 
 
 def test_a_folder_is_segmented_once_whatever_breaks(cluster, color_path, tmp_path):
-    pictures, out = tmp_path / "pictures", tmp_path / "out"
-    (pictures / "deep").mkdir(parents=True)
+    images, out = tmp_path / "images", tmp_path / "out"
+    (images / "deep").mkdir(parents=True)
     expected = {}
     for seed in range(40):
         stem = f"deep/{seed}" if seed % 3 == 0 else str(seed)
         data, expected[stem] = stripes(40 + seed, 64, seed=seed)
-        (pictures / f"{stem}.png").write_bytes(data)
-    (pictures / "broken.png").write_bytes(b"no picture")
-    run = command("segment", color_path, pictures, "-o", out.as_uri(), "--recursive", "--json", "--executor", "ray",
-                  "--skip-existing",
-                  "--ray-address", cluster, "--replicas", 2, "--cpus", 0.5, "--threads", 1)  # fmt: skip
+        (images / f"{stem}.png").write_bytes(data)
+    (images / "broken.png").write_bytes(b"no image")
+    run = command("segment", color_path, images, "-o", out.as_uri(), "--recursive", "--json", "--executor", "ray",
+                  "--skip-existing", "--ray-address", cluster, "--replicas", 2, "--cpus", 0.5,
+                  "--threads", 1)  # fmt: skip
 
     done = out / "1.labels.png"
     out.mkdir()
     done.write_bytes(b"done already")
     process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    give_up = time.monotonic() + WAIT_S
-    while not (workers := ray_processes("MapWorker")):
-        assert time.monotonic() < give_up, "no worker appeared"
+    workers = []
+
+    def started():
         assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+        workers[:] = ray_processes("MapWorker")
+        return workers
+
+    until(started, "a worker")
     os.kill(workers[0], signal.SIGKILL)
     text, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 1, errors
@@ -167,7 +167,7 @@ def test_a_folder_is_segmented_once_whatever_breaks(cluster, color_path, tmp_pat
             np.testing.assert_array_equal(decoded((out / f"{stem}.labels.png").read_bytes()), labels)
             assert json.loads((out / f"{stem}.json").read_text())["height"] == labels.shape[0]
 
-    (pictures / "broken.png").unlink()
+    (images / "broken.png").unlink()
     again = subprocess.run(run, capture_output=True, text=True, timeout=WAIT_S)
     assert again.returncode == 0, again.stderr
     assert "segmented 0 of 0 images" in again.stdout
@@ -191,7 +191,7 @@ def test_a_folder_is_segmented_once_whatever_breaks(cluster, color_path, tmp_pat
         "replicas",
     ],
 )
-def test_wrong_usage_is_told(color_path, tmp_path, arguments, code, words):
+def test_wrong_usage_is_reported(color_path, tmp_path, arguments, code, words):
     result = subprocess.run(command("segment", color_path, *arguments), capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == code, result.stderr
-    assert words in " ".join(result.stderr.split())
+    assert re.search(words, " ".join(result.stderr.split()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many clients at once, each checking every answer it gets. Light, so that it leaves the cores to the service."""
+"""Many clients at once, each checking every response. Light, so that it leaves the cores to the service."""
 
 import asyncio
 import contextlib
@@ -9,17 +9,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from support.served import decoded
-
-TIMEOUT_S = 120
+from support.served import WAIT_S, decoded
 
 
 @dataclass
 class Sample:
-    """A picture file and the answer a direct call gives to it."""
+    """An image file and what a direct call returns for it."""
 
-    picture: bytes
-    png: bytes  # the label map as the service would encode it
+    data: bytes  # of the image file
+    png: bytes  # the labels as the service would encode them
     labels: np.ndarray
 
 
@@ -50,39 +48,46 @@ class Report:
 
 
 def percentiles(seconds):
+    """p50, p95, p99 and max in milliseconds."""
     if not seconds:
         return {}
     values = np.percentile(np.array(seconds) * 1e3, [50, 95, 99, 100])
     return {name: round(float(value), 1) for name, value in zip(("p50", "p95", "p99", "max"), values, strict=True)}
 
 
-def probe(port, picture, seconds, pause_s=0.05):
+def probe(port, data, seconds, pause_s=0.05):
     """(status, seconds) of one request after another, from a process that does nothing else."""
     seen, until = [], time.monotonic() + seconds
     while time.monotonic() < until:
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_S)) as connection:
             connection.connect()
             began = time.monotonic()
-            connection.request("POST", "/v1/segment", body=picture)
-            answer = connection.getresponse()
-            answer.read()
-            seen.append((answer.status, time.monotonic() - began))
+            connection.request("POST", "/v1/segment", body=data)
+            response = connection.getresponse()
+            response.read()
+            seen.append((response.status, time.monotonic() - began))
         time.sleep(pause_s)
     return seen
 
 
-async def run(port, samples, *, clients, seconds=None, each=None):
-    """`clients` send pictures over connections of their own, for some seconds or `each` so many requests."""
+async def run(port, samples, *, clients, seconds=None, each=None, max_pause_s=2.0):
+    """Send the samples from `clients` connections, for some seconds or `each` client so many.
+
+    After a 503 a client waits for the time in Retry-After, but at most `max_pause_s`.
+    """
     report = Report()
     started = time.monotonic()
     until = started + seconds if seconds else float("inf")
-    tasks = [asyncio.create_task(_client(port, samples, n, until, each, report)) for n in range(clients)]
+    tasks = [
+        asyncio.create_task(_client(port, samples, number, until, each, max_pause_s, report))
+        for number in range(clients)
+    ]
     await asyncio.gather(*tasks)
     report.seconds = time.monotonic() - started
     return report
 
 
-async def _client(port, samples, number, until, each, report):
+async def _client(port, samples, number, until, each, max_pause_s, report):
     reader = writer = None
     sent = 0
     while time.monotonic() < until and (each is None or sent < each):
@@ -93,7 +98,7 @@ async def _client(port, samples, number, until, each, report):
             if writer is None:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
             began = time.monotonic()
-            status, headers, body = await asyncio.wait_for(_ask(reader, writer, sample.picture), TIMEOUT_S)
+            status, headers, body = await asyncio.wait_for(_request(reader, writer, sample.data), WAIT_S)
         except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, ValueError) as error:
             report.wrong.append(f"lost: {error!r}")
             writer = None
@@ -102,7 +107,8 @@ async def _client(port, samples, number, until, each, report):
         if status == 503 and "retry-after" in headers:
             report.refused.append(took)
             # Spread over half a second more, as clients that do not act in step would.
-            await asyncio.sleep(min(int(headers["retry-after"]), 2) + number % 50 / 100)
+            spread_s = min(0.5, max_pause_s) * (number % 50) / 50
+            await asyncio.sleep(min(int(headers["retry-after"]), max_pause_s) + spread_s)
         elif status == 200:
             _judge(sample, body, took, report)
         else:
@@ -114,8 +120,8 @@ async def _client(port, samples, number, until, each, report):
         writer.close()
 
 
-async def _ask(reader, writer, picture):
-    writer.write(b"POST /v1/segment HTTP/1.1\r\nHost: load\r\nContent-Length: %d\r\n\r\n" % len(picture) + picture)
+async def _request(reader, writer, data):
+    writer.write(b"POST /v1/segment HTTP/1.1\r\nHost: load\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
     await writer.drain()
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *lines = head.strip().split("\r\n")

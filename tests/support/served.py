@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`internimage-deploy serve` in a process of its own, and pictures to send to it."""
+"""`internimage-deploy serve` in a process of its own, and images to send to it."""
 
 import io
 import os
@@ -17,11 +17,20 @@ from PIL import Image
 
 from support.tiny_models import picture
 
-STARTUP_S = 60
+WAIT_S = 240
+"""After so many seconds a test fails instead of waiting on; no test is about this time."""
+
+
+def until(condition, what):
+    """Wait until `condition()` holds; `what` says in the failure what did not happen."""
+    give_up = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < give_up, f"{what} did not happen in {WAIT_S} s"
+        time.sleep(0.02)
 
 
 class Served:
-    """A running service; `url` is where.
+    """A running service; `url` is its address.
 
     `audited` runs it under a hook that lists every file it opens; `open_files` is its soft limit of them.
     """
@@ -40,6 +49,11 @@ class Served:
         limit = open_files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard)))
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, preexec_fn=limit)
+        # Certificates are not needed, and reading them for every request takes longer than most requests. A
+        # connection for each request, because the service closes idle ones when it likes.
+        self.client = httpx.Client(
+            verify=False, timeout=WAIT_S, limits=httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        )
         self.url = self.port = None
         if wait:
             self.wait_ready()
@@ -53,28 +67,27 @@ class Served:
         return self.process.pid
 
     def wait_listening(self):
-        give_up = time.monotonic() + STARTUP_S
-        while time.monotonic() < give_up and self.process.poll() is None:
-            if found := re.search(r"listening on (http://[\d.]+:(\d+))", self.log):
-                self.url, self.port = found[1], int(found[2])
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"the service did not start:\n{self.log}")
+        def listening():
+            assert self.process.poll() is None, f"the service did not start:\n{self.log}"
+            return re.search(r"listening on (http://[\d.]+:(\d+))", self.log)
+
+        until(listening, "the start of the service")
+        found = listening()
+        self.url, self.port = found[1], int(found[2])
 
     def wait_ready(self):
+        def ready():
+            assert self.process.poll() is None, f"the service did not become ready:\n{self.log}"
+            return self.get("/readyz").status_code == 200
+
         self.wait_listening()
-        give_up = time.monotonic() + STARTUP_S
-        while time.monotonic() < give_up:
-            if self.get("/readyz").status_code == 200:
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"the service did not become ready:\n{self.log}")
+        until(ready, "readiness")
 
     def get(self, path, **options):
-        return httpx.get(self.url + path, timeout=30, **options)
+        return self.client.get(self.url + path, **options)
 
     def post(self, path, **options):
-        return httpx.post(self.url + path, timeout=30, **options)
+        return self.client.post(self.url + path, **options)
 
     def metric(self, name):
         """The sum of a metric's samples."""
@@ -83,11 +96,9 @@ class Served:
 
     def workers(self):
         """Process ids of the worker processes."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        pids = {
-            int(pid) for task in children.parent.parent.iterdir() for pid in (task / "children").read_text().split()
-        }
-        return [pid for pid in sorted(pids) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        tasks = Path(f"/proc/{self.pid}/task")
+        pids = {int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()}
+        return [pid for pid in sorted(pids) if b"spawn_main" in _command_line(pid)]
 
     def resident_bytes(self):
         """Memory of the service and its workers."""
@@ -95,7 +106,7 @@ class Served:
         return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def cpu_seconds(self):
-        """CPU time so far of the service's front, and of its workers together."""
+        """CPU time so far of the service's own process, and of its workers together."""
 
         def spent(pid):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -107,7 +118,7 @@ class Served:
         """SIGTERM; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(40)
+            return self.process.wait(WAIT_S)
         finally:
             self.process.kill()
 
@@ -117,10 +128,18 @@ class Served:
     def __exit__(self, *_):
         if self.process.poll() is None:
             self.stop()
+        self.client.close()
+
+
+def _command_line(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has just ended
+        return b""
 
 
 def encoded(image, kind="PNG", **options):
-    """An (H, W, 3) array as the bytes of a picture file."""
+    """An (H, W, 3) array as the bytes of an image file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind, **options)
     return buffer.getvalue()
@@ -132,7 +151,7 @@ def decoded(data):
 
 
 def stripes(height=48, width=64, seed=0):
-    """A picture of three stripes in an order that `seed` chooses; (bytes of a PNG, labels it must get)."""
+    """An image of three stripes in an order that `seed` chooses; (bytes of a PNG, the labels it must get)."""
     order = np.random.default_rng(seed).permutation(3)
     colors = np.array([(200, 30, 30), (30, 200, 30), (30, 30, 200)])[order]
     image, stripe = picture(height, width, colors=tuple(map(tuple, colors)))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the network runs: batches, worker processes."""
+"""Running the network: batches of images, and the worker processes they run in."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the network runs, as the application sees it; and the engine of one machine."""
+"""The executor, which runs the network for the application; here on this machine, in worker processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from internimage_deploy.runtime.imaging.pipeline import NetworkImage
 from internimage_deploy.runtime.imaging.postprocess import Labels
 from internimage_deploy.runtime.serving.execution.batcher import Batcher, Timing
 from internimage_deploy.runtime.serving.execution.pool import Pool
-from internimage_deploy.runtime.serving.http_error import Refusal
 from internimage_deploy.runtime.serving.metrics import Metrics
 from internimage_deploy.runtime.serving.settings import Settings
 
@@ -21,49 +20,55 @@ log = logging.getLogger("internimage_deploy.serving")
 _CLOSE_S = 60
 
 
-class Engine(Protocol):
-    """Runs the network somewhere."""
+class Executor(Protocol):
+    """Runs the network somewhere. The caller limits how many images are in work (`Service`)."""
 
     async def start(self) -> ModelCard:
-        """Load the model and wait until it answers. Raises `UserError` if it cannot be loaded."""
+        """Load the model and wait until it can run. Raises `UserError` if it cannot be loaded."""
         ...
 
-    def refusal(self) -> Refusal:
-        """The 503 for a picture that there is no room for, saying when to come back."""
+    def retry_after_s(self) -> int:
+        """Seconds after which there should be room again, if every place is taken now."""
         ...
 
     def alive(self) -> bool:
-        """True while something can answer."""
+        """True while at least one copy of the model can run."""
         ...
 
     async def segment(self, image: NetworkImage, deadline: float) -> tuple[Labels, Timing]:
-        """Labels at the picture's own size. Raises `Refusal` if there is no room or no time."""
+        """Labels (H, W) at the image's own size.
+
+        Args:
+            image: at network scale.
+            deadline: on `time.monotonic`'s clock; an image that still waits then is given up.
+
+        Raises:
+            HttpError: 503, the image did not get its turn in time, or the workers with it were lost.
+            UserError: the model cannot take this image.
+        """
         ...
 
     async def close(self) -> None:
-        """Finish accepted work, then free everything."""
+        """Finish accepted images, then free everything."""
         ...
 
 
-class LocalEngine:
-    """Worker processes on this machine behind one queue; see `Engine`."""
+class LocalExecutor:
+    """Worker processes on this machine behind one queue; see `Executor`."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._pool = Pool(
             settings.model,
             count=settings.workers,
-            batch=settings.batching.size,
             run_s=settings.run_s,
-            restarted=metrics.worker_restarts.inc,
+            on_restart=metrics.worker_restarts.inc,
         )
         self._batcher: Batcher[NetworkImage, Labels] = Batcher(
             self._pool.run,
-            size=settings.batching.size,
+            size=settings.model.options.batch,
             delay_s=settings.batching.delay_s,
-            # What the application lets in is never refused here: its picture has been sent and decoded already.
-            queue=settings.places,
             runners=settings.workers,
-            observe=metrics.batch_size.observe,
+            on_batch=metrics.batch_size.observe,
         )
         metrics.queue.set_function(lambda: self._batcher.waiting)
         metrics.workers.set_function(lambda: self._pool.alive)
@@ -71,8 +76,8 @@ class LocalEngine:
     async def start(self) -> ModelCard:
         return await self._pool.start()
 
-    def refusal(self) -> Refusal:
-        return self._batcher.refusal()
+    def retry_after_s(self) -> int:
+        return self._batcher.retry_after_s()
 
     def alive(self) -> bool:
         return self._pool.alive > 0
@@ -84,6 +89,6 @@ class LocalEngine:
         try:
             await asyncio.wait_for(self._batcher.close(), timeout=_CLOSE_S)
         except asyncio.TimeoutError:
-            log.warning("gave up on pictures that were still running after %d s", _CLOSE_S)
+            log.warning("gave up on images that were still running after %d s", _CLOSE_S)
         finally:
             await self._pool.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker processes: started, watched, replaced when they die, and asked."""
+"""The pool of worker processes: starts them, hands them batches, replaces those that die or hang."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TypeVar
 
 from internimage_deploy.card import ModelCard
 from internimage_deploy.errors import UserError
@@ -23,25 +23,27 @@ from internimage_deploy.runtime.serving.settings import ModelSettings
 
 log = logging.getLogger("internimage_deploy.serving")
 
+T = TypeVar("T")
+
 _SHORT_LIFE_S = 5.0  # a worker that dies sooner is replaced after a pause that grows
 _LONGEST_PAUSE_S = 30.0
 
 
 class WorkerLost(Exception):
-    """The worker died, or hung and was ended, before it answered."""
+    """The worker died, or hung and was killed, before it returned labels."""
 
 
 class Worker:
-    """One process and the connection to it."""
+    """One worker process and the connection to it."""
 
-    def __init__(self, model: ModelSettings, batch: int) -> None:
+    def __init__(self, model: ModelSettings) -> None:
         # spawn: a forked copy of a process with threads may hang, and CUDA does not survive a fork.
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=worker_process.main, args=(theirs, model, batch), daemon=True)
+        self._connection, worker_end = context.Pipe()
+        self._process = context.Process(target=worker_process.main, args=(worker_end, model), daemon=True)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="worker")
         self._process.start()
-        theirs.close()
+        worker_end.close()
         self.started = time.monotonic()
 
     @property
@@ -54,20 +56,18 @@ class Worker:
         """True while the process runs."""
         return self._process.is_alive()
 
-    async def ready(self) -> ModelCard:
+    async def wait_loaded(self) -> ModelCard:
         """Wait until the model is loaded. Raises `UserError` with the worker's reason, or `WorkerLost`."""
-        kind, value = await self._in_thread(self._receive)
-        if kind == "refused":
-            raise UserError(value)
-        assert isinstance(value, ModelCard)
-        return value
+        message = await self._in_thread(self._receive_first)
+        if isinstance(message, worker_process.LoadFailed):
+            raise UserError(message.reason)
+        return message.card
 
-    async def ask(self, items: list[NetworkImage], timeout_s: float) -> list[Labels | Exception]:
-        """The worker's answers. Raises `WorkerLost`."""
-        answers: list[Labels | Exception] = await self._in_thread(self._exchange, items, timeout_s)
-        return answers
+    async def run(self, images: list[NetworkImage], timeout_s: float) -> list[Labels | Exception]:
+        """Run one batch; see `worker.main`. Raises `WorkerLost`, after `timeout_s` seconds at the latest."""
+        return await self._in_thread(lambda: self._exchange(images, timeout_s))
 
-    async def died(self) -> None:
+    async def wait_ended(self) -> None:
         """Return when the process has ended."""
         while self._process.is_alive():
             await asyncio.sleep(0.05)
@@ -78,7 +78,7 @@ class Worker:
             self._process.kill()
 
     async def close(self) -> None:
-        """Let the process end by itself, then insist."""
+        """Let the process end by itself; kill it if it does not."""
         self._connection.close()
         for _ in range(100):
             if not self._process.is_alive():
@@ -89,37 +89,39 @@ class Worker:
         self._thread.shutdown(wait=False)
 
     def discard(self) -> None:
-        """Free what a dead worker leaves."""
+        """Free what belonged to a dead worker."""
         self._connection.close()
         self._process.join(1)
         self._thread.shutdown(wait=False)
 
-    async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
-    def _exchange(self, items: list[NetworkImage], timeout_s: float) -> Any:
+    def _exchange(self, images: list[NetworkImage], timeout_s: float) -> list[Labels | Exception]:
         give_up = time.monotonic() + timeout_s
         # A process that does not read blocks the send in a full pipe; only its end frees it.
         watchdog = threading.Timer(timeout_s, self.kill)
         watchdog.daemon = True
         watchdog.start()
         try:
-            self._connection.send(items)
+            self._connection.send(images)
             if self._connection.poll(max(give_up - time.monotonic(), 0)):
-                return self._connection.recv()
+                results: list[Labels | Exception] = self._connection.recv()
+                return results
         except (EOFError, OSError) as error:
             if time.monotonic() < give_up:
                 raise WorkerLost("the worker ended") from error
         finally:
             watchdog.cancel()
         self.kill()
-        raise WorkerLost(f"no answer in {timeout_s:g} s")
+        raise WorkerLost(f"the worker returned nothing in {timeout_s:g} s")
 
-    def _receive(self) -> Any:
+    def _receive_first(self) -> worker_process.Loaded | worker_process.LoadFailed:
         try:
-            return self._connection.recv()
+            message: worker_process.Loaded | worker_process.LoadFailed = self._connection.recv()
         except (EOFError, OSError) as error:
             raise WorkerLost("the worker ended") from error
+        return message
 
 
 class Pool:
@@ -127,10 +129,9 @@ class Pool:
 
     Args:
         model: what every worker loads.
-        count: processes.
-        batch: most pictures in one run of the network.
-        run_s: after so many seconds without an answer a worker counts as hung and is replaced.
-        restarted: called each time a worker is replaced.
+        count: number of worker processes.
+        run_s: after so many seconds in one batch a worker counts as hung and is replaced.
+        on_restart: called each time a worker is replaced.
     """
 
     def __init__(
@@ -138,53 +139,46 @@ class Pool:
         model: ModelSettings,
         *,
         count: int,
-        batch: int,
         run_s: float,
-        restarted: Callable[[], None] = lambda: None,
+        on_restart: Callable[[], None] = lambda: None,
     ) -> None:
         self._model = model
         self._count = count
-        self._batch = batch
         self._run_s = run_s
-        self._restarted = restarted
+        self._on_restart = on_restart
         self._idle: asyncio.Queue[Worker] = asyncio.Queue()
         self._workers: set[Worker] = set()
         self._supervisors: list[asyncio.Task[None]] = []
-        self._first: asyncio.Future[ModelCard] | None = None
+        self._first_card: asyncio.Future[ModelCard] | None = None
 
     @property
     def alive(self) -> int:
-        """Workers that have loaded the model and run."""
+        """Number of workers that have loaded the model and run."""
         return sum(worker.alive for worker in self._workers)
-
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the loaded workers."""
-        return [worker.pid for worker in self._workers if worker.pid is not None]
 
     async def start(self) -> ModelCard:
         """Start all workers; returns when the first is ready. Raises `UserError` if the model cannot be loaded."""
-        self._first = asyncio.get_running_loop().create_future()
-        self._supervisors = [asyncio.create_task(self._supervise()) for _ in range(self._count)]
-        return await self._first
+        self._first_card = asyncio.get_running_loop().create_future()
+        self._supervisors = [asyncio.create_task(self._supervise(self._first_card)) for _ in range(self._count)]
+        return await self._first_card
 
-    async def run(self, items: Sequence[NetworkImage]) -> list[Labels | Exception]:
-        """Answers to `items`, in order.
+    async def run(self, images: Sequence[NetworkImage]) -> list[Labels | Exception]:
+        """Labels of `images`, in order, or why there are none.
 
-        Work that a dying worker held runs once more, each picture alone, so that a picture which kills workers takes
-        no other with it. What is lost twice is answered with 503.
+        Images that a dying worker held run once more, each alone, so that an image which kills workers takes no other
+        with it. An image that is lost twice gets an `HttpError` 503.
         """
         try:
-            return await self._once(list(items))
+            return await self._run_once(list(images))
         except WorkerLost as lost:
-            log.warning("worker lost with %d pictures (%s); they run again", len(items), lost)
-        answers: list[Labels | Exception] = []
-        for item in items:
+            log.warning("a worker was lost with %d images (%s); they run again", len(images), lost)
+        results: list[Labels | Exception] = []
+        for image in images:
             try:
-                answers += await self._once([item])
+                results += await self._run_once([image])
             except WorkerLost as lost:
-                answers.append(overloaded(f"lost twice: {lost}", kind="worker", retry_after_s=2))
-        return answers
+                results.append(overloaded(f"lost twice: {lost}", kind="worker", retry_after_s=2))
+        return results
 
     async def close(self) -> None:
         """End all workers."""
@@ -194,17 +188,17 @@ class Pool:
         await asyncio.gather(*(worker.close() for worker in self._workers))
         self._workers.clear()
 
-    async def _once(self, items: list[NetworkImage]) -> list[Labels | Exception]:
-        worker = await self._take()
+    async def _run_once(self, images: list[NetworkImage]) -> list[Labels | Exception]:
+        worker = await self._next_idle()
         try:
-            answers = await worker.ask(items, self._run_s)
+            results = await worker.run(images, self._run_s)
         except WorkerLost:
             worker.kill()
             raise
         self._idle.put_nowait(worker)
-        return answers
+        return results
 
-    async def _take(self) -> Worker:
+    async def _next_idle(self) -> Worker:
         give_up = time.monotonic() + self._run_s
         while True:
             try:
@@ -214,19 +208,19 @@ class Pool:
             if worker.alive:
                 return worker
 
-    async def _supervise(self) -> None:
-        assert self._first is not None
+    async def _supervise(self, first_card: asyncio.Future[ModelCard]) -> None:
+        """Keep one worker alive; ends only if the pool's first worker cannot load the model."""
         pause_s = 0.0
         while True:
-            worker = Worker(self._model, self._batch)
+            worker = Worker(self._model)
             try:
-                card = await worker.ready()
+                card = await worker.wait_loaded()
             except (UserError, WorkerLost) as error:
                 worker.kill()
                 worker.discard()
-                if not self._first.done():
+                if not first_card.done():
                     lost = UserError(f"the worker ended while loading {self._model.path}; it may be short of memory")
-                    self._first.set_exception(error if isinstance(error, UserError) else lost)
+                    first_card.set_exception(error if isinstance(error, UserError) else lost)
                     return
                 log.error("a worker could not start again: %s", error)
             except asyncio.CancelledError:
@@ -236,12 +230,12 @@ class Pool:
             else:
                 self._workers.add(worker)
                 self._idle.put_nowait(worker)
-                if not self._first.done():
-                    self._first.set_result(card)
-                await worker.died()
+                if not first_card.done():
+                    first_card.set_result(card)
+                await worker.wait_ended()
                 self._workers.discard(worker)
                 worker.discard()
-            self._restarted()
+            self._on_restart()
             short = time.monotonic() - worker.started < _SHORT_LIFE_S
             pause_s = min(max(pause_s * 2, 0.5), _LONGEST_PAUSE_S) if short else 0.0
             log.warning("worker %s ended; starting another%s", worker.pid, f" in {pause_s:g} s" if pause_s else "")

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the OpenAPI page says about bodies and answers that are not JSON models."""
+"""OpenAPI descriptions of the bodies and responses that are not JSON models."""
 
 from __future__ import annotations
 
 from typing import Any
+
+# The shape of FastAPI's own parameters `openapi_extra` and `responses`.
+Schema = dict[str, Any]
+Responses = dict[int | str, Schema]
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _ERROR_SCHEMA = {
@@ -13,23 +17,23 @@ _ERROR_SCHEMA = {
 }
 
 
-def _error(description: str) -> dict[str, Any]:
+def _error(description: str) -> Schema:
     return {"description": description, "content": {"application/json": {"schema": _ERROR_SCHEMA}}}
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    400: _error("The request is broken, or its picture cannot be read."),
+ERRORS: Responses = {
+    400: _error("The request is broken, or its image cannot be read."),
     401: _error("The bearer token is missing or wrong."),
     404: _error("No such model or address."),
-    406: _error("The answer cannot be given in an accepted type."),
-    408: _error("The body came too slowly."),
-    413: _error("The body, the picture or the number of pictures is above the limit."),
-    415: _error("Neither a picture nor a form, or an unknown content coding."),
-    422: _error("A parameter is outside its range, or the model cannot take this picture."),
-    429: _error("Too many requests of this client; Retry-After says when to come back."),
-    503: _error("Loading, overloaded or shutting down; Retry-After says when to come back."),
+    406: _error("The Accept header allows no type of this address."),
+    408: _error("The body arrived too slowly."),
+    413: _error("The body, the image or the number of images is above the limit."),
+    415: _error("Neither an image nor a form, or an unknown content coding."),
+    422: _error("A parameter is outside its range, or the model cannot take this image."),
+    429: _error("Too many requests of this client; Retry-After says when to try again."),
+    503: _error("Loading, overloaded or shutting down; Retry-After says when to try again."),
 }
-UNREADY: dict[int | str, dict[str, Any]] = {503: {"description": "Loading, shutting down, or without a worker."}}
+UNREADY: Responses = {503: {"description": "Loading, shutting down, or without a worker."}}
 
 _SEGMENTATION = {
     "type": "object",
@@ -52,7 +56,7 @@ _SEGMENTATION = {
                     "share": {"type": "number"},
                     "rle": {
                         "type": "object",
-                        "description": "COCO's uncompressed run lengths: down the columns, outside first.",
+                        "description": "COCO's uncompressed run lengths: down the columns, the outside first.",
                         "properties": {
                             "size": {"type": "array", "items": {"type": "integer"}},
                             "counts": {"type": "array", "items": {"type": "integer"}},
@@ -62,7 +66,7 @@ _SEGMENTATION = {
             },
         },
         "timing_ms": {"type": "object", "additionalProperties": {"type": "number"}},
-        "batch": {"type": "integer", "description": "Pictures that ran together with this one."},
+        "batch": {"type": "integer", "description": "Number of images in the batch this one ran in."},
     },
 }
 _FORM_FILE = {"type": "object", "required": ["image"], "properties": {"image": _BINARY["schema"]}}
@@ -72,7 +76,7 @@ _FORM_FILES = {
     "properties": {"images": {"type": "array", "minItems": 1, "items": _BINARY["schema"]}},
 }
 
-PICTURE_BODY: dict[str, Any] = {
+IMAGE_BODY: Schema = {
     "requestBody": {
         "required": True,
         "content": {
@@ -83,19 +87,17 @@ PICTURE_BODY: dict[str, Any] = {
         },
     }
 }
-PICTURES_BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM_FILES}}}
-}
-SEGMENT_ANSWERS: dict[int | str, dict[str, Any]] = {
+IMAGES_BODY: Schema = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM_FILES}}}}
+SEGMENT_RESPONSES: Responses = {
     200: {
-        "description": "The labels, the overlay, or the facts.",
+        "description": "The labels or the overlay as PNG, or class shares and masks as JSON.",
         "content": {"image/png": _BINARY, "application/json": {"schema": _SEGMENTATION}},
     },
     **ERRORS,
 }
-BATCH_ANSWERS: dict[int | str, dict[str, Any]] = {
+BATCH_RESPONSES: Responses = {
     200: {
-        "description": "One entry for each file, in order: as /v1/segment, or an error.",
+        "description": "One entry for each file, in order: the JSON of /v1/segment, or an error.",
         "content": {
             "application/json": {
                 "schema": {
@@ -120,7 +122,7 @@ _TENSOR = {
         "parameters": {"type": "object"},
     },
 }
-INFER_BODY: dict[str, Any] = {
+INFER_BODY: Schema = {
     "requestBody": {
         "required": True,
         "content": {
@@ -140,7 +142,7 @@ INFER_BODY: dict[str, Any] = {
         },
     }
 }
-INFER_ANSWERS: dict[int | str, dict[str, Any]] = {
+INFER_RESPONSES: Responses = {
     200: {
         "description": "The labels; as JSON, or with the tensor's bytes after the JSON.",
         "content": {

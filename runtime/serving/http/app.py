@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The application: routes, health, the page; the same on one machine and on Ray Serve."""
+"""The HTTP application: routes, health, the page; the same on one machine and on Ray Serve."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import resources
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -18,11 +17,12 @@ from starlette.exceptions import HTTPException
 from internimage_deploy._version import __version__
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.serving import metrics as metrics_module
-from internimage_deploy.runtime.serving.execution.executor import Engine, LocalEngine
-from internimage_deploy.runtime.serving.http.middleware import Doorkeeper
+from internimage_deploy.runtime.serving.execution.executor import Executor, LocalExecutor
+from internimage_deploy.runtime.serving.http import api_schema
+from internimage_deploy.runtime.serving.http.middleware import GatewayMiddleware
 from internimage_deploy.runtime.serving.http.routes_segment import segment_routes
 from internimage_deploy.runtime.serving.http.routes_v2 import protocol_routes
-from internimage_deploy.runtime.serving.http_error import Refusal
+from internimage_deploy.runtime.serving.http_error import HttpError
 from internimage_deploy.runtime.serving.metrics import Metrics
 from internimage_deploy.runtime.serving.service import Service
 from internimage_deploy.runtime.serving.settings import Settings
@@ -35,7 +35,7 @@ _PAGE = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-# The page loads nothing from elsewhere and may not be framed; blob: is the picture the user chose.
+# The page loads nothing from elsewhere and may not be framed; blob: is the image the user chose.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -44,26 +44,26 @@ _POLICY = (
 
 def create_app(
     settings: Settings,
-    engine: Callable[[Settings, Metrics], Engine] = LocalEngine,
+    executor: Callable[[Settings, Metrics], Executor] = LocalExecutor,
     *,
-    failed: Callable[[UserError], None] = lambda _error: None,
+    on_load_failure: Callable[[UserError], None] = lambda _error: None,
 ) -> FastAPI:
     """The application.
 
     Args:
         settings: model, limits, batching.
-        engine: makes the engine that runs the network.
-        failed: told when the model cannot be loaded; until then, and after, requests are answered with 503.
+        executor: makes the executor that runs the network.
+        on_load_failure: called when the model cannot be loaded; every request gets 503 then.
     """
     metrics = Metrics()
-    service = Service(settings, engine(settings, metrics), metrics)
+    service = Service(settings, executor(settings, metrics), metrics)
 
     async def load() -> None:
         try:
             await service.start()
             log.info("ready: %s", settings.name)
         except UserError as error:
-            failed(error)
+            on_load_failure(error)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -77,7 +77,7 @@ def create_app(
     app = FastAPI(
         title="internimage-deploy",
         version=__version__,
-        description="Semantic segmentation of pictures.",
+        description="Semantic segmentation of images.",
         docs_url=None,  # both pages load scripts from other hosts
         redoc_url=None,
         lifespan=lifespan,
@@ -88,26 +88,26 @@ def create_app(
     _add_operations(app, service, metrics)
     _add_page(app)
     _add_errors(app)
-    app.add_middleware(Doorkeeper, service=service)
+    app.add_middleware(GatewayMiddleware, service=service)
     return app
 
 
 def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:
-    @app.get("/healthz", tags=["operations"], summary="The process answers")
+    @app.get("/healthz", tags=["operations"], summary="Liveness of the process")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get(
         "/readyz",
         tags=["operations"],
-        summary="The model is loaded and can answer",
-        responses={503: {"description": "Loading, shutting down, or without a worker."}},
+        summary="Readiness of the model",
+        responses=api_schema.UNREADY,
     )
     async def readyz() -> JSONResponse:
         return JSONResponse({"status": "ready" if service.ready else "not ready"}, 200 if service.ready else 503)
 
-    for path, ask in (("/healthz", healthz), ("/readyz", readyz)):
-        app.add_api_route(path, ask, methods=["HEAD"], include_in_schema=False)
+    for path, route in (("/healthz", healthz), ("/readyz", readyz)):
+        app.add_api_route(path, route, methods=["HEAD"], include_in_schema=False)
 
     @app.get(
         "/metrics",
@@ -123,20 +123,20 @@ def _add_operations(app: FastAPI, service: Service, metrics: Metrics) -> None:
 def _add_page(app: FastAPI) -> None:
     folder = resources.files("internimage_deploy.runtime.serving.http") / "page"
 
-    def add(path: str, content: bytes, kind: str) -> None:
+    def add(path: str, content: bytes, content_type: str) -> None:
         async def read() -> Response:
-            headers = {"Content-Type": kind, "Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+            headers = {"Content-Type": content_type, "Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
             return Response(content, headers=headers)
 
         app.add_api_route(path, read, methods=["GET", "HEAD"], include_in_schema=False)
 
-    for path, (name, kind) in _PAGE.items():
-        add(path, (folder / name).read_bytes(), kind)
+    for path, (name, content_type) in _PAGE.items():
+        add(path, (folder / name).read_bytes(), content_type)
 
 
 def _add_errors(app: FastAPI) -> None:
-    async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Refusal)
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HttpError)
         request.app.state.service.metrics.refused.labels(error.kind).inc()
         return JSONResponse({"error": error.reason}, error.status, error.headers)
 
@@ -152,11 +152,7 @@ def _add_errors(app: FastAPI) -> None:
     async def bug(_request: Request, _error: Exception) -> Response:
         return JSONResponse({"error": "internal error; the service's log has the details"}, 500)
 
-    handlers: dict[Any, Any] = {
-        Refusal: refused,
-        HTTPException: no_route,
-        RequestValidationError: invalid,
-        Exception: bug,
-    }
-    for kind, handler in handlers.items():
-        app.add_exception_handler(kind, handler)
+    app.add_exception_handler(HttpError, http_error)
+    app.add_exception_handler(HTTPException, no_route)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, bug)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a request's body: never more than allowed, never longer than allowed, never to disk."""
+"""Reading request bodies within limits of size, time and memory, and never to disk."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from python_multipart.exceptions import FormParserError
@@ -15,17 +15,17 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from internimage_deploy.runtime.serving.admission import Share
-from internimage_deploy.runtime.serving.http_error import Refusal
+from internimage_deploy.runtime.serving.http_error import HttpError
 from internimage_deploy.runtime.serving.settings import Limits
 
-_FIELDS = 20  # form fields beside the files
-# The last is what `curl --data-binary` says unless told otherwise.
+_MAX_FIELDS = 20  # form fields beside the files
+# The last is what `curl --data-binary` sends by default.
 _RAW_TYPES = ("application/octet-stream", "image/", "application/x-www-form-urlencoded")
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A picture as it was sent; `name` is the client's word for it and never a path of ours."""
+    """An image file as it was sent; `name` is the client's name for it and never used as a path."""
 
     name: str
     data: bytes
@@ -40,14 +40,15 @@ class _InMemoryParser(MultiPartParser):
 async def read_body(request: Request, share: Share, limits: Limits) -> bytes:
     """The whole body, decompressed if it came compressed.
 
-    Refuses with 400 (not what its headers say), 408 (too slow), 413 (too large), 415 (unknown coding), 503 (memory).
+    Raises:
+        HttpError: 400 (not what its headers say), 408 (too slow), 413 (too large), 415 (unknown coding), 503 (memory).
     """
     announced = request.headers.get("content-length")
     if announced is not None and announced.isdecimal() and int(announced) > limits.body:
         raise _too_large(limits)
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("identity", "", "gzip", "deflate"):
-        raise Refusal(415, f"Content-Encoding {coding[:40]!r}; expected gzip, deflate or none", kind="type")
+        raise HttpError(415, f"Content-Encoding {coding[:40]!r}; expected gzip, deflate or none", kind="type")
     body = bytearray()
     deadline = time.monotonic() + limits.body_s
     chunks = request.stream()
@@ -56,9 +57,9 @@ async def read_body(request: Request, share: Share, limits: Limits) -> bytes:
             chunk = await asyncio.wait_for(anext(chunks, None), max(deadline - time.monotonic(), 0.001))
         except asyncio.TimeoutError as error:
             late = f"the body did not arrive in {limits.body_s:g} s"
-            raise Refusal(408, late, kind="slow", headers={"Connection": "close"}) from error
+            raise HttpError(408, late, kind="slow", headers={"Connection": "close"}) from error
         except ClientDisconnect as error:
-            raise Refusal(400, "the client went away", kind="gone") from error
+            raise HttpError(400, "the client went away", kind="gone") from error
         if chunk is None:
             break
         if len(body) + len(chunk) > limits.body:
@@ -71,69 +72,74 @@ async def read_body(request: Request, share: Share, limits: Limits) -> bytes:
 
 
 async def read_uploads(request: Request, body: bytes, limits: Limits) -> list[Upload]:
-    """The pictures in a body: one for a raw body, each file of a form.
+    """The image files in a body: one for a raw body, each file of a form.
 
-    Refuses with 400 (broken or empty form), 413 (too many files), 415 (neither a picture nor a form).
+    Raises:
+        HttpError: 400 (broken or empty form), 413 (too many files), 415 (neither an image nor a form).
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
         return await _form_files(request.headers, body, limits)
-    if kind and not kind.startswith(_RAW_TYPES):
-        raise Refusal(
-            415, f"Content-Type {kind[:80]!r}; expected image/*, application/octet-stream or multipart/form-data",
+    if media_type and not media_type.startswith(_RAW_TYPES):
+        raise HttpError(
+            415,
+            f"Content-Type {media_type[:80]!r}; expected image/*, application/octet-stream or multipart/form-data",
             kind="type",
-        )  # fmt: skip
+        )
     if not body:
-        raise Refusal(400, "the body is empty; expected a picture", kind="picture")
+        raise HttpError(400, "the body is empty; expected an image", kind="picture")
     return [Upload("", body)]
 
 
 async def _form_files(headers: Headers, body: bytes, limits: Limits) -> list[Upload]:
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
-    most = limits.batch_pictures
     try:
-        parser = _InMemoryParser(headers, stream(), max_files=most, max_fields=_FIELDS, max_part_size=1 << 16)  # type: ignore[arg-type]
+        parser = _InMemoryParser(
+            headers, stream(), max_files=limits.batch_images, max_fields=_MAX_FIELDS, max_part_size=1 << 16
+        )
         form = await parser.parse()
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         uploads = [Upload(_clean(file.filename), await file.read()) for file in files]
         await form.close()
     except MultiPartException as error:
         if "Too many files" in error.message:
-            raise Refusal(413, f"more than {most} pictures in one request", kind="size") from error
-        raise Refusal(400, f"broken form: {error.message}", kind="form") from error
+            raise HttpError(413, f"more than {limits.batch_images} images in one request", kind="size") from error
+        raise HttpError(400, f"broken form: {error.message}", kind="form") from error
     except (FormParserError, KeyError, ValueError, LookupError) as error:
-        raise Refusal(400, f"broken form: {_clean(str(error))}", kind="form") from error
+        raise HttpError(400, f"broken form: {_clean(str(error))}", kind="form") from error
     if not uploads:
-        raise Refusal(400, "the form holds no file; send the picture as a file field", kind="form")
+        raise HttpError(400, "the form holds no file; send the image as a file field", kind="form")
     return uploads
 
 
 def _decompress(body: bytes, coding: str, share: Share, limits: Limits) -> bytes:
-    """`body` unpacked in steps, so that a small body cannot become a large one unseen."""
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16 if coding == "gzip" else zlib.MAX_WBITS)
+    """`body` decompressed in steps, so that a small body cannot become a large one before it is noticed."""
+    decompressor = zlib.decompressobj(zlib.MAX_WBITS | 16 if coding == "gzip" else zlib.MAX_WBITS)
     out = bytearray()
-    rest = body
+    remaining = body
     try:
-        while rest and not unpacker.eof:
-            piece = unpacker.decompress(rest, 1 << 20)
+        while remaining and not decompressor.eof:
+            piece = decompressor.decompress(remaining, 1 << 20)
             if len(out) + len(piece) > limits.body:
                 raise _too_large(limits)
             share.take(len(piece))
             out += piece
-            rest = unpacker.unconsumed_tail
+            remaining = decompressor.unconsumed_tail
     except zlib.error as error:
-        raise Refusal(400, f"the body is not {coding}: {error}", kind="form") from error
-    if not unpacker.eof:
-        raise Refusal(400, f"the {coding} body ends too early", kind="form")
+        raise HttpError(400, f"the body is not {coding}: {error}", kind="form") from error
+    if not decompressor.eof:
+        raise HttpError(400, f"the {coding} body ends too early", kind="form")
     return bytes(out)
 
 
-def _too_large(limits: Limits) -> Refusal:
-    return Refusal(413, f"the body is larger than {limits.body:,} bytes", kind="size", headers={"Connection": "close"})
+def _too_large(limits: Limits) -> HttpError:
+    return HttpError(
+        413, f"the body is larger than {limits.body:,} bytes", kind="size", headers={"Connection": "close"}
+    )
 
 
 def _clean(text: str | None) -> str:
-    """A client's text, short and printable, fit to be shown."""
+    """A client's text, shortened to 200 characters and without what cannot be printed."""
     return "".join(c for c in (text or "")[:200] if c.isprintable())

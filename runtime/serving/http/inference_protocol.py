@@ -1,35 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open Inference Protocol v2: requests and answers as JSON, or JSON followed by binary tensors.
+"""Open Inference Protocol v2: requests and responses as JSON, or JSON followed by binary tensors.
 
-The model it shows is the whole pipeline: `image` (N, H, W, 3) UINT8 RGB of any size in, `labels` (N, H, W) at that
-size out. See https://github.com/kserve/open-inference-protocol and Triton's binary tensor extension.
+The model that clients see is the whole pipeline: from `image` (N, H, W, 3), UINT8 RGB of any size, to `labels`
+(N, H, W) at that size. See https://github.com/kserve/open-inference-protocol and Triton's binary tensor extension.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from internimage_deploy.card import ModelCard, label_dtype
-from internimage_deploy.runtime.serving.http_error import Refusal
+from internimage_deploy.runtime.imaging.postprocess import Labels
+from internimage_deploy.runtime.serving.http_error import HttpError
 
 VERSION = "1"
 HEADER_LENGTH = "Inference-Header-Content-Length"
-MOST_JSON = 8 << 20  # numbers in JSON take many times their size; larger tensors come as binary
+MAX_JSON = 8 << 20  # numbers in JSON take many times their size; larger tensors come as binary
 JSON_MEMORY = 20  # bytes of memory for a byte of JSON, at worst
+
+Json = dict[str, object]
 
 
 @dataclass(frozen=True)
 class InferRequest:
-    """What a client asks for."""
+    """A request for labels."""
 
     id: str
     image: npt.NDArray[np.uint8]  # (N, H, W, 3)
-    binary: bool  # the answer's tensor as binary
+    binary: bool  # return the tensor as binary data
 
 
 def label_type(card: ModelCard) -> str:
@@ -37,8 +39,8 @@ def label_type(card: ModelCard) -> str:
     return "UINT8" if label_dtype(len(card.classes)) is np.uint8 else "INT32"
 
 
-def model_metadata(name: str, card: ModelCard) -> dict[str, Any]:
-    """The answer to `GET /v2/models/NAME`."""
+def model_metadata(name: str, card: ModelCard) -> Json:
+    """The response to `GET /v2/models/NAME`."""
     return {
         "name": name,
         "versions": [VERSION],
@@ -48,8 +50,8 @@ def model_metadata(name: str, card: ModelCard) -> dict[str, Any]:
     }
 
 
-def model_config(name: str, card: ModelCard) -> dict[str, Any]:
-    """The answer to `GET /v2/models/NAME/config`, with the fields Triton's clients read."""
+def model_config(name: str, card: ModelCard) -> Json:
+    """The response to `GET /v2/models/NAME/config`, with the fields Triton's clients read."""
     return {
         "name": name,
         "platform": "internimage_deploy",
@@ -61,41 +63,51 @@ def model_config(name: str, card: ModelCard) -> dict[str, Any]:
     }
 
 
-def read_request(body: bytes, header_length: str | None, *, most_pictures: int, most_pixels: int) -> InferRequest:
-    """The request in `body`. Refuses with 400 or 413, with the reason in the protocol's terms."""
+def read_request(body: bytes, header_length: str | None, *, max_images: int, max_pixels: int) -> InferRequest:
+    """Parse a request.
+
+    Args:
+        body: JSON, or JSON followed by the binary tensor.
+        header_length: the header `Inference-Header-Content-Length`: bytes of JSON in `body`.
+        max_images: maximum number of images.
+        max_pixels: maximum number of pixels of each.
+
+    Raises:
+        HttpError: 400 or 413, with the reason in the protocol's terms.
+    """
     text, binary = _split(body, header_length)
     request = _object(text)
     identity = request.get("id", "")
     parameters = request.get("parameters", {})
     if not isinstance(identity, str) or not isinstance(parameters, dict):
         raise _bad("'id' must be a string and 'parameters' an object")
-    tensor = _one(request.get("inputs"), "inputs", "image")
-    image = _image(tensor, binary, most_pictures, most_pixels)
-    wants_binary = parameters.get("binary_data_output", False)
+    tensor = _single_tensor(request.get("inputs"), "inputs", "image")
+    image = _image(tensor, binary, max_images, max_pixels)
+    binary_output: object = parameters.get("binary_data_output", False)
     if request.get("outputs"):
-        output = _one(request["outputs"], "outputs", "labels")
-        asked = _parameters(output)
-        if "shared_memory_region" in asked or "classification" in asked:
+        output = _single_tensor(request["outputs"], "outputs", "labels")
+        output_parameters = _parameters(output)
+        if "shared_memory_region" in output_parameters or "classification" in output_parameters:
             raise _bad("shared memory and classification outputs are not supported")
-        wants_binary = asked.get("binary_data", wants_binary)
-    if not isinstance(wants_binary, bool):
+        binary_output = output_parameters.get("binary_data", binary_output)
+    if not isinstance(binary_output, bool):
         raise _bad("'binary_data' must be true or false")
-    return InferRequest(identity, image, wants_binary)
+    return InferRequest(identity, image, binary_output)
 
 
-def write_answer(name: str, request: InferRequest, labels: npt.NDArray[Any]) -> tuple[bytes, dict[str, str], str]:
-    """Body, extra headers and content type of the answer to `request`; `labels` (N, H, W)."""
-    kind = "UINT8" if labels.dtype == np.uint8 else "INT32"
-    tensor: dict[str, Any] = {"name": "labels", "datatype": kind, "shape": list(labels.shape)}
-    answer: dict[str, Any] = {"model_name": name, "model_version": VERSION, "outputs": [tensor]}
+def write_response(name: str, request: InferRequest, labels: Labels) -> tuple[bytes, dict[str, str], str]:
+    """Body, extra headers and content type of the response to `request`; `labels` (N, H, W)."""
+    datatype = "UINT8" if labels.dtype == np.uint8 else "INT32"
+    tensor: Json = {"name": "labels", "datatype": datatype, "shape": list(labels.shape)}
+    response: Json = {"model_name": name, "model_version": VERSION, "outputs": [tensor]}
     if request.id:
-        answer["id"] = request.id
+        response["id"] = request.id
     if not request.binary:
         tensor["data"] = labels.ravel().tolist()
-        return json.dumps(answer).encode(), {}, "application/json"
+        return json.dumps(response).encode(), {}, "application/json"
     raw = np.ascontiguousarray(labels, labels.dtype.newbyteorder("<")).tobytes()
     tensor["parameters"] = {"binary_data_size": len(raw)}
-    header = json.dumps(answer).encode()
+    header = json.dumps(response).encode()
     return header + raw, {HEADER_LENGTH: str(len(header))}, "application/octet-stream"
 
 
@@ -107,12 +119,12 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
         length = int(header_length)
         if length > len(body):
             raise _bad(f"{HEADER_LENGTH} is {length}, the body has {len(body)} bytes")
-    if length > MOST_JSON:
-        raise Refusal(413, f"more than {MOST_JSON:,} bytes of JSON; send the tensor as binary data", kind="size")
+    if length > MAX_JSON:
+        raise HttpError(413, f"more than {MAX_JSON:,} bytes of JSON; send the tensor as binary data", kind="size")
     return body[:length], body[length:]
 
 
-def _object(text: bytes) -> dict[str, Any]:
+def _object(text: bytes) -> Json:
     try:
         request = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -122,33 +134,28 @@ def _object(text: bytes) -> dict[str, Any]:
     return request
 
 
-def _one(tensors: Any, what: str, name: str) -> dict[str, Any]:
+def _single_tensor(tensors: object, field: str, name: str) -> Json:
     if not isinstance(tensors, list) or len(tensors) != 1 or not isinstance(tensors[0], dict):
-        raise _bad(f"'{what}' must be a list of one tensor, '{name}'")
-    tensor: dict[str, Any] = tensors[0]
+        raise _bad(f"'{field}' must be a list of one tensor, '{name}'")
+    tensor: Json = tensors[0]
     if tensor.get("name") != name:
-        raise _bad(f"unexpected tensor in '{what}'; this model has '{name}'")
+        raise _bad(f"unexpected tensor in '{field}'; this model has '{name}'")
     return tensor
 
 
-def _parameters(tensor: dict[str, Any]) -> dict[str, Any]:
+def _parameters(tensor: Json) -> Json:
     parameters = tensor.get("parameters", {})
     if not isinstance(parameters, dict):
         raise _bad("'parameters' must be an object")
     return parameters
 
 
-def _image(tensor: dict[str, Any], binary: bytes, most_pictures: int, most_pixels: int) -> npt.NDArray[np.uint8]:
+def _image(tensor: Json, binary: bytes, max_images: int, max_pixels: int) -> npt.NDArray[np.uint8]:
     if tensor.get("datatype") != "UINT8":
         raise _bad("'image' must have the datatype UINT8")
-    shape = tensor.get("shape")
-    whole = isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape)
-    if not whole or len(shape) != 4 or shape[3] != 3:  # type: ignore[arg-type, index]
-        raise _bad("'image' must have the shape [N, H, W, 3] with positive sizes")
-    assert isinstance(shape, list)
-    count, height, width, _ = shape
-    if count > most_pictures or height * width > most_pixels:
-        raise Refusal(413, f"at most {most_pictures} pictures of {most_pixels:,} pixels in one request", kind="pixels")
+    count, height, width, _ = shape = _shape(tensor.get("shape"))
+    if count > max_images or height * width > max_pixels:
+        raise HttpError(413, f"at most {max_images} images of {max_pixels:,} pixels in one request", kind="pixels")
     size = count * height * width * 3
     parameters = _parameters(tensor)
     if "shared_memory_region" in parameters:
@@ -157,14 +164,25 @@ def _image(tensor: dict[str, Any], binary: bytes, most_pictures: int, most_pixel
         if "data" in tensor:
             raise _bad("'image' has both 'data' and 'binary_data_size'")
         if parameters["binary_data_size"] != size or len(binary) != size:
-            raise _bad(f"'image' of shape {shape} has {size} bytes; announced or sent were others")
+            raise _bad(
+                f"'image' of shape {list(shape)} has {size} bytes, which 'binary_data_size' and the body must match"
+            )
         return np.frombuffer(binary, np.uint8).reshape(shape)
     if binary:
         raise _bad("binary data after the JSON, but no tensor has 'binary_data_size'")
     return _numbers(tensor.get("data"), size).reshape(shape)
 
 
-def _numbers(data: Any, size: int) -> npt.NDArray[np.uint8]:
+def _shape(shape: object) -> tuple[int, int, int, int]:
+    if not isinstance(shape, list) or len(shape) != 4 or not all(type(side) is int and side > 0 for side in shape):
+        raise _bad("'image' must have the shape [N, H, W, 3] with positive sizes")
+    count, height, width, channels = shape
+    if channels != 3:
+        raise _bad("'image' must have the shape [N, H, W, 3] with positive sizes")
+    return count, height, width, channels
+
+
+def _numbers(data: object, size: int) -> npt.NDArray[np.uint8]:
     try:
         values = np.asarray(data)
     except (ValueError, TypeError, OverflowError) as error:
@@ -176,5 +194,5 @@ def _numbers(data: Any, size: int) -> npt.NDArray[np.uint8]:
     return values.astype(np.uint8)
 
 
-def _bad(reason: str) -> Refusal:
-    return Refusal(400, reason, kind="protocol")
+def _bad(reason: str) -> HttpError:
+    return HttpError(400, reason, kind="protocol")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to every request before its route and after its answer."""
+"""The gateway: what happens to every request before its route, and to every response."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from internimage_deploy.runtime.serving.admission import check_token
-from internimage_deploy.runtime.serving.http_error import Refusal
+from internimage_deploy.runtime.serving.http_error import HttpError
 
 if TYPE_CHECKING:
     from internimage_deploy.runtime.serving.service import Service
 
 # What a load balancer or a browser must reach without a token. The page's own requests carry one.
-_OPEN = frozenset(
+_PUBLIC = frozenset(
     {"/", "/page.js", "/page.css", "/icon.svg", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
 )
-# Requests refused here already when there is no room: under overload most requests end so, and they must not take the
-# time of those that are answered.
-_PICTURES = frozenset({"/v1/segment", "/v1/segment/batch"})
+# Their requests get their 503 here already: under overload most requests end so, and the work of routing them would
+# take time from those that are accepted. The place itself is taken by the route (`Service.arriving`).
+_SEGMENT = frozenset({"/v1/segment", "/v1/segment/batch"})
 
 
-class Doorkeeper:
-    """Asks for the token, counts requests of each client, refuses at once, measures, and hardens answers' headers."""
+class GatewayMiddleware:
+    """Checks connections, rate, token and room, counts and times requests, and sets security headers of responses."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
@@ -40,7 +40,7 @@ class Doorkeeper:
         path = scope["path"]
         status = 500
 
-        async def watch(message: Message) -> None:
+        async def send_hardened(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -50,31 +50,31 @@ class Doorkeeper:
             await send(message)
 
         try:
-            if path not in _OPEN:
-                self._service.check_crowd()
-                self._admit(scope)
-            if path in _PICTURES and scope["method"] == "POST":
+            if path not in _PUBLIC:
+                self._service.check_connections()
+                self._check_client(scope)
+            if path in _SEGMENT and scope["method"] == "POST":
                 self._service.check_room()
-            await self._app(scope, receive, watch)
-        except Refusal as refusal:
-            self._service.metrics.refused.labels(refusal.kind).inc()
-            await _refuse(refusal, watch)
+            await self._app(scope, receive, send_hardened)
+        except HttpError as error:
+            self._service.metrics.refused.labels(error.kind).inc()
+            await _send_error(error, send_hardened)
         finally:
             # The route's pattern, not the path: the number of series must not be the client's choice.
-            route = getattr(scope.get("route"), "path", path if path in _PICTURES else "other")
+            route = getattr(scope.get("route"), "path", path if path in _SEGMENT else "other")
             metrics = self._service.metrics
             metrics.requests.labels(route, str(status)).inc()
             metrics.request_seconds.labels(route).observe(time.monotonic() - started)
 
-    def _admit(self, scope: Scope) -> None:
+    def _check_client(self, scope: Scope) -> None:
         client = scope.get("client")
         self._service.rate.check(client[0] if client else "")
         check_token(self._service.settings.token, Headers(scope=scope).get("authorization"))
 
 
-async def _refuse(refusal: Refusal, send: Send) -> None:
-    body = json.dumps({"error": refusal.reason}).encode()
-    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **refusal.headers}
+async def _send_error(error: HttpError, send: Send) -> None:
+    body = json.dumps({"error": error.reason}).encode()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **error.headers}
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": raw})
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
     await send({"type": "http.response.body", "body": body})

@@ -1,47 +1,95 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a segmented picture looks like to a client: label map, overlay, or JSON."""
+"""Responses for a segmented image: content negotiation, the PNG of labels or overlay, the JSON, Server-Timing."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
 
-from internimage_deploy.runtime.serving.http import image_codec as pictures
-from internimage_deploy.runtime.serving.http_error import Refusal
-from internimage_deploy.runtime.serving.service import Answer
+from internimage_deploy.runtime.imaging.results import Mask, png
+from internimage_deploy.runtime.serving.http import image_codec
+from internimage_deploy.runtime.serving.http_error import HttpError
+from internimage_deploy.runtime.serving.service import SegmentedImage
 
 PNG = "image/png"
 JSON = "application/json"
 
 
 def negotiate(accept: str | None) -> str:
-    """`image/png` or `application/json`, whichever the Accept header prefers; PNG when it does not care.
+    """`image/png` or `application/json`, whichever the Accept header prefers; PNG if it has no preference.
 
     Raises:
-        Refusal: 406, it accepts neither.
+        HttpError: 406, it accepts neither.
     """
     if not accept or not accept.strip():
         return PNG
     best, best_quality = "", 0.0
-    for kind in (PNG, JSON):
-        quality = _quality(accept, kind)
+    for media_type in (PNG, JSON):
+        quality = _quality(accept, media_type)
         if quality > best_quality:
-            best, best_quality = kind, quality
+            best, best_quality = media_type, quality
     if not best:
-        raise Refusal(406, f"this service answers {PNG} and {JSON}", kind="accept")
+        raise HttpError(
+            406, f"this address returns {PNG} or {JSON}, and the Accept header allows neither", kind="accept"
+        )
     return best
 
 
-def accepts(accept: str | None, kind: str) -> bool:
-    """True when the Accept header allows `kind`."""
-    return not accept or not accept.strip() or _quality(accept, kind) > 0
+def accepts(accept: str | None, media_type: str) -> bool:
+    """True when the Accept header allows `media_type`."""
+    return not accept or not accept.strip() or _quality(accept, media_type) > 0
 
 
-def _quality(accept: str, kind: str) -> float:
-    """How much `accept` wants `kind`, 0 to 1: the most specific range that covers it decides."""
-    found = (-1, 0.0)
+def encode_png(image: SegmentedImage, view: str, alpha: float, mask: Mask) -> bytes:
+    """A PNG file of the labels, see `ResultOptions.mask`, or with the view "overlay" of the overlay."""
+    segmentation = image.segmentation
+    return png(segmentation.overlay(alpha)) if view == "overlay" else segmentation.mask(mask)
+
+
+def describe(image: SegmentedImage, model: str) -> dict[str, object]:
+    """Size, classes with shares, colours and run-length masks, and times in milliseconds, as plain data.
+
+    Raises:
+        HttpError: 406, see `image_codec.run_lengths`.
+    """
+    segmentation = image.segmentation
+    height, width = segmentation.labels.shape
+    masks = image_codec.run_lengths(segmentation.labels)
+    return {
+        "model": model,
+        "width": width,
+        "height": height,
+        "classes": [
+            {
+                "id": index,
+                "class": segmentation.classes[index],
+                "color": list(segmentation.palette[index]),
+                "pixels": count,
+                "share": count / segmentation.labels.size,
+                "rle": {"size": [height, width], "counts": masks[index]},
+            }
+            for index, count in segmentation.pixels().items()
+        ],
+        "timing_ms": {stage: round(seconds * 1e3, 3) for stage, seconds in image.seconds.items()},
+        "batch": image.batch,
+    }
+
+
+def encode_json(image: SegmentedImage, model: str) -> bytes:
+    """`describe` as JSON."""
+    return json.dumps(describe(image, model)).encode()
+
+
+def server_timing(image: SegmentedImage) -> str:
+    """The stages as a Server-Timing header, in milliseconds."""
+    return ", ".join(f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in image.seconds.items())
+
+
+def _quality(accept: str, media_type: str) -> float:
+    """The q value, 0 to 1, of `media_type` in an Accept header: the most specific range that covers it decides."""
+    best = (-1, 0.0)
     for part in accept.split(","):
         name, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        ranges = ("*/*", f"{kind.partition('/')[0]}/*", kind)
+        ranges = ("*/*", f"{media_type.partition('/')[0]}/*", media_type)
         if name not in ranges:
             continue
         quality = 1.0
@@ -51,40 +99,5 @@ def _quality(accept: str, kind: str) -> float:
                     quality = min(max(float(parameter[2:]), 0.0), 1.0)
                 except ValueError:
                     quality = 0.0
-        found = max(found, (ranges.index(name), quality if quality == quality else 0.0))
-    return found[1]
-
-
-def image(answer: Answer, view: str, alpha: float) -> bytes:
-    """A PNG: `view` is `labels` (8-bit ids; 16-bit above 256 classes) or `overlay`."""
-    return pictures.png(answer.result.overlay(alpha) if view == "overlay" else answer.result.labels)
-
-
-def facts(answer: Answer, name: str) -> dict[str, Any]:
-    """Size, classes with shares, colours and run-length masks, and times in milliseconds, as plain data."""
-    result = answer.result
-    height, width = result.labels.shape
-    masks = pictures.run_lengths(result.labels)
-    return {
-        "model": name,
-        "width": width,
-        "height": height,
-        "classes": [
-            {
-                "id": entry["id"],
-                "class": entry["class"],
-                "color": list(result.palette[entry["id"]]),
-                "pixels": entry["pixels"],
-                "share": entry["share"],
-                "rle": {"size": [height, width], "counts": masks[entry["id"]]},
-            }
-            for entry in result.summary()["classes"]
-        ],
-        "timing_ms": {stage: round(seconds * 1e3, 3) for stage, seconds in answer.seconds.items()},
-        "batch": answer.batch,
-    }
-
-
-def server_timing(answer: Answer) -> str:
-    """The stages as a Server-Timing header, in milliseconds."""
-    return ", ".join(f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in answer.seconds.items())
+        best = max(best, (ranges.index(name), quality if quality == quality else 0.0))
+    return best[1]

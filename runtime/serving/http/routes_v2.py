@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Open Inference Protocol's routes."""
+"""The routes of the Open Inference Protocol, under /v2."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -16,7 +15,7 @@ from internimage_deploy.runtime.serving.http import api_schema
 from internimage_deploy.runtime.serving.http import inference_protocol as protocol
 from internimage_deploy.runtime.serving.http.body import read_body
 from internimage_deploy.runtime.serving.http.routes_segment import until_gone
-from internimage_deploy.runtime.serving.http_error import Refusal
+from internimage_deploy.runtime.serving.http_error import HttpError
 from internimage_deploy.runtime.serving.service import Service
 
 
@@ -28,30 +27,30 @@ def protocol_routes(service: Service) -> APIRouter:
 
     def check(model: str, version: str = protocol.VERSION) -> None:
         if model != name or version != protocol.VERSION:
-            raise Refusal(404, f"this service has one model, '{name}', version {protocol.VERSION}", kind="model")
+            raise HttpError(404, f"this service has one model, '{name}', version {protocol.VERSION}", kind="model")
 
     @router.get("", summary="Server metadata")
-    async def server() -> dict[str, Any]:
+    async def server() -> protocol.Json:
         return {"name": "internimage-deploy", "version": __version__, "extensions": ["binary_tensor_data"]}
 
-    @router.get("/health/live", summary="The process answers")
+    @router.get("/health/live", summary="Liveness of the process")
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    @router.get("/health/ready", summary="The model can answer", responses=api_schema.UNREADY)
+    @router.get("/health/ready", summary="Readiness of the model", responses=api_schema.UNREADY)
     async def ready() -> JSONResponse:
         return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
-    @router.post("/repository/index", summary="The one model", responses=api_schema.ERRORS)
+    @router.post("/repository/index", summary="The model of this service", responses=api_schema.ERRORS)
     async def index() -> list[dict[str, str]]:
         state = "READY" if service.ready else "UNAVAILABLE"
         return [{"name": name, "version": protocol.VERSION, "state": state, "reason": ""}]
 
-    async def metadata(model: str, version: str = protocol.VERSION) -> dict[str, Any]:
+    async def metadata(model: str, version: str = protocol.VERSION) -> protocol.Json:
         check(model, version)
         return protocol.model_metadata(name, service.card)
 
-    async def config(model: str, version: str = protocol.VERSION) -> dict[str, Any]:
+    async def config(model: str, version: str = protocol.VERSION) -> protocol.Json:
         check(model, version)
         return protocol.model_config(name, service.card)
 
@@ -62,24 +61,27 @@ def protocol_routes(service: Service) -> APIRouter:
     async def infer(request: Request, model: str, version: str = protocol.VERSION) -> Response:
         check(model, version)
         with service.memory.share() as share:
-            asked = await read(request, share)
-            share.take(asked.image.nbytes)
-            pictures = asyncio.gather(*(service.segment_array(image) for image in asked.image))
-            done = await until_gone(request, pictures)
-            labels = np.stack([answer.result.labels for answer in done])
-            content, headers, kind = await service.in_thread(protocol.write_answer, name, asked, labels)
-        return Response(content, headers={**headers, "Content-Type": kind})
+            infer_request = await read(request, share)
+            share.take(infer_request.image.nbytes)
+            images = await until_gone(
+                request, asyncio.gather(*(service.segment_array(image) for image in infer_request.image))
+            )
+            labels = np.stack([image.segmentation.labels for image in images])
+            content, headers, media_type = await service.in_thread(protocol.write_response, name, infer_request, labels)
+        return Response(content, headers={**headers, "Content-Type": media_type})
 
     async def read(request: Request, share: Share) -> protocol.InferRequest:
         with service.arriving():
             body = await read_body(request, share, limits)
         header_length = request.headers.get(protocol.HEADER_LENGTH)
-        text = len(body) if header_length is None else min(len(body), protocol.MOST_JSON)
-        if header_length is None and text <= protocol.MOST_JSON:
-            share.take(protocol.JSON_MEMORY * text)
+        if header_length is None and len(body) <= protocol.MAX_JSON:
+            share.take(protocol.JSON_MEMORY * len(body))
         return await service.in_thread(
             lambda: protocol.read_request(
-                body, header_length, most_pictures=limits.batch_pictures, most_pixels=limits.pixels
+                body,
+                header_length,
+                max_images=limits.batch_images,
+                max_pixels=service.settings.model.options.max_pixels,
             )
         )
 
@@ -87,16 +89,16 @@ def protocol_routes(service: Service) -> APIRouter:
         for path, route, summary in (
             ("", metadata, "Model metadata"),
             ("/config", config, "Model configuration"),
-            ("/ready", model_ready, "The model can answer"),
+            ("/ready", model_ready, "Readiness of the model"),
         ):
             router.add_api_route(prefix + path, route, methods=["GET"], summary=summary, responses=api_schema.ERRORS)
         router.add_api_route(
             f"{prefix}/infer",
             infer,
             methods=["POST"],
-            summary="Segment pictures given as a tensor",
+            summary="Segment images given as a tensor",
             response_class=Response,
-            responses=api_schema.INFER_ANSWERS,
+            responses=api_schema.INFER_RESPONSES,
             openapi_extra=api_schema.INFER_BODY,
         )
     return router

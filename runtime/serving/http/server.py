@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP server of one machine: uvicorn, with a limit on how long headers may take, and a clean end."""
+"""The HTTP server of one machine: uvicorn with a deadline for request headers, and a shutdown that finishes work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import signal
 import socket
 import sys
-from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -17,24 +16,25 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.serving.http.app import create_app
 from internimage_deploy.runtime.serving.settings import Settings
 
-_OWN_FILES = 512  # descriptors beside the connections: workers, libraries, refused connections that are still open
-_TOO_SLOW = b'{"error": "the request headers came too slowly"}'
-_TIMEOUT_ANSWER = (
+_OTHER_FILES = 512  # descriptors beside the connections: workers, libraries, refused connections that are still open
+_BACKLOG = 2048  # uvicorn's own; the kernel caps it
+_TOO_SLOW = b'{"error": "the request headers arrived too slowly"}'
+_TIMEOUT_RESPONSE = (
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: application/json\r\n"
     b"content-length: %d\r\n\r\n%s" % (len(_TOO_SLOW), _TOO_SLOW)
 )
 
 
-def protocol_with_deadline(header_s: float) -> type[asyncio.Protocol]:
-    """Uvicorn's HTTP protocol, which closes connections whose request headers take longer than `header_s` seconds.
+def protocol_with_header_deadline(header_s: float) -> type[asyncio.Protocol]:
+    """Uvicorn's HTTP protocol, closing connections whose request headers take longer than `header_s` seconds.
 
-    uvicorn itself waits for ever, so that a few clients sending a byte a minute could hold every connection.
+    uvicorn itself waits without limit, so that a few clients sending a byte a minute could hold every connection.
     """
 
-    class Deadline(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-        _late: asyncio.TimerHandle | None = None
+    class HeaderDeadlineProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+        _timer: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: Any) -> None:
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             self._arm()
 
@@ -42,7 +42,7 @@ def protocol_with_deadline(header_s: float) -> type[asyncio.Protocol]:
             super().data_received(data)
             if self._in_request():
                 self._disarm()
-            elif self._late is None:
+            elif self._timer is None:
                 self._arm()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -53,24 +53,24 @@ def protocol_with_deadline(header_s: float) -> type[asyncio.Protocol]:
             return self.cycle is not None and not self.cycle.response_complete
 
         def _arm(self) -> None:
-            self._late = self.loop.call_later(header_s, self._give_up)
+            self._timer = self.loop.call_later(header_s, self._close_late)
 
         def _disarm(self) -> None:
-            if self._late is not None:
-                self._late.cancel()
-                self._late = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
-        def _give_up(self) -> None:
-            self._late = None
+        def _close_late(self) -> None:
+            self._timer = None
             if not self._in_request() and not self.transport.is_closing():
-                self.transport.write(_TIMEOUT_ANSWER)
+                self.transport.write(_TIMEOUT_RESPONSE)
                 self.transport.close()
 
-    return Deadline
+    return HeaderDeadlineProtocol
 
 
 def serve(settings: Settings, *, host: str, port: int, drain_s: float) -> None:
-    """Serve until SIGTERM or SIGINT, then answer what was accepted, for at most `drain_s` seconds.
+    """Serve until SIGTERM or SIGINT, then finish the accepted requests, for at most `drain_s` seconds.
 
     Raises:
         UserError: the address cannot be bound, or the model cannot be loaded.
@@ -79,18 +79,18 @@ def serve(settings: Settings, *, host: str, port: int, drain_s: float) -> None:
         raise UserError(f"{settings.model.path}: no such file")
     failure: list[UserError] = []
 
-    def failed(error: UserError) -> None:
+    def stop_server(error: UserError) -> None:
         failure.append(error)
         server.should_exit = True
 
-    # Pictures are decoded in threads of this process. With the usual 5 ms between switches a burst of requests would
-    # wait for them again and again, and refusing takes far less time than that.
+    # Images are decoded in threads of this process. With the usual 5 ms between switches a burst of requests would
+    # wait for them again and again, and a 503 takes far less time than that.
     sys.setswitchinterval(0.0005)
     limits = settings.limits
-    app = create_app(settings, failed=failed)
+    app = create_app(settings, on_load_failure=stop_server)
     config = uvicorn.Config(
         app,
-        http=protocol_with_deadline(limits.header_s),
+        http=protocol_with_header_deadline(limits.header_s),
         ws="none",
         log_level="warning",
         access_log=False,
@@ -102,10 +102,10 @@ def serve(settings: Settings, *, host: str, port: int, drain_s: float) -> None:
     )
     server = uvicorn.Server(config)
     app.state.service.connections = lambda: len(server.server_state.connections)
-    _allow_open_files(limits.connections + _OWN_FILES)
+    _allow_open_files(limits.connections + _OTHER_FILES)
     sock = _bind(host, port)
     logging.getLogger("internimage_deploy.serving").info("listening on http://%s:%d", *sock.getsockname()[:2])
-    # uvicorn drains on these and raises them again afterwards; the end asked for is no failure.
+    # uvicorn drains on these and raises them again afterwards, which must not end the process with a failure.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: None)
     with sock:
@@ -121,9 +121,9 @@ def _allow_open_files(number: int) -> None:
     except ImportError:  # Windows has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -135,6 +135,7 @@ def _bind(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind(address)
+        sock.listen(_BACKLOG)  # so that whoever reads "listening" in the log can connect
     except OSError as error:
         sock.close()
         raise UserError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port or --host") from error

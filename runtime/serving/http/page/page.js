@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The page of the service: sends one picture, shows its classes. Talks to its own origin only.
+// The page of the service: sends an image, shows its classes. It talks to its own origin only.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const STAGES = [["decode", "Decoding"], ["queue", "Waiting"], ["run", "Network"], ["encode", "Answer"]];
-const MOST_RETRIES = 5;
+const STAGES = [["decode", "Decoding"], ["queue", "Waiting"], ["run", "Network"], ["encode", "Encoding"]];
+const MAX_RETRIES = 5;
 
-let answer = null; // what the service said about the picture on show
+let result = null; // the JSON of the image on show
 let labels = null; // class ids, row by row; 65535 where no class is set
 let hidden = new Set(); // ids of classes that are switched off
 let token = "";
@@ -14,9 +14,9 @@ let stream = null;
 let pending = null; // AbortController of the request under way
 let lastFile = null;
 
-function say(text) { $("status").textContent = text; }
+function showStatus(text) { $("status").textContent = text; }
 
-function fail(text) {
+function showError(text) {
   $("error").textContent = text;
   $("error").hidden = !text;
 }
@@ -27,29 +27,29 @@ async function segment(file) {
   lastFile = file;
   pending?.abort();
   const request = pending = new AbortController();
-  fail("");
+  showError("");
   $("token-form").hidden = true;
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
   } catch {
-    fail(`${file.name || "This file"} is not a picture this browser can read.`);
+    showError(`${file.name || "This file"} is not an image this browser can read.`);
     return;
   }
   if (request !== pending) return;
   $("busy").hidden = false;
-  say("Segmenting…");
+  showStatus("Segmenting…");
   try {
     const started = performance.now();
     const response = await send(file, request.signal);
     const arrived = performance.now();
     if (request !== pending) return;
-    show(response, bitmap, file.name || "camera picture", arrived - started);
+    show(response, bitmap, file.name || "camera photo", arrived - started);
   } catch (error) {
     if (error.name !== "AbortError" && request === pending) {
-      say("");
+      showStatus("");
       if (error.status === 401) { $("token-form").hidden = false; $("token").focus(); }
-      fail(error.status ? error.message : "The service does not answer. Is it still running?");
+      showError(error.status ? error.message : "The service does not respond. Is it still running?");
     }
   } finally {
     bitmap.close();
@@ -64,14 +64,14 @@ async function send(file, signal) {
     const response = await fetch("v1/segment", { method: "POST", body: file, headers, signal });
     if (response.ok) return response.json();
     const seconds = Number(response.headers.get("Retry-After"));
-    if (seconds && attempt < MOST_RETRIES) {
-      say(`The service is busy; trying again in ${seconds} s…`);
+    if (seconds && attempt < MAX_RETRIES) {
+      showStatus(`The service is busy; trying again in ${seconds} s…`);
       await new Promise((done) => setTimeout(done, seconds * 1000));
       signal.throwIfAborted();
       continue;
     }
     const reason = await response.json().catch(() => ({}));
-    throw Object.assign(new Error(reason.error || `The service answered ${response.status}.`), { status: response.status });
+    throw Object.assign(new Error(reason.error || `The service responded with status ${response.status}.`), { status: response.status });
   }
 }
 
@@ -94,14 +94,14 @@ function unpack(data) {
 }
 
 function show(data, bitmap, name, total) {
-  answer = data;
+  result = data;
   labels = unpack(data);
   hidden = new Set();
-  for (const id of ["picture", "overlay"]) { $(id).width = data.width; $(id).height = data.height; }
-  $("picture").parentElement.style.setProperty("--ratio", data.width / data.height);
-  $("picture").getContext("2d").drawImage(bitmap, 0, 0, data.width, data.height);
+  for (const id of ["image", "overlay"]) { $(id).width = data.width; $(id).height = data.height; }
+  $("image").parentElement.style.setProperty("--ratio", data.width / data.height);
+  $("image").getContext("2d").drawImage(bitmap, 0, 0, data.width, data.height);
   const summary = data.classes.map((entry) => `${entry.class} ${percent(entry.share)}`).join(", ");
-  $("picture").setAttribute("aria-label", `${name}, segmented: ${summary}`);
+  $("image").setAttribute("aria-label", `${name}, segmented: ${summary}`);
   $("caption").textContent = `${name} · ${data.width} × ${data.height}`;
   $("model").textContent = `model ${data.model}`;
   $("invitation").hidden = true;
@@ -110,13 +110,13 @@ function show(data, bitmap, name, total) {
   legend();
   timing(data, total);
   paint();
-  say(`Done in ${Math.round(total)} ms: ${summary}.`);
+  showStatus(`Done in ${Math.round(total)} ms: ${summary}.`);
 }
 
 function percent(share) { return `${(share * 100).toFixed(share < 0.0995 ? 1 : 0)} %`; }
 
 function legend() {
-  const items = answer.classes.map((entry) => {
+  const items = result.classes.map((entry) => {
     const color = `rgb(${entry.color.join(" ")})`;
     const box = make("input", { type: "checkbox", checked: true, value: entry.id });
     box.dataset.class = entry.class;
@@ -159,11 +159,11 @@ function toggle(id, shown) {
 
 function paint() {
   const context = $("overlay").getContext("2d");
-  const image = context.createImageData(answer.width, answer.height);
+  const image = context.createImageData(result.width, result.height);
   const pixels = new Uint32Array(image.data.buffer);
   const colors = new Uint32Array(65536); // RGBA as the bytes lie in memory; transparent unless shown
   const bytes = new Uint8Array(colors.buffer);
-  for (const entry of answer.classes) {
+  for (const entry of result.classes) {
     if (!hidden.has(entry.id)) bytes.set([...entry.color, 255], entry.id * 4);
   }
   for (let i = 0; i < labels.length; i += 1) pixels[i] = colors[labels[i]];
@@ -178,19 +178,19 @@ function fade() {
 }
 
 function point(event) {
-  if (!answer) return;
+  if (!result) return;
   const box = $("overlay").getBoundingClientRect();
-  const x = Math.min(Math.floor((event.clientX - box.left) / box.width * answer.width), answer.width - 1);
-  const y = Math.min(Math.floor((event.clientY - box.top) / box.height * answer.height), answer.height - 1);
-  const entry = answer.classes.find(({ id }) => id === labels[y * answer.width + x]);
+  const x = Math.min(Math.floor((event.clientX - box.left) / box.width * result.width), result.width - 1);
+  const y = Math.min(Math.floor((event.clientY - box.top) / box.height * result.height), result.height - 1);
+  const entry = result.classes.find(({ id }) => id === labels[y * result.width + x]);
   $("under").textContent = entry ? entry.class : "";
   $("under").hidden = !entry;
 }
 
 function save() {
-  const canvas = make("canvas", { width: answer.width, height: answer.height });
+  const canvas = make("canvas", { width: result.width, height: result.height });
   const context = canvas.getContext("2d");
-  context.drawImage($("picture"), 0, 0);
+  context.drawImage($("image"), 0, 0);
   context.globalAlpha = $("opacity").value / 100;
   context.drawImage($("overlay"), 0, 0);
   canvas.toBlob((blob) => {
@@ -203,15 +203,15 @@ function save() {
 // ---- camera
 
 async function startCamera() {
-  fail("");
+  showError("");
   if (!navigator.mediaDevices?.getUserMedia) {
-    fail("The browser gives the camera only to pages on this machine or over HTTPS.");
+    showError("The browser gives the camera only to pages on this machine or over HTTPS.");
     return;
   }
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
-    fail(error.name === "NotAllowedError" ? "The camera was not allowed." : "No camera was found.");
+    showError(error.name === "NotAllowedError" ? "The camera was not allowed." : "No camera was found.");
     return;
   }
   $("video").srcObject = stream;
@@ -222,8 +222,8 @@ async function startCamera() {
 function camera(on) {
   $("camera").hidden = $("camera-take").hidden = $("camera-stop").hidden = !on;
   $("camera-start").hidden = on;
-  $("invitation").hidden = on || Boolean(answer);
-  $("result").hidden = on || !answer;
+  $("invitation").hidden = on || Boolean(result);
+  $("result").hidden = on || !result;
 }
 
 function stopCamera() {
@@ -233,7 +233,7 @@ function stopCamera() {
   $("camera-start").focus();
 }
 
-function takePicture() {
+function takePhoto() {
   const video = $("video");
   if (!video.videoWidth) return;
   const canvas = make("canvas", { width: video.videoWidth, height: video.videoHeight });
@@ -247,7 +247,7 @@ function takePicture() {
 function pick(files) {
   const file = [...(files || [])].find(({ type }) => type.startsWith("image/"));
   if (file) segment(file);
-  else if (files?.length) fail("That is not a picture.");
+  else if (files?.length) showError("That file is not an image.");
 }
 
 $("choose").addEventListener("click", () => $("file").click());
@@ -257,7 +257,7 @@ $("overlay").addEventListener("pointermove", point);
 $("overlay").addEventListener("pointerleave", () => { $("under").hidden = true; });
 $("save").addEventListener("click", save);
 $("camera-start").addEventListener("click", startCamera);
-$("camera-take").addEventListener("click", takePicture);
+$("camera-take").addEventListener("click", takePhoto);
 $("camera-stop").addEventListener("click", stopCamera);
 $("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -266,7 +266,7 @@ $("token-form").addEventListener("submit", (event) => {
 });
 for (const [id, shown] of [["all", true], ["none", false]]) {
   $(id).addEventListener("click", () => {
-    hidden = new Set(shown ? [] : answer.classes.map((entry) => entry.id));
+    hidden = new Set(shown ? [] : result.classes.map((entry) => entry.id));
     for (const box of $("classes").querySelectorAll("input")) box.checked = shown;
     paint();
   });

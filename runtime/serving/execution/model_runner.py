@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 
@@ -20,9 +19,13 @@ log = logging.getLogger("internimage_deploy.serving")
 _WARM_UP_SIDE = 256
 
 
-def load(model: ModelSettings, batch: int) -> Segmenter:
-    """The model, loaded and warm, for runs of at most `batch` images. Raises `UserError`."""
-    segmenter = Segmenter.from_options(model.path, dataclasses.replace(model.options, batch=batch))
+def load(model: ModelSettings) -> Segmenter:
+    """Load the model and run it once, so that the first image does not pay for what happens on first use.
+
+    Raises:
+        UserError: the model cannot be loaded, or its options do not fit it.
+    """
+    segmenter = Segmenter.from_options(model.path, model.options)
     height, width = segmenter.card.network_size
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else (_WARM_UP_SIDE, _WARM_UP_SIDE)
     segmenter(np.zeros((*size, 3), np.uint8))
@@ -46,5 +49,5 @@ def run_each(segmenter: Segmenter, images: Sequence[NetworkImage]) -> list[Label
             if isinstance(error, MemoryError):
                 return [UserError("not enough memory for an image of this size")]
             log.exception("an image of network size %s failed", images[0].size)
-            return [RuntimeError(f"{type(error).__name__}: {error}")]  # the original may not be fit to be sent
+            return [RuntimeError(f"{type(error).__name__}: {error}")]  # the original may not survive pickling
     return [run_each(segmenter, [image])[0] for image in images]

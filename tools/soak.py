@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent)]
 
 from internimage_deploy.environment import environment  # noqa: E402
-from internimage_deploy.runtime.pipelines.find import find_inputs
+from internimage_deploy.runtime.pipelines.find import find_inputs  # noqa: E402
 from internimage_deploy.runtime.segmenter import Segmenter  # noqa: E402
 from support import fuzz, load  # noqa: E402
 from support.load import Report, Sample  # noqa: E402

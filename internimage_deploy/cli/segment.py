@@ -143,6 +143,8 @@ def segment(
     from internimage_deploy.runtime.pipelines.find import find_inputs
     from internimage_deploy.runtime.pipelines.storage import Location
 
+    if executor == "local":
+        check_local()
     options = LoadOptions(
         backend=backend,
         threads=threads,
@@ -162,8 +164,6 @@ def segment(
         raise click.UsageError(
             f"{found.videos[0].source}: nothing would be written for a video; add --overlay, --json or --frame-masks"
         )
-    if executor == "local":
-        check_local()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks about odd metadata: the pixels decide
     results = ResultOptions(overlay, as_json, mask, alpha, legend, overlay_format)
     names = tuple(name.strip() for name in (classes or "").split(",") if name.strip())

@@ -17,6 +17,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 FilePath = click.Path(path_type=Path)
 
 
+BACKEND = click.Choice(["auto", *REGISTRY])
+"""What --backend takes wherever a model is run."""
+
+
 class Size(click.ParamType):
     """Two positive numbers as "AxB"; the words in `words` pass as they are."""
 
@@ -75,7 +79,7 @@ def backend_option(command: Command) -> Command:
     """--backend."""
     return click.option(
         "--backend",
-        type=click.Choice(["auto", *REGISTRY]),
+        type=BACKEND,
         default="auto",
         show_default=True,
         help="Backend that runs the network. 'auto' takes what an engine was built for, and for an ONNX file the CPU "
@@ -98,8 +102,8 @@ def engine_options(command: Command) -> Command:
         click.option(
             "--trust-engine",
             is_flag=True,
-            help="Allow an engine to run the code it carries (an embedded plugin or lean runtime). Only for engines from "
-            "a source you trust.",
+            help="Allow an engine to run the code it carries (an embedded plugin or lean runtime). Only for engines "
+            "from a source you trust.",
         ),
         click.option(
             "--cuda-graphs/--no-cuda-graphs",

@@ -44,9 +44,9 @@ def test_an_onnx_model_becomes_a_repository(labels_model, tmp_path):
     commands = export(labels_model, repository, TritonOptions("street", max_batch=16, instances=2, delay_us=700))
     parsed = config(repository, "street")
     assert (parsed.name, parsed.platform, parsed.max_batch_size) == ("street", "onnxruntime_onnx", 16)
-    (given,), (answer,) = parsed.input, parsed.output
-    assert (given.name, given.data_type, list(given.dims)) == ("image", grpc.TYPE_UINT8, [64, 96, 3])
-    assert (answer.name, answer.data_type, list(answer.dims)) == ("labels", grpc.TYPE_UINT8, [64, 96])
+    (source,), (output,) = parsed.input, parsed.output
+    assert (source.name, source.data_type, list(source.dims)) == ("image", grpc.TYPE_UINT8, [64, 96, 3])
+    assert (output.name, output.data_type, list(output.dims)) == ("labels", grpc.TYPE_UINT8, [64, 96])
     assert parsed.instance_group[0].count == 2
     assert parsed.instance_group[0].kind == grpc.ModelInstanceGroup.KIND_AUTO
     assert parsed.dynamic_batching.max_queue_delay_microseconds == 700
@@ -61,7 +61,7 @@ def test_an_onnx_model_becomes_a_repository(labels_model, tmp_path):
     assert "LD_PRELOAD" not in commands[0]
 
 
-def test_the_copied_model_takes_and_answers_what_the_configuration_says(labels_model, tmp_path):
+def test_the_copied_model_takes_and_returns_what_the_configuration_says(labels_model, tmp_path):
     export(labels_model, tmp_path / "r", TritonOptions("m"))
     parsed = config(tmp_path / "r", "m")
     session = onnxruntime.InferenceSession(
@@ -69,10 +69,10 @@ def test_the_copied_model_takes_and_answers_what_the_configuration_says(labels_m
     )
     warm_up = np.zeros((2, *parsed.model_warmup[0].inputs["image"].dims), np.uint8)
     image, expected = picture(64, 96)
-    (answer,) = session.run([parsed.output[0].name], {parsed.input[0].name: np.stack([warm_up[0], image])})
-    assert answer.shape == (2, *parsed.output[0].dims)
-    assert answer.dtype == np.uint8
-    assert (answer[1] == expected).mean() > 0.95
+    (output,) = session.run([parsed.output[0].name], {parsed.input[0].name: np.stack([warm_up[0], image])})
+    assert output.shape == (2, *parsed.output[0].dims)
+    assert output.dtype == np.uint8
+    assert (output[1] == expected).mean() > 0.95
 
 
 def test_a_fixed_batch_is_an_ordinary_dimension(tmp_path):

@@ -261,7 +261,7 @@ def _behave(trt):
     def deserialize_cuda_engine(self, serialized_engine):
         head, _, model = bytes(serialized_engine).partition(b"\n")
         engine = trt.ICudaEngine()
-        object.__setattr__(engine, "_facts", json.loads(head))
+        object.__setattr__(engine, "_plan", json.loads(head))
         object.__setattr__(engine, "_session", session_of(model))
         return engine
 
@@ -277,14 +277,14 @@ def _behave(trt):
     def set_optimization_profile_async(self, profile_index, stream_handle):
         object.__setattr__(self, "_profile", profile_index)
         self._shapes.clear()
-        return profile_index < max(len(self._engine._facts["profiles"]), 1)
+        return profile_index < max(len(self._engine._plan["profiles"]), 1)
 
     @hook(trt.IExecutionContext, "set_input_shape")
     def set_input_shape(self, name, shape):
-        profiles = self._engine._facts["profiles"]
+        profiles = self._engine._plan["profiles"]
         if profiles:
-            least, _, most = profiles[self._profile]
-            if not all(low <= side <= high for low, side, high in zip(least, shape, most, strict=True)):
+            smallest, _, largest = profiles[self._profile]
+            if not all(low <= side <= high for low, side, high in zip(smallest, shape, largest, strict=True)):
                 return False
         self._shapes[name] = tuple(shape)
         return True
@@ -293,7 +293,7 @@ def _behave(trt):
 
     @hook(trt.IExecutionContext, "get_tensor_shape")
     def get_tensor_shape(self, name):
-        return _answer(self, np.zeros(*_input(self))).shape
+        return _compute(self, np.zeros(*_input(self))).shape
 
     @hook(trt.IExecutionContext, "set_tensor_address")
     def set_tensor_address(self, name, memory):
@@ -308,8 +308,8 @@ def _behave(trt):
 
         def work():
             batch = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(source), dtype).reshape(shape)
-            answer = _answer(self, batch)
-            ctypes.memmove(target, answer.ctypes.data, answer.nbytes)
+            output = _compute(self, batch)
+            ctypes.memmove(target, output.ctypes.data, output.nbytes)
 
         object.__setattr__(self, "_runs", self._runs + 1)
         STREAMS[stream_handle].put(work)
@@ -343,5 +343,5 @@ def _input(context):
     return context._shapes[_in(context).name], kind
 
 
-def _answer(context, batch):
+def _compute(context, batch):
     return np.ascontiguousarray(context._engine._session.run(None, {_in(context).name: batch})[0])

@@ -15,6 +15,8 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.engine.profiles import described
 
 _DEFAULT_SIZE = (512, 512)
+Json = dict[str, Any]
+"""An object of the JSON report."""
 
 
 @click.command()
@@ -43,7 +45,7 @@ def info(model: Path, as_json: bool, size: tuple[int, int] | None) -> None:
     Console(width=None if Console().is_terminal else 120, highlight=False, markup=False).print(table)
 
 
-def collect(path: Path, size: tuple[int, int] | None = None) -> dict[str, Any]:
+def collect(path: Path, size: tuple[int, int] | None = None) -> Json:
     """The report of `info` about the model file `path`, as plain data for JSON. Raises `UserError`."""
     from internimage_deploy.runtime.backends.registry import ENGINE_SUFFIXES
 
@@ -64,7 +66,7 @@ def collect(path: Path, size: tuple[int, int] | None = None) -> dict[str, Any]:
     if any(side % card.size_divisor for side in counted):
         raise UserError(f"--size {counted[0]}x{counted[1]}: expected multiples of {card.size_divisor}")
     statistics = graph_statistics(model, path)
-    macs: dict[str, Any] = {"size": list(counted)}
+    macs: Json = {"size": list(counted)}
     try:
         by_operator = multiply_adds(model, card, counted, path.parent)
         macs |= {"total": sum(by_operator.values()), "by_operator": by_operator}
@@ -74,14 +76,14 @@ def collect(path: Path, size: tuple[int, int] | None = None) -> dict[str, Any]:
     return {"file": path.name, "card": json.loads(card.to_json()), "graph": graph, "multiply_adds": macs}
 
 
-def _engine_report(path: Path) -> dict[str, Any]:
+def _engine_report(path: Path) -> Json:
     from internimage_deploy.runtime.engine import sidecar
 
     card = sidecar.read(path)
     return {"file": path.name, "card": json.loads(card.to_json()), "file_bytes": path.stat().st_size}
 
 
-def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+def _rows(report: Json) -> list[tuple[str, str]]:
     card = report["card"]
     names = card["classes"]
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
@@ -104,7 +106,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     return rows + _engine_rows(card["engine"])
 
 
-def _graph_rows(graph: dict[str, Any], macs: dict[str, Any]) -> list[tuple[str, str]]:
+def _graph_rows(graph: Json, macs: Json) -> list[tuple[str, str]]:
     rows = [("parameters", f"{graph['parameters'] / 1e6:,.2f} M")]
     height, width = macs["size"]
     if macs["total"] is None:
@@ -117,7 +119,7 @@ def _graph_rows(graph: dict[str, Any], macs: dict[str, Any]) -> list[tuple[str, 
     return rows
 
 
-def _engine_rows(engine: dict[str, Any]) -> list[tuple[str, str]]:
+def _engine_rows(engine: Json) -> list[tuple[str, str]]:
     gpus = ", ".join(engine["compute_capabilities"])
     rows = [
         ("engine", f"{engine['flavour']} {engine['version']}{', version-compatible' * engine['version_compatible']}"),
@@ -129,5 +131,5 @@ def _engine_rows(engine: dict[str, Any]) -> list[tuple[str, str]]:
     return rows + [("profile", described(profile)) for profile in engine["profiles"]]
 
 
-def _tensor(spec: dict[str, Any]) -> str:
+def _tensor(spec: Json) -> str:
     return f"{spec['name']} {spec['dtype']} ({', '.join(map(str, spec['shape']))})"

@@ -8,10 +8,13 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from internimage_deploy import Segmenter
+from internimage_deploy.cli.main import LazyGroup, group
 from internimage_deploy.errors import MissingDependency, UserError
 from internimage_deploy.runtime.backends import ort_gpu, registry
 from internimage_deploy.runtime.backends import tensorrt as backend_module
@@ -358,6 +361,34 @@ def test_engines_that_do_not_fit(compile_here, monkeypatch, tmp_path):
     load_backend(built.path, trust_engine=True)
     with pytest.raises(UserError, match=r"an engine for TensorRT, and this is TensorRT-RTX 10.13.0"):
         load_backend(built.path, "tensorrt-rtx")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        (("verify", "--size", "64x96"), "64x96, batch 2: (2, 64, 96) uint8"),
+        (("verify", "--size", "64x96", "--against"), "64x96: 100.0000% of the labels agree"),
+        (("benchmark", "--size", "64x96", "--runs", "3", "--no-cuda-graphs"), "tensorrt: median"),
+    ],
+    ids=["verify", "verify against the ONNX file", "benchmark"],
+)
+def test_commands_open_an_engine_with_an_embedded_plugin(arguments, printed, compile_here, monkeypatch):
+    model = exported(*DYNAMIC)
+    built, trt, _ = compile_here(model, **sizes((2, 64, 96)))
+    assert built.card.engine.plugin_embedded
+    fake_cuda.install(monkeypatch, fake_cuda.make_driver())
+    monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
+    monkeypatch.setattr(registry, "installed", lambda entry: True)
+    name, *options = arguments
+    if options[-1] == "--against":
+        options += [model, "--against-backend", "onnxruntime"]
+    command = LazyGroup().get_command(click.Context(group), name)
+    words = [str(word) for word in (built.path, *options)]
+    refused = CliRunner().invoke(command, words)
+    assert isinstance(refused.exception, UserError)
+    assert "load it with --trust-engine" in str(refused.exception)
+    done = CliRunner().invoke(command, [*words, "--trust-engine"], catch_exceptions=False)
+    assert printed in done.output
 
 
 def test_without_pycuda_or_tensorrt(compile_here, monkeypatch, tmp_path):

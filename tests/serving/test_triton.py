@@ -9,9 +9,11 @@ import sys
 import numpy as np
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 from google.protobuf import text_format
 
 from internimage_deploy.card import EngineInfo
+from internimage_deploy.cli.export_triton import export_triton
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import sha256
 from internimage_deploy.onnx_tools.model_file import read_card
@@ -166,3 +168,29 @@ def test_the_command_writes_and_says_how_to_start(labels_model, tmp_path):
     )  # fmt: skip
     assert config(tmp_path / "r", "a_b").name == "a_b"
     assert "tritonserver --model-repository=/models" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "delay_us", "batch"),
+    [
+        ([], 5000, 8),
+        (["--delay-ms", "0.7", "--batch", "4"], 700, 4),
+        (["--delay", "700", "--max-batch", "4"], 700, 4),
+    ],
+    ids=["defaults", "new names", "names of earlier versions"],
+)
+def test_delay_and_batch_of_the_command(arguments, delay_us, batch, labels_model, tmp_path):
+    command = [str(labels_model), "-o", str(tmp_path / "r"), *arguments]
+    CliRunner().invoke(export_triton, command, catch_exceptions=False)
+    parsed = config(tmp_path / "r", "labels")
+    assert (parsed.dynamic_batching.max_queue_delay_microseconds, parsed.max_batch_size) == (delay_us, batch)
+
+
+def test_the_old_names_are_not_in_the_help_and_not_mixed_with_the_new(labels_model, tmp_path):
+    help_text = CliRunner().invoke(export_triton, ["--help"]).output
+    assert "--delay-ms" in help_text
+    assert not {"--delay", "--max-batch"} & set(help_text.split())
+    both = [str(labels_model), "-o", str(tmp_path / "r"), "--delay", "700", "--delay-ms", "1"]
+    result = CliRunner().invoke(export_triton, both)
+    assert result.exit_code == 2
+    assert "use --delay-ms alone" in result.output

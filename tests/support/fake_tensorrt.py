@@ -18,6 +18,9 @@ from types import ModuleType
 import numpy as np
 import onnx
 
+from internimage_deploy.onnx_tools.graph import attribute
+from internimage_deploy.operators import contract
+from internimage_deploy.operators.onnx_function import dcnv3_function
 from support.fake_cuda import STREAMS
 
 NUMPY = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.UINT8: "UINT8", onnx.TensorProto.INT32: "INT32"}
@@ -262,7 +265,7 @@ def _behave(trt):
         head, _, model = bytes(serialized_engine).partition(b"\n")
         engine = trt.ICudaEngine()
         object.__setattr__(engine, "_plan", json.loads(head))
-        object.__setattr__(engine, "_session", session_of(model))
+        object.__setattr__(engine, "_session", session_of(model, Path(engine._plan["folder"]).parent))
         return engine
 
     @hook(trt.ICudaEngine, "create_execution_context")
@@ -316,10 +319,23 @@ def _behave(trt):
         return True
 
 
-def session_of(model):
+def session_of(model, folder):
+    """An ONNX Runtime session of a plan's model, in which the operator's ONNX function plays the plugin."""
     import onnxruntime as ort
 
-    return ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    proto = onnx.load_from_string(model)
+    plugin_nodes = [node for node in proto.graph.node if node.op_type == contract.OP_TYPE]
+    if plugin_nodes and not proto.functions:
+        for node in plugin_nodes:
+            kept = [entry for entry in node.attribute if not entry.name.startswith("plugin_")]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+        opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+        (softmax,) = {attribute(node, "mask_softmax", 0) for node in plugin_nodes}
+        proto.functions.append(dcnv3_function(opset, mask_softmax=bool(softmax)))
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _tensor(trt, value):

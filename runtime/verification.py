@@ -15,6 +15,7 @@ from internimage_deploy.card import Array, ModelCard, TensorSpec
 from internimage_deploy.errors import UserError, one_line
 from internimage_deploy.onnx_tools.model_file import card_of, read_model
 from internimage_deploy.runtime.backends.base import Backend
+from internimage_deploy.runtime.engine.profiles import batch_range
 from internimage_deploy.runtime.imaging.postprocess import labels_from_logits
 from internimage_deploy.runtime.imaging.preprocess import Geometry, network_input
 
@@ -33,8 +34,8 @@ class Run:
         batch: number of images.
         shape, dtype: of the output.
         milliseconds: duration of the run.
-        batch_difference: how the outputs of single images differ from those in a batch, in words; None for a model of
-            fixed batch size.
+        batch_difference: how the outputs of single images differ from those in a batch, in words; None for a model that
+            takes one of the two only.
     """
 
     batch: int
@@ -77,10 +78,13 @@ def check_file(path: Path) -> None:
 
 
 def default_sizes(card: ModelCard) -> tuple[tuple[int, int], ...]:
-    """Sizes (height, width) in pixels to run a model at: its own, or three where it takes any."""
+    """Sizes (height, width) in pixels to run a model at: its own, an engine's smallest and typical ones, or three."""
     height, width = card.network_size
     if isinstance(height, int) and isinstance(width, int):
         return ((height, width),)
+    if card.engine is not None and card.engine.profiles:
+        bounds = [profile[bound] for profile in card.engine.profiles for bound in ("min", "opt")]
+        return tuple(dict.fromkeys((height, width) for _, height, width in bounds))
     return _FREE_SIZES
 
 
@@ -101,7 +105,8 @@ def run_alone(network: Backend, size: tuple[int, int]) -> Run:
     """Run `network` at `size` and check its output. Raises `UserError` for a wrong shape, type or value."""
     card = network.card
     check_size(card, size)
-    batch = card.batch or 2
+    smallest, largest = batch_range(card, size)
+    batch = min(max(2, smallest), largest)
     images = random_images(batch, size)
     start = time.perf_counter()
     output = network.run(network_input(images, card))
@@ -117,7 +122,7 @@ def run_alone(network: Backend, size: tuple[int, int]) -> Run:
     if not card.emits_labels and not np.isfinite(output).all():
         raise UserError(f"at {size[0]}x{size[1]} the network produced NaN or infinity")
     difference = None
-    if card.batch is None:
+    if smallest == 1 and batch > 1:
         single = [network.run(network_input([image], card)) for image in images]
         difference = _compare_with_single(output, single, card)
     return Run(batch, output.shape, str(output.dtype), milliseconds, difference)
@@ -132,7 +137,7 @@ def compare(first: Backend, second: Backend, size: tuple[int, int]) -> Compariso
             f"the models have {len(first.card.classes)} and {len(second.card.classes)} classes; nothing to compare"
         )
     images = random_images(2, size)
-    outputs = [np.concatenate([_run_single(network, image) for image in images]) for network in (first, second)]
+    outputs = [np.concatenate([_run_single(network, image, size) for image in images]) for network in (first, second)]
     labels = [_labels(network.card, output, size) for network, output in zip((first, second), outputs, strict=True)]
     agreement = float((labels[0] == labels[1]).mean())
     if first.card.emits_labels or second.card.emits_labels:
@@ -142,8 +147,9 @@ def compare(first: Backend, second: Backend, size: tuple[int, int]) -> Compariso
     return Comparison(agreement, float(np.abs(one - two).max()), 1e-3 * float(np.abs(two).max()) if exact else None)
 
 
-def _run_single(network: Backend, image: npt.NDArray[np.uint8]) -> Array:
-    return network.run(network_input([image] * (network.card.batch or 1), network.card))[:1]
+def _run_single(network: Backend, image: npt.NDArray[np.uint8], size: tuple[int, int]) -> Array:
+    smallest, _ = batch_range(network.card, size)
+    return network.run(network_input([image] * smallest, network.card))[:1]
 
 
 def _compare_with_single(batched: Array, single: list[Array], card: ModelCard) -> str:

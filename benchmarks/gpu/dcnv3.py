@@ -39,6 +39,7 @@ from internimage_deploy.trt_plugins.toolchain import find_nvcc  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
+    from cuda_timer import CudaTimer
 
 SCALAR_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Against float64; storage rounding is what is left when coordinates and sums are float32.

@@ -25,12 +25,12 @@ from internimage_deploy.cli.options import BACKEND, Size, engine_options, model_
 @click.option(
     "--size",
     type=Size("HxW"),
-    help="Input size of a model that takes any.  [default: 512x512]",
+    help="Input size of a model that takes any.  [default: the size that an engine is tuned for, else 512x512]",
 )
 @click.option(
     "--batch",
     type=click.IntRange(1),
-    help="Number of images per run.  [default: the model's fixed batch size, 1 where it is free]",
+    help="Number of images per run.  [default: the smallest that the model takes]",
 )
 @click.option("--runs", type=click.IntRange(3), default=10, show_default=True, help="Number of timed runs per backend.")
 @click.option(
@@ -68,7 +68,7 @@ def benchmark(
         check_size(card, size)
     if batch not in (None, card.batch) and card.batch is not None:
         raise UserError(f"{model}: takes batches of {card.batch} only, got --batch {batch}; leave it out")
-    images = sample(card, size, batch or 1)
+    images = sample(card, size, batch)
     labels = [_labels(network.run(images), card.emits_labels) for network in networks]
     differing = {
         network.name: float((found != labels[0]).mean()) for network, found in zip(networks, labels, strict=True)

@@ -34,8 +34,8 @@ from internimage_deploy.errors import UserError
     "sizes",
     multiple=True,
     type=Size("HxW"),
-    help="Input size to run the models at; may be repeated.  [default: the model's own, or three sizes where it takes "
-    "any]",
+    help="Input size to run the models at; may be repeated.  [default: the model's own; of an engine the smallest "
+    "and typical ones of its profiles; three sizes where the model takes any]",
 )
 @click.option(
     "--min-agreement",

@@ -24,6 +24,7 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.files import atomic_write
 from internimage_deploy.runtime.backends.base import Backend
 from internimage_deploy.runtime.backends.registry import REGISTRY, open_backend
+from internimage_deploy.runtime.engine.profiles import batch_range
 from internimage_deploy.runtime.imaging.preprocess import network_input
 from internimage_deploy.timing import measure
 
@@ -68,14 +69,22 @@ def load_fastest(path: Path, names: Sequence[str], *, threads: int | None = None
     return open_backend(path, best, threads=threads)
 
 
-def sample(card: ModelCard, size: tuple[int, int] | None = None, batch: int = 1) -> Array:
-    """Network input of random noise; `size` (height, width) and `batch` are used where the model leaves them free."""
+def sample(card: ModelCard, size: tuple[int, int] | None = None, batch: int | None = None) -> Array:
+    """Network input of random noise.
+
+    Args:
+        card: of the model; its fixed sizes count.
+        size: (height, width) in pixels where the model leaves it free; None for an engine's typical size, else 512x512.
+        batch: number of images where the model leaves it free; None for the smallest that it takes.
+    """
     height, width = card.network_size
     if not (isinstance(height, int) and isinstance(width, int)):
-        height, width = size or _FREE_SIZE
+        profiles = () if card.engine is None else card.engine.profiles
+        typical = (profiles[0]["opt"][1], profiles[0]["opt"][2]) if profiles else _FREE_SIZE
+        height, width = size or typical
     rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (height, width, 3), np.uint8) for _ in range(card.batch or batch)]
-    return network_input(images, card)
+    count = card.batch or batch or batch_range(card, (height, width))[0]
+    return network_input([rng.integers(0, 256, (height, width, 3), np.uint8) for _ in range(count)], card)
 
 
 def _time_candidates(path: Path, names: Sequence[str], threads: int | None) -> dict[str, float]:

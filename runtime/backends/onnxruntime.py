@@ -38,8 +38,7 @@ class OnnxRuntimeBackend(Backend):
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.intra_op_num_threads = threads or available_cpus()
         options.inter_op_num_threads = 1  # the graph is a chain: there are no nodes to run in parallel
-        # A plan of all activations is allocated beside the arena that has grown before it: half as much memory again,
-        # and no faster.
+        # Memory patterns take half as much memory again, beside the arena, and are no faster.
         options.enable_mem_pattern = False
         with _adapted(path) as (card, model, folder):
             self.card = card

@@ -19,11 +19,11 @@ from internimage_deploy.runtime.engine.plugin_nodes import rename_official
 Classes = tuple[str, ...]
 Palette = tuple[tuple[int, int, int], ...]  # RGB
 
-OPSET = 17  # the function needs 16, and every parser from TensorRT 8.5 on reads 17
+OPSET = 17  # official files have 11; the function needs 16, and every parser from TensorRT 8.5 on reads 17
 
 
 def upgrade_official(graph: Graph) -> None:
-    """Convert the file's operators (usually of opset 11) to `OPSET`, and add the function of its DCNv3 nodes, in place.
+    """Convert the operators of `graph` to `OPSET`, and add the function of its DCNv3 nodes, in place.
 
     Raises:
         UserError: onnx cannot convert one of its operators.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -93,6 +94,26 @@ def best_profile(profiles: Sequence[Profile], size: InputSize) -> int | None:
             if best is None or distance < best[0]:
                 best = (distance, index)
     return None if best is None else best[1]
+
+
+def batch_range(card: ModelCard, size: tuple[int, int]) -> tuple[int, int]:
+    """The smallest and largest batch that the model takes at `size` (height, width).
+
+    An engine has them from the profile that includes the size and takes the smallest batch; a size that no profile
+    includes gives (1, 1), and running it an error.
+    """
+    if card.batch is not None:
+        return card.batch, card.batch
+    if card.engine is None or not card.engine.profiles:
+        return 1, sys.maxsize
+    ranges = [
+        (profile["min"][0], profile["max"][0])
+        for profile in card.engine.profiles
+        if all(
+            low <= side <= high for low, side, high in zip(profile["min"][1:], size, profile["max"][1:], strict=True)
+        )
+    ]
+    return min(ranges, default=(1, 1))
 
 
 def _volume(size: InputSize) -> int:

@@ -98,8 +98,8 @@ def test_wrong_options(options, message, compiled, tmp_path):
 def test_classes_by_name_number_file_or_one_by_one(tmp_path):
     cityscapes = tables.lookup("cityscapes")
     (tmp_path / "names.txt").write_text("\n".join(cityscapes[0]) + "\n")
-    for given in ("cityscapes", "19", str(tmp_path / "names.txt"), cityscapes[0]):
-        assert resolve_classes(given) == cityscapes
+    for classes in ("cityscapes", "19", str(tmp_path / "names.txt"), cityscapes[0]):
+        assert resolve_classes(classes) == cityscapes
     names, palette = resolve_classes(["road", "sky"])
     assert (names, palette) == (("road", "sky"), tables.generic(2)[1])
     (tmp_path / "empty.txt").touch()

@@ -16,9 +16,11 @@ from click.testing import CliRunner
 from internimage_deploy import Segmenter
 from internimage_deploy.cli.main import LazyGroup, group
 from internimage_deploy.errors import MissingDependency, UserError
+from internimage_deploy.runtime import verification
 from internimage_deploy.runtime.backends import ort_gpu, registry
 from internimage_deploy.runtime.backends import tensorrt as backend_module
 from internimage_deploy.runtime.backends.base import Backend, run_each
+from internimage_deploy.runtime.backends.fastest import sample
 from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.engine import build as build_module
 from internimage_deploy.runtime.engine import sidecar
@@ -366,21 +368,21 @@ def test_engines_that_do_not_fit(compile_here, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "printed"),
     [
-        (("verify", "--size", "64x96"), "64x96, batch 2: (2, 64, 96) uint8"),
+        (("verify",), "64x64, batch 1: (1, 64, 64) uint8"),
         (("verify", "--size", "64x96", "--against"), "64x96: 100.0000% of the labels agree"),
-        (("benchmark", "--size", "64x96", "--runs", "3", "--no-cuda-graphs"), "tensorrt: median"),
+        (("benchmark", "--runs", "3", "--no-cuda-graphs"), "tensorrt: median"),
     ],
     ids=["verify", "verify against the ONNX file", "benchmark"],
 )
 def test_commands_open_an_engine_with_an_embedded_plugin(arguments, printed, compile_here, monkeypatch):
     model = exported(*DYNAMIC)
-    built, trt, _ = compile_here(model, **sizes((2, 64, 96)))
+    built, trt, _ = compile_here(model)
     assert built.card.engine.plugin_embedded
     fake_cuda.install(monkeypatch, fake_cuda.make_driver())
     monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
     monkeypatch.setattr(registry, "installed", lambda entry: True)
     name, *options = arguments
-    if options[-1] == "--against":
+    if "--against" in options:
         options += [model, "--against-backend", "onnxruntime"]
     command = LazyGroup().get_command(click.Context(group), name)
     words = [str(word) for word in (built.path, *options)]
@@ -400,6 +402,18 @@ def test_without_pycuda_or_tensorrt(compile_here, monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "pycuda", None)
     with pytest.raises(MissingDependency, match=r"needs the package 'pycuda', .*: run  pip install pycuda$"):
         load_backend(built.path)
+
+
+def test_verify_runs_the_batches_that_an_engine_takes(compile_here, monkeypatch, tmp_path):
+    model = color_model(tmp_path / "m.onnx")
+    options = {"min": ((3, 64, 64),), "opt": ((4, 64, 96),), "max": ((8, 96, 96),)}
+    segmenter, _ = engine_of(compile_here, monkeypatch, model, **options)
+    engine = segmenter.backend
+    assert verification.default_sizes(engine.card) == ((64, 64), (64, 96))
+    run = verification.run_alone(engine, (64, 96))
+    assert (run.batch, run.batch_difference) == (3, None)
+    assert sample(engine.card).shape == (3, 64, 96, 3)
+    assert verification.compare(engine, load_backend(model, "onnxruntime"), (64, 96)).agreement == 1
 
 
 def test_stubs_alone_are_no_tensorrt():

@@ -271,7 +271,7 @@ def test_a_backend_that_is_not_installed_names_its_extra(tmp_path, monkeypatch):
         (True, "none", "auto", False),
         (True, "", "onnxruntime", False),
     ],
-    ids=["idle GPU", "CPU package", "no GPU", "asked for the CPU"],
+    ids=["idle GPU", "CPU package", "no GPU", "the CPU by name"],
 )
 def test_a_gpu_that_auto_leaves_idle_is_named(tmp_path, monkeypatch, caplog, provider, problem, backend, logged):
     there = {"onnxruntime", *(("onnxruntime-cuda",) if provider else ())}

@@ -32,11 +32,11 @@ def labels_model(tmp_path):
     return color_model(tmp_path / "labels.onnx", size=(64, 96), labels=True)
 
 
-def engine(tmp_path, card, **facts):
+def engine(tmp_path, card, **info):
     """A stand-in for an engine file with its card; Triton's repository does not look inside."""
     path = tmp_path / "street.engine"
     path.write_bytes(b"engine")
-    info = EngineInfo("tensorrt", "10.14", sha256(path), ("8.6",), **facts)
+    info = EngineInfo("tensorrt", "10.14", sha256(path), ("8.6",), **info)
     (tmp_path / "street.engine.json").write_text(dataclasses.replace(card, engine=info).to_json())
     return path
 
@@ -102,8 +102,8 @@ def test_names_and_classes_with_special_characters_survive(tmp_path):
     classes = ('"quoted"', "back\\slash", "Straße\n")
     model = color_model(tmp_path / "m.onnx", size=(32, 32), labels=True, classes=classes)
     export(model, tmp_path / "r", TritonOptions("m"))
-    facts = json.loads(config(tmp_path / "r", "m").parameters["internimage_deploy"].string_value)
-    assert tuple(facts["classes"]) == classes
+    data = json.loads(config(tmp_path / "r", "m").parameters["internimage_deploy"].string_value)
+    assert tuple(data["classes"]) == classes
 
 
 def test_an_engine_takes_its_plugin_along(labels_model, tmp_path):
@@ -149,9 +149,9 @@ def test_what_triton_cannot_run_is_refused(labels_model, tmp_path):
     with pytest.raises(UserError, match="no such file"):
         export(engine(tmp_path, card, plugin_version="1"), tmp_path / "r", missing)
     path = engine(tmp_path, card)
-    facts = json.loads((tmp_path / "street.engine.json").read_text())
-    facts["engine"]["flavour"] = "tensorrt-rtx"
-    (tmp_path / "street.engine.json").write_text(json.dumps(facts))
+    data = json.loads((tmp_path / "street.engine.json").read_text())
+    data["engine"]["flavour"] = "tensorrt-rtx"
+    (tmp_path / "street.engine.json").write_text(json.dumps(data))
     with pytest.raises(UserError, match="tensorrt-rtx, which Triton does not run"):
         export(path, tmp_path / "r", TritonOptions("m"))
     (tmp_path / "street.engine.json").unlink()

@@ -54,7 +54,7 @@ def card_of(model: onnx.ModelProto, path: Path) -> ModelCard:
         if entry.key == METADATA_KEY:
             return ModelCard.from_json(entry.value, str(path))
     raise UserError(
-        f"{path}: an ONNX file without a model card, so export-onnx did not write it; "
+        f"{path}: an ONNX file without a model card, so not one of export-onnx; "
         "export the checkpoint with  export-onnx --ckpt FILE.pth -o MODEL.onnx"
     )
 

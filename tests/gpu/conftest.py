@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from internimage_deploy.cache import CACHE_VARIABLE, cache_folder
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.engine.compilers import gpu_problem, load_module
+from internimage_deploy.runtime.gpu.device import Device
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "gpu"))  # `import kernel_library`
 
@@ -27,19 +27,13 @@ def pytest_runtest_setup(item):
         pytest.skip(f"needs an NVIDIA GPU, and {problem}")
 
 
-def require_package(module, install):
-    """Skip the test where the package of `module` is not installed."""
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"needs the package {module}, which is not installed: {install}")
-
-
 @pytest.fixture(scope="session")
 def device():
     """The first GPU."""
-    require_package("pycuda", "pip install pycuda")
-    from internimage_deploy.runtime.gpu.device import Device
-
-    return Device()
+    try:
+        return Device()
+    except UserError as error:  # PyCUDA is not installed, or does not load
+        pytest.skip(f"needs PyCUDA: {error}")
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +57,19 @@ def trt():
         return load_module("tensorrt")
     except ImportError as error:
         pytest.skip(f"needs TensorRT ({error}): pip install 'internimage-deploy[gpu]'")
+
+
+@pytest.fixture(scope="session")
+def rtx(device):
+    """TensorRT-RTX's module, on a GPU for which it compiles float32 models."""
+    from internimage_deploy.runtime.engine.targets import RTX_TARGETS, TURING
+
+    if device.capability not in RTX_TARGETS or device.capability == TURING:
+        pytest.skip(f"needs a GPU that TensorRT-RTX supports, and {device.name} has {device.capability}")
+    try:
+        return load_module("tensorrt-rtx")
+    except ImportError as error:
+        pytest.skip(f"needs TensorRT-RTX ({error}): pip install 'internimage-deploy[rtx]'")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import require_package
 
 from internimage_deploy.runtime.backends import registry
 from internimage_deploy.runtime.backends import tensorrt as backend_module
@@ -14,8 +13,7 @@ from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.engine import build as build_module
 from internimage_deploy.runtime.engine.build import build_engine
 from internimage_deploy.runtime.engine.compile import compile_engine
-from internimage_deploy.runtime.engine.compilers import Compiler, load_module
-from internimage_deploy.runtime.engine.targets import RTX_TARGETS
+from internimage_deploy.runtime.engine.compilers import Compiler
 from internimage_deploy.runtime.gpu.device import Device, DeviceArray
 from internimage_deploy.runtime.verification import compare, run_alone
 from support import fake_cuda, fake_tensorrt
@@ -45,12 +43,11 @@ def engine(request, tmp_path_factory):
     if name == "tensorrt":
         request.getfixturevalue("plugin")
     else:
-        require_package("tensorrt_rtx_bindings", "pip install 'internimage-deploy[rtx]'")
-        load_module(name)
-        if device.capability not in RTX_TARGETS:
-            pytest.skip(f"needs a GPU that TensorRT-RTX supports, and {device.name} is {device.capability}")
+        request.getfixturevalue("rtx")
     model = exported(*DYNAMIC_LOGITS)
-    built = build_engine(model, tmp_path_factory.mktemp(name) / "model.engine", backend=name, **PROFILE)
+    capabilities = (device.capability,) if name == "tensorrt-rtx" else ()
+    path = tmp_path_factory.mktemp(name) / "model.engine"
+    built = build_engine(model, path, backend=name, compute_capabilities=capabilities, **PROFILE)
     backend = load_backend(built.path, trust_engine=True)
     yield model, backend
     backend.close()

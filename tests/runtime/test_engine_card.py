@@ -2,6 +2,7 @@
 """Profiles from the card, and the checks of the card beside an engine."""
 
 import dataclasses
+import json
 import re
 
 import pytest
@@ -86,6 +87,15 @@ def test_a_card_and_its_engine(engine):
     assert sidecar.read(engine).engine.plugin_version == "1"
     # sha256sum of the four letters "plan"
     assert sidecar.read(engine).engine.sha256.startswith("64879f7d6b960a01")
+
+
+def test_the_json_of_a_card_keeps_its_keys(engine):
+    data = json.loads(sidecar.path_of(engine).read_text())
+    assert set(data["engine"]) == {
+        *("flavour", "version", "sha256", "compute_capabilities", "profiles"),
+        *("plugin_version", "plugin_embedded", "version_compatible", "device"),
+    }
+    assert data["engine"]["flavour"] == sidecar.read(engine).engine.backend == "tensorrt"
 
 
 def test_files_that_do_not_belong_together(engine):

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from internimage_deploy.operators import contract
 from internimage_deploy.runtime.backends.fastest import sample
 from internimage_deploy.runtime.engine.compile import compile_engine, make_logger
+from internimage_deploy.runtime.engine.operators import parser_of
 from internimage_deploy.runtime.engine.protocol import ExpectedTensor, Job
 from internimage_deploy.runtime.gpu.cuda_graph import cuda_runtime
 from internimage_deploy.runtime.gpu.execution_context import ExecutionContext
@@ -79,7 +80,7 @@ def one_node_outputs(trt, device, case, dtype, plugin, folder, runs=3):
     model, engine_path = folder / "one.onnx", folder / "one.engine"
     arrays = one_node_model(case, dtype, model)
     x = arrays[0].astype(np.float32)
-    strongly_typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+    strongly_typed = parser_of("tensorrt", trt.__version__).strongly_typed
     job = Job(
         "tensorrt",
         str(model),

@@ -10,14 +10,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from internimage_deploy.errors import UserError
 
 METADATA_KEY = "internimage_deploy"
 CARD_VERSION = 1
+
+Array: TypeAlias = npt.NDArray[Any]
+"""An input or output of a network; the model card says of which element type."""
 
 # ImageNet statistics in RGB order on the 0..255 scale: what every released model was trained with.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -46,7 +50,7 @@ class TensorSpec:
 class EngineInfo:
     """What an engine was built with, and what it needs to run."""
 
-    flavour: Literal["tensorrt", "tensorrt-rtx"]
+    backend: Literal["tensorrt", "tensorrt-rtx"]  # "flavour" in the JSON of a card
     version: str  # of the compiler
     sha256: str  # of the engine file
     compute_capabilities: tuple[str, ...]  # "8.6", ...; empty for the GPU it was built on
@@ -115,7 +119,10 @@ class ModelCard:
 
     def to_json(self) -> str:
         """The card as JSON text with its version, stable in order."""
-        return json.dumps({"version": CARD_VERSION, **dataclasses.asdict(self)}, indent=1, sort_keys=True)
+        data = dataclasses.asdict(self)
+        if data["engine"] is not None:
+            data["engine"]["flavour"] = data["engine"].pop("backend")
+        return json.dumps({"version": CARD_VERSION, **data}, indent=1, sort_keys=True)
 
     @staticmethod
     def from_json(text: str, where: str = "model card") -> ModelCard:
@@ -154,6 +161,7 @@ def _card(data: dict[str, Any]) -> ModelCard:
         data["resize"] = (int(long), int(short))
     if data.get("engine") is not None:
         engine = dict(data["engine"])
+        engine["backend"] = engine.pop("flavour")
         engine["compute_capabilities"] = tuple(engine["compute_capabilities"])
         engine["profiles"] = tuple(
             {bound: tuple(shape) for bound, shape in profile.items()} for profile in engine.get("profiles", ())

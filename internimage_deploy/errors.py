@@ -20,3 +20,8 @@ class MissingDependency(UserError):
     def __init__(self, package: str, extra: str | None, purpose: str) -> None:
         wanted = package if extra is None else f"'internimage-deploy[{extra}]'"
         super().__init__(f"{purpose} needs the package '{package}', which is not installed: run  pip install {wanted}")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of `error` on one line, or the name of its type where it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__

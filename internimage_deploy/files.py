@@ -28,6 +28,16 @@ _REASONS = {
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def require_file(path: Path, what: str = "a file") -> None:
+    """Check that `path` is a file; `what` says in the message what was expected, as "a model file".
+
+    Raises:
+        UserError: there is nothing at `path`, or it is a folder.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: {f'is a folder, not {what}' if path.is_dir() else 'no such file'}")
+
+
 def write_error(path: Path, error: OSError) -> UserError:
     """The `UserError` that explains why `path` could not be written."""
     reason = _REASONS.get(error.errno or 0, error.strerror or str(error))

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of a model file: against ONNX's rules, its own card, itself in a batch, and another file."""
+"""Checks of a model file: ONNX's rules, its card, single images against batches, and comparison with another file."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from internimage_deploy.card import ModelCard, TensorSpec
-from internimage_deploy.errors import UserError
+from internimage_deploy.card import Array, ModelCard, TensorSpec
+from internimage_deploy.errors import UserError, one_line
 from internimage_deploy.onnx_tools.model_file import card_of, read_model
 from internimage_deploy.runtime.backends.base import Backend
+from internimage_deploy.runtime.engine.profiles import batch_range
 from internimage_deploy.runtime.imaging.postprocess import labels_from_logits
 from internimage_deploy.runtime.imaging.preprocess import Geometry, network_input
 
@@ -27,22 +28,36 @@ _FREE_SIZES = ((64, 64), (96, 160), (224, 128))
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a network on random pictures."""
+    """One run of a network on random images.
+
+    Attributes:
+        batch: number of images.
+        shape, dtype: of the output.
+        milliseconds: duration of the run.
+        batch_difference: how the outputs of single images differ from those in a batch, in words; None for a model that
+            takes one of the two only.
+    """
 
     batch: int
     shape: tuple[int, ...]
     dtype: str
     milliseconds: float
-    batch_error: str | None  # how a picture alone differs from the same one in a batch; None for a fixed batch
+    batch_difference: str | None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far two networks agree. `max_error` is None where one of them answers labels."""
+    """The differences between two networks.
+
+    Attributes:
+        agreement: fraction of pixels with the same label.
+        max_error: largest difference of their logits; None where one of them returns labels.
+        default_limit: the `max_error` that two float32 networks stay below; None for other precisions.
+    """
 
     agreement: float
     max_error: float | None
-    usual_limit: float | None  # what two float32 networks stay below
+    default_limit: float | None
 
 
 def check_file(path: Path) -> None:
@@ -54,7 +69,7 @@ def check_file(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)  # by path: a model may be larger than a message can be
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise UserError(f"{path}: breaks the ONNX rules ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: breaks the ONNX rules ({one_line(error)})") from error
     for kind, spec, values in (("input", card.input, model.graph.input), ("output", card.output, model.graph.output)):
         if [value.name for value in values] != [spec.name]:
             names = [value.name for value in values]
@@ -63,76 +78,82 @@ def check_file(path: Path) -> None:
 
 
 def default_sizes(card: ModelCard) -> tuple[tuple[int, int], ...]:
-    """Sizes (height, width) to try a model at."""
+    """Sizes (height, width) in pixels to run a model at: its own, an engine's smallest and typical ones, or three."""
     height, width = card.network_size
     if isinstance(height, int) and isinstance(width, int):
         return ((height, width),)
+    if card.engine is not None and card.engine.profiles:
+        bounds = [profile[bound] for profile in card.engine.profiles for bound in ("min", "opt")]
+        return tuple(dict.fromkeys((height, width) for _, height, width in bounds))
     return _FREE_SIZES
 
 
-def random_pictures(count: int, size: tuple[int, int], seed: int = 0) -> list[npt.NDArray[np.uint8]]:
-    """(height, width, 3) uint8 pictures of coarse patches with fine noise: structure at every scale, and repeatable."""
+def random_images(count: int, size: tuple[int, int], seed: int = 0) -> list[npt.NDArray[np.uint8]]:
+    """`count` images (height, width, 3) uint8 of coarse patches and fine noise, the same for the same `seed`."""
     import cv2
 
     rng = np.random.default_rng(seed)
-    pictures = []
+    images = []
     for _ in range(count):
         coarse = rng.uniform(0, 255, (max(size[0] // 16, 2), max(size[1] // 16, 2), 3)).astype(np.float32)
-        grown = cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
-        pictures.append(np.clip(grown + rng.normal(0, 12, grown.shape), 0, 255).astype(np.uint8))
-    return pictures
+        patches = cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
+        images.append(np.clip(patches + rng.normal(0, 12, patches.shape), 0, 255).astype(np.uint8))
+    return images
 
 
 def run_alone(network: Backend, size: tuple[int, int]) -> Run:
-    """Run `network` at `size` and check what comes out. Raises `UserError` for a wrong shape, type or value."""
+    """Run `network` at `size` and check its output. Raises `UserError` for a wrong shape, type or value."""
     card = network.card
     check_size(card, size)
-    batch = card.batch or 2
-    pictures = random_pictures(batch, size)
+    smallest, largest = batch_range(card, size)
+    batch = min(max(2, smallest), largest)
+    images = random_images(batch, size)
     start = time.perf_counter()
-    answer = network.run(network_input(pictures, card))
+    output = network.run(network_input(images, card))
     milliseconds = 1000 * (time.perf_counter() - start)
     expected = (batch, *size) if card.emits_labels else (batch, len(card.classes), size[0] // 4, size[1] // 4)
-    if answer.shape != expected or answer.dtype != np.dtype(card.output.dtype):
+    if output.shape != expected or output.dtype != np.dtype(card.output.dtype):
         raise UserError(
-            f"at {size[0]}x{size[1]} the network answered {answer.dtype} {answer.shape}, "
+            f"at {size[0]}x{size[1]} the network returned {output.dtype} {output.shape}, "
             f"expected {card.output.dtype} {expected}; export the model again"
         )
-    if card.emits_labels and int(answer.max()) >= len(card.classes):
-        raise UserError(f"the network answered label {int(answer.max())}, the card names {len(card.classes)} classes")
-    if not card.emits_labels and not np.isfinite(answer).all():
-        raise UserError(f"at {size[0]}x{size[1]} the network answered NaN or infinity")
-    error = None
-    if card.batch is None:
-        error = _compare_with_single(answer, [network.run(network_input([one], card)) for one in pictures], card)
-    return Run(batch, answer.shape, str(answer.dtype), milliseconds, error)
+    if card.emits_labels and int(output.max()) >= len(card.classes):
+        raise UserError(f"the network returned label {int(output.max())}, the card names {len(card.classes)} classes")
+    if not card.emits_labels and not np.isfinite(output).all():
+        raise UserError(f"at {size[0]}x{size[1]} the network produced NaN or infinity")
+    difference = None
+    if smallest == 1 and batch > 1:
+        single = [network.run(network_input([image], card)) for image in images]
+        difference = _compare_with_single(output, single, card)
+    return Run(batch, output.shape, str(output.dtype), milliseconds, difference)
 
 
 def compare(first: Backend, second: Backend, size: tuple[int, int]) -> Comparison:
-    """Compare two networks on the same random pictures at `size`. Raises `UserError` if they cannot be compared."""
+    """Compare two networks on the same random images at `size`. Raises `UserError` if they cannot be compared."""
     for network in (first, second):
         check_size(network.card, size)
     if len(first.card.classes) != len(second.card.classes):
         raise UserError(
             f"the models have {len(first.card.classes)} and {len(second.card.classes)} classes; nothing to compare"
         )
-    pictures = random_pictures(2, size)
-    answers = [np.concatenate([_one(network, picture) for picture in pictures]) for network in (first, second)]
-    labels = [_labels(network.card, answer, size) for network, answer in zip((first, second), answers, strict=True)]
+    images = random_images(2, size)
+    outputs = [np.concatenate([_run_single(network, image, size) for image in images]) for network in (first, second)]
+    labels = [_labels(network.card, output, size) for network, output in zip((first, second), outputs, strict=True)]
     agreement = float((labels[0] == labels[1]).mean())
     if first.card.emits_labels or second.card.emits_labels:
         return Comparison(agreement, None, None)
-    one, two = (answer.astype(np.float32) for answer in answers)
+    one, two = (output.astype(np.float32) for output in outputs)
     exact = first.card.precision == second.card.precision == "fp32"
     return Comparison(agreement, float(np.abs(one - two).max()), 1e-3 * float(np.abs(two).max()) if exact else None)
 
 
-def _one(network: Backend, picture: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-    return network.run(network_input([picture] * (network.card.batch or 1), network.card))[:1]
+def _run_single(network: Backend, image: npt.NDArray[np.uint8], size: tuple[int, int]) -> Array:
+    smallest, _ = batch_range(network.card, size)
+    return network.run(network_input([image] * smallest, network.card))[:1]
 
 
-def _compare_with_single(batched: npt.NDArray[Any], single: list[npt.NDArray[Any]], card: ModelCard) -> str:
-    """In words, how answers to single pictures differ from those in a batch. Raises `UserError` if they do by much."""
+def _compare_with_single(batched: Array, single: list[Array], card: ModelCard) -> str:
+    """How outputs of single images differ from those in a batch, in words. Raises `UserError` if they do by much."""
     alone = np.concatenate(single)
     if card.emits_labels:
         difference, limit = float((alone != batched).mean()), 0.01
@@ -142,18 +163,18 @@ def _compare_with_single(batched: npt.NDArray[Any], single: list[npt.NDArray[Any
         limit = 0.02 * float(np.abs(alone).max())  # half precision sums in another order; a wrong stride is far off
         words = f"max difference {difference:.2g}"
     if difference > limit:
-        raise UserError(f"the network answers differently to a picture alone and in a batch ({words})")
+        raise UserError(f"the network's output for an image differs between a single run and a batch ({words})")
     return words
 
 
-def _labels(card: ModelCard, answer: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
+def _labels(card: ModelCard, output: Array, size: tuple[int, int]) -> Array:
     if card.emits_labels:
-        return answer
-    return np.stack([labels_from_logits(logits, Geometry(size, size, size, size)) for logits in answer])
+        return output
+    return np.stack([labels_from_logits(logits, Geometry(size, size, size, size)) for logits in output])
 
 
 def check_size(card: ModelCard, size: tuple[int, int]) -> None:
-    """Refuse an input size (height, width) that the model does not take. Raises `UserError`."""
+    """Check that the model takes the input size (height, width). Raises `UserError`."""
     height, width = card.network_size
     if isinstance(height, int) and size != (height, width):
         raise UserError(f"the model takes one size, {height}x{width}, got {size[0]}x{size[1]}")
@@ -169,9 +190,9 @@ def _check_tensor(value: onnx.ValueInfoProto, spec: TensorSpec, where: str) -> N
     if dtype != spec.dtype:
         raise UserError(f"{where} is {dtype} in the graph, its model card says {spec.dtype}; export the model again")
     dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim]
-    wanted = [size if isinstance(size, int) else None for size in spec.shape]
-    fits = len(dims) == len(wanted) and all(
-        None in pair or len(set(pair)) == 1 for pair in zip(dims, wanted, strict=True)
+    expected = [size if isinstance(size, int) else None for size in spec.shape]
+    fits = len(dims) == len(expected) and all(
+        None in pair or len(set(pair)) == 1 for pair in zip(dims, expected, strict=True)
     )
     if not fits:
-        raise UserError(f"{where} is {dims} in the graph, its model card says {wanted}; export the model again")
+        raise UserError(f"{where} is {dims} in the graph, its model card says {expected}; export the model again")

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DCNv3 kernel against its rivals on this machine's GPU: correctness first, then time and bandwidth.
+"""The DCNv3 kernel and other implementations on this machine's GPU: correctness first, then time and bandwidth.
 
     python benchmarks/gpu/dcnv3.py -o out/dcnv3.json                  everything, about half an hour
     python benchmarks/gpu/dcnv3.py --models t --sizes 512x512 --batch 8 --dtypes float16
     python benchmarks/gpu/dcnv3.py --dry-run                          the cases and their bytes; needs no GPU
 
-Rivals: the official DCNv3 kernel (--official: the ops_dcnv3 folder of an InternImage checkout, compiled here; or its
-installed module `DCNv3`), DCNv4's kernel (`pip install dcnv4`) and PyTorch's grid-sample form. One that is missing is
-named with the reason and gets no figures.
+Other implementations: the official DCNv3 kernel (--official: the ops_dcnv3 folder of an InternImage checkout, compiled
+here; or its installed module `DCNv3`), DCNv4's kernel (`pip install dcnv4`) and PyTorch's grid sampling. One that is
+missing is named with the reason and gets no figures.
 
 Every kernel is timed on the same operands by one timer (cuda_timer.py). Offsets are normally distributed with a
 standard deviation of --spread pixels. `bytes` counts each operand once, read or written; `share` is the bandwidth
@@ -24,25 +24,31 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+from kernel_library import load_kernel  # noqa: E402
+
 import report  # noqa: E402
-from internimage_deploy.cache import run_compiler  # noqa: E402
+from internimage_deploy.errors import one_line  # noqa: E402
 from internimage_deploy.exporter.presets import BACKBONES  # noqa: E402
 from internimage_deploy.trt_plugins import host  # noqa: E402
-from internimage_deploy.trt_plugins.build import SOURCES  # noqa: E402
 from internimage_deploy.trt_plugins.toolchain import find_nvcc  # noqa: E402
 
-KERNEL_SOURCES = ("dcnv3_bfloat16.cu", "dcnv3_float16.cu", "dcnv3_float32.cu", "dcnv3_launch.cpp", "dcnv3_variants.cpp")
+if TYPE_CHECKING:
+    import torch
+    from cuda_timer import CudaTimer
+
 SCALAR_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Against float64; storage rounding is what is left when coordinates and sums are float32.
 TOLERANCE = {"float32": 1e-5, "float16": 2e-2, "bfloat16": 1.5e-1}
 POINTS = 9
 
-Call = Callable[[], Any]
+Call = Callable[[], object]
+Row = dict[str, Any]
+"""Part of the JSON report."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ def cases(models: list[str], sizes: list[tuple[int, int]], batches: list[int], d
 
 
 class Operands:
-    """Random operands of a case on the GPU, in every rival's layout."""
+    """Random operands of a case on the GPU, in the layout of each implementation."""
 
     def __init__(self, case: Case, spread: float) -> None:
         import torch
@@ -97,7 +103,7 @@ class Operands:
         generator = torch.Generator(device="cuda").manual_seed(0)
         image, dtype = (case.batch, case.height, case.width), getattr(torch, case.dtype)
 
-        def draw(depth: int) -> Any:
+        def draw(depth: int) -> torch.Tensor:
             return torch.randn(*image, depth, generator=generator, device="cuda", dtype=torch.float32)
 
         self.input = draw(case.groups * case.channels).to(dtype)
@@ -105,7 +111,7 @@ class Operands:
         mask = draw(case.groups * POINTS).unflatten(-1, (case.groups, POINTS)).softmax(-1)
         self.mask = mask.flatten(-2).to(dtype)
 
-    def packed(self, case: Case) -> Any:
+    def packed(self, case: Case) -> torch.Tensor:
         """DCNv4's one tensor: per group 18 offsets and 9 weights, padded to a multiple of 8."""
         import torch
 
@@ -115,38 +121,22 @@ class Operands:
         return torch.nn.functional.pad(joined, (0, depth - joined.shape[-1])).contiguous()
 
 
-class Rivals:
-    """The kernels that could be made to run, and why the others could not."""
+class Implementations:
+    """The implementations that can run here, and why the others cannot."""
 
     def __init__(self, official: Path | None) -> None:
         self.missing: dict[str, str] = {}
-        self.ours = self._compile()
+        major, minor = _capability()
+        self.ours = load_kernel(f"{major}.{minor}")
         self.official = self._try("official", lambda: self._official(official))
         self.dcnv4 = self._try("dcnv4", self._dcnv4)
 
     def _try(self, name: str, make: Callable[[], Any]) -> Any:
         try:
             return make()
-        except Exception as error:  # whatever stops a rival, the others still run, and the report says so
-            self.missing[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"
+        except Exception as error:  # whatever stops one, the others still run, and the report names the reason
+            self.missing[name] = f"{type(error).__name__}: {one_line(error)}"
             return None
-
-    @staticmethod
-    def _compile() -> ctypes.CDLL:
-        import torch
-
-        major, minor = torch.cuda.get_device_capability()
-        folder = Path(tempfile.mkdtemp(prefix="dcnv3-benchmark-"))
-        target = folder / "dcnv3.so"
-        command = [
-            *(str(find_nvcc().path), "-std=c++17", "-O3", "-shared", "-Xcompiler", "-fPIC", f"-arch=sm_{major}{minor}"),
-            *(f"-I{SOURCES}", str(HERE / "launch.cpp"), *(str(SOURCES / name) for name in KERNEL_SOURCES)),
-            *("-o", str(target)),
-        ]
-        run_compiler(command, folder / "build.log")
-        library = ctypes.CDLL(str(target))
-        library.dcnv3_launch.argtypes = [ctypes.POINTER(host.Params), ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p]
-        return library
 
     @staticmethod
     def _official(folder: Path | None) -> Any:
@@ -176,7 +166,7 @@ class Rivals:
 
         return DCNv4Function
 
-    def calls(self, case: Case, operands: Operands) -> dict[str, tuple[Call, Any]]:
+    def calls(self, case: Case, operands: Operands) -> dict[str, tuple[Call, torch.Tensor | None]]:
         """Name -> (a call that enqueues the kernel, the tensor it writes or None if the call returns it)."""
         import torch
 
@@ -195,7 +185,7 @@ class Rivals:
 
             return call
 
-        found: dict[str, tuple[Call, Any]] = {
+        found: dict[str, tuple[Call, torch.Tensor | None]] = {
             f"ours tactic {tactic}" if tactic else "ours default": (ours(tactic), output)
             for tactic in range(self.ours.dcnv3_tactics() + 1)
         }
@@ -215,7 +205,7 @@ class Rivals:
         return found
 
     @staticmethod
-    def _params(case: Case, operands: Operands, output: Any) -> host.Params:
+    def _params(case: Case, operands: Operands, output: torch.Tensor) -> host.Params:
         params = host.Params(
             batch=case.batch, height=case.height, width=case.width, out_height=case.height, out_width=case.width,
             groups=case.groups, group_channels=case.channels, offset_scale=case.offset_scale,
@@ -231,7 +221,14 @@ class Rivals:
         return params
 
 
-def worst_error(case: Case, operands: Operands, result: Any) -> float:
+def _capability() -> tuple[int, int]:
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    return int(major), int(minor)
+
+
+def worst_error(case: Case, operands: Operands, result: torch.Tensor) -> float:
     """Largest difference of the first image from the same operands in float64."""
     from internimage_deploy.exporter.models.dcnv3 import dcnv3
 
@@ -240,17 +237,19 @@ def worst_error(case: Case, operands: Operands, result: Any) -> float:
     return float((result[:1].double() - expected).abs().max())
 
 
-def measure(case: Case, rivals: Rivals, timer: Any, copy_bandwidth: float, spread: float) -> dict[str, Any]:
+def measure(
+    case: Case, implementations: Implementations, timer: CudaTimer, copy_bandwidth: float, spread: float
+) -> Row:
     """Check and time every kernel on one case."""
     import torch
 
     operands = Operands(case, spread)
-    row: dict[str, Any] = {"case": case.label, **asdict(case), "bytes": case.bytes_moved, "kernels": {}}
-    for name, (call, written) in rivals.calls(case, operands).items():
+    row: Row = {"case": case.label, **asdict(case), "bytes": case.bytes_moved, "kernels": {}}
+    for name, (call, written) in implementations.calls(case, operands).items():
         try:
             if written is not None:
                 written.fill_(float("nan"))
-            result = call()
+            result: Any = call()
             torch.cuda.synchronize()
             error = worst_error(case, operands, result if written is None else written)
             del result
@@ -270,21 +269,21 @@ def measure(case: Case, rivals: Rivals, timer: Any, copy_bandwidth: float, sprea
     return row
 
 
-def summary(row: dict[str, Any]) -> str:
+def summary(row: Row) -> str:
     """One line of the table."""
     kernels = row["kernels"]
     best = kernels[row["best_tactic"]] if row["best_tactic"] else {}
 
-    def cell(kernel: dict[str, Any]) -> str:
+    def cell(kernel: Row) -> str:
         return f"{kernel['median_ms']:9.4f}" if "median_ms" in kernel else f"{'-':>9}"
 
-    def ratio(kernel: dict[str, Any]) -> str:
+    def ratio(kernel: Row) -> str:
         both = "median_ms" in kernel and "median_ms" in best
         return f"{kernel['median_ms'] / best['median_ms']:6.2f}x" if both else f"{'-':>7}"
 
-    rivals = [kernels.get(name, {}) for name in ("official", "dcnv4", "grid sample")]
+    others = [kernels.get(name, {}) for name in ("official", "dcnv4", "grid sample")]
     shares = f"{best['GB_per_s']:8.0f} {100 * best['share']:5.0f}%" if best else ""
-    cells = " ".join(f"{cell(kernel)} {ratio(kernel)}" for kernel in rivals)
+    cells = " ".join(f"{cell(kernel)} {ratio(kernel)}" for kernel in others)
     return f"{row['case']:32} {cell(best)} {cell(kernels.get('ours default', {}))} {shares} {cells}"
 
 
@@ -294,7 +293,7 @@ HEADER = (
 )
 
 
-def gpu_facts() -> dict[str, Any]:
+def gpu_properties() -> Row:
     """What the figures depend on besides machine and versions."""
     import torch
 
@@ -308,11 +307,11 @@ def gpu_facts() -> dict[str, Any]:
     }
 
 
-def targets(rows: list[dict[str, Any]], l2_bytes: int) -> list[str]:
-    """The issue's three targets, each with what was measured; a rival that did not run meets nothing."""
+def targets(rows: list[Row], l2_bytes: int) -> list[str]:
+    """The three speed targets, each with what was measured; one without figures is not met."""
     lines = []
 
-    def times(name: str, chosen: list[dict[str, Any]]) -> list[float]:
+    def times(name: str, chosen: list[Row]) -> list[float]:
         return [
             row["kernels"][name]["median_ms"] / row["kernels"][row["best_tactic"]]["median_ms"]
             for row in chosen
@@ -322,13 +321,13 @@ def targets(rows: list[dict[str, Any]], l2_bytes: int) -> list[str]:
     half8 = [row for row in rows if row["dtype"] == "float16" and row["batch"] == 8]
     for name, chosen, target in (("official", half8, 3.0), ("dcnv4", rows, 1.0)):
         ratios = times(name, chosen)
-        said = f"{min(ratios):.2f} to {max(ratios):.2f} times our time" if ratios else "not measured"
+        measured = f"{min(ratios):.2f} to {max(ratios):.2f} times our time" if ratios else "not measured"
         met = "" if not ratios else (": met" if min(ratios) >= target else ": NOT met everywhere")
-        lines.append(f"{name}, at least {target:g}x: {said}{met}")
+        lines.append(f"{name}, at least {target:g}x: {measured}{met}")
     shares = [r["kernels"][r["best_tactic"]]["share"] for r in rows if r["best_tactic"] and r["bytes"] > l2_bytes]
-    said = f"{100 * min(shares):.0f}% to {100 * max(shares):.0f}%" if shares else "not measured"
+    measured = f"{100 * min(shares):.0f}% to {100 * max(shares):.0f}%" if shares else "not measured"
     met = "" if not shares else (": met" if min(shares) >= 0.6 else ": NOT met everywhere")
-    lines.append(f"copy bandwidth beyond L2, at least 60%: {said}{met}")
+    lines.append(f"copy bandwidth beyond L2, at least 60%: {measured}{met}")
     return lines
 
 
@@ -365,22 +364,22 @@ def main(arguments: list[str] | None = None) -> int:
 
     timer = CudaTimer()
     bandwidth = timer.copy_bandwidth()
-    rivals = Rivals(options.official)
-    facts = gpu_facts()
-    print(f"{facts['gpu']}, CUDA {facts['cuda']}; copy {bandwidth / 1e9:.0f} GB/s")
-    for name, reason in rivals.missing.items():
+    implementations = Implementations(options.official)
+    properties = gpu_properties()
+    print(f"{properties['gpu']}, CUDA {properties['cuda']}; copy {bandwidth / 1e9:.0f} GB/s")
+    for name, reason in implementations.missing.items():
         print(f"not measured: {name} ({reason})")
     print(HEADER)
     rows = []
     for case in chosen:
-        rows.append(measure(case, rivals, timer, bandwidth, options.spread))
+        rows.append(measure(case, implementations, timer, bandwidth, options.spread))
         print(summary(rows[-1]), flush=True)
         torch.cuda.empty_cache()
-    verdicts = targets(rows, facts["l2_bytes"])
+    verdicts = targets(rows, properties["l2_bytes"])
     print(*verdicts, sep="\n")
     if options.output:
-        facts |= {"copy_GB_per_s": bandwidth / 1e9, "missing": rivals.missing, "targets": verdicts}
-        report.write_to(options.output, **facts, rows=rows)
+        properties |= {"copy_GB_per_s": bandwidth / 1e9, "missing": implementations.missing, "targets": verdicts}
+        report.write_to(options.output, **properties, rows=rows)
     return 0
 
 

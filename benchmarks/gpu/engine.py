@@ -5,7 +5,7 @@
     python benchmarks/gpu/engine.py --model NAME --size 512x1024 --batch 1 8 --precision fp16
     python benchmarks/gpu/engine.py --dry-run                              what would run; needs no GPU
 
-Every candidate gets the same random pictures. A candidate that cannot run here is named with the reason and gets no
+Every candidate gets the same random images. A candidate that cannot run here is named with the reason and gets no
 figures; one whose labels agree with ONNX Runtime on the CPU on less than --agreement of the pixels is marked as wrong.
 Random weights leave many pixels nearly undecided, so agreement in float16 is a lower bound for trained ones.
 """
@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +29,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import report
 from internimage_deploy import Segmenter, UserError
+from internimage_deploy.card import Array
+from internimage_deploy.errors import one_line
 from internimage_deploy.runtime.backends.base import Backend
 from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.engine import compilers
-from internimage_deploy.runtime.engine.build import Options, build
-from internimage_deploy.runtime.engine.compilers import Absent, gpu_problem
+from internimage_deploy.runtime.engine.build import build_engine
+from internimage_deploy.runtime.engine.compilers import Compiler, gpu_problem
+from internimage_deploy.runtime.engine.engine_backend import ENGINE_BACKENDS, EngineBackend
+from internimage_deploy.runtime.engine.prepare import Precision
 from internimage_deploy.timing import measure
 
 WARM_UP, RUNS = 10, 50
@@ -47,8 +50,8 @@ class Result:
     name: str
     batch: int
     reason: str = ""  # why there are no figures
-    agreement: float = 0.0  # share of pixels with the labels of ONNX Runtime on the CPU
-    logit_error: float = 0.0  # largest difference over the largest logit, where the candidate answers logits
+    agreement: float = 0.0  # fraction of pixels with the labels of ONNX Runtime on the CPU
+    logit_error: float = 0.0  # largest difference over the largest logit, where the candidate returns logits
     correct: bool = False
     median_ms: float = 0.0
     p95_ms: float = 0.0
@@ -75,14 +78,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for batch in arguments.batch:
             model = _export(arguments, batch, Path(folder))
-            pictures = np.random.default_rng(0).integers(0, 256, (batch, *arguments.size, 3), np.uint8)
-            reference = _answer(load_backend(model, "onnxruntime"), pictures)
-            for name, make in plan:
+            images = np.random.default_rng(0).integers(0, 256, (batch, *arguments.size, 3), np.uint8)
+            reference = _output(load_backend(model, "onnxruntime"), images)
+            for name, run in plan:
                 result = Result(name, batch)
                 try:
-                    make(result, model, pictures, reference, arguments)
+                    run(result, model, images, reference, arguments)
                 except (UserError, ImportError, RuntimeError) as error:
-                    result.reason = str(error).splitlines()[0]
+                    result.reason = one_line(error)
                 result.correct = not result.reason and result.agreement >= arguments.agreement
                 results.append(result)
                 print(_row(result), flush=True)
@@ -91,15 +94,15 @@ def main() -> None:
         report.write_to(arguments.output, compilers=_compilers(), rows=rows)
 
 
-Candidate = Callable[[Result, Path, npt.NDArray[np.uint8], npt.NDArray[Any], argparse.Namespace], None]
+Candidate = Callable[[Result, Path, npt.NDArray[np.uint8], Array, argparse.Namespace], None]
 
 
-def _candidates(precisions: list[str]) -> Iterator[tuple[str, Candidate]]:
-    for flavour in compilers.FLAVOURS:
+def _candidates(precisions: list[Precision]) -> Iterator[tuple[str, Candidate]]:
+    for backend in ENGINE_BACKENDS:
         for precision in precisions:
             for graphs in (True, False):
-                name = f"{flavour} {precision}{'' if graphs else ' without CUDA graphs'}"
-                yield name, _engine(flavour, precision, graphs)
+                name = f"{backend} {precision}{'' if graphs else ' without CUDA graphs'}"
+                yield name, _engine(backend, precision, graphs)
     yield "onnxruntime-cuda fp32", _onnxruntime("onnxruntime-cuda")
     yield "onnxruntime-tensorrt fp32", _onnxruntime("onnxruntime-tensorrt")
     for precision in precisions:
@@ -107,49 +110,57 @@ def _candidates(precisions: list[str]) -> Iterator[tuple[str, Candidate]]:
         yield f"pytorch compile {precision}", _pytorch(precision, compiled=True)
 
 
-def _engine(flavour: Any, precision: Any, graphs: bool) -> Candidate:
-    def run(result: Result, model: Path, pictures: Any, reference: Any, arguments: argparse.Namespace) -> None:
-        from internimage_deploy.runtime.engine.plugin import ensure
+def _engine(backend_name: EngineBackend, precision: Precision, graphs: bool) -> Candidate:
+    def run(
+        result: Result, model: Path, images: npt.NDArray[np.uint8], reference: Array, arguments: argparse.Namespace
+    ) -> None:
         from internimage_deploy.runtime.gpu.device import Device
 
-        compiler = compilers.find(flavour)
-        if isinstance(compiler, Absent):
-            raise UserError(str(compiler))
+        compilers.choose(backend_name)
         device = Device()
-        targets = (device.capability,) if flavour == "tensorrt-rtx" else ()
-        # The plugin stays apart, so that the engine need not be version-compatible.
-        options = Options(precision=precision, compute_capabilities=targets, embed_plugin=False)
-        target = model.with_name(f"{flavour}-{precision}-{result.batch}.engine")
+        target = model.with_name(f"{backend_name}-{precision}-{result.batch}.engine")
         if not target.exists():
-            built = build(model, target, compiler, options, plugin=lambda: ensure(compiler))
+            built = build_engine(
+                model,
+                target,
+                precision=precision,
+                backend=backend_name,
+                compute_capabilities=(device.capability,) if backend_name == "tensorrt-rtx" else (),
+                use_timing_cache=False,
+                embed_plugin=False,  # with the plugin inside, the engine would have to be version-compatible
+            )
             result.build_s = built.seconds
         result.size_mb = target.stat().st_size / 1e6
         before = device.memory()[0]
-        backend: Any = load_backend(target, cuda_graphs=graphs)
-        _compare(result, backend.run(pictures), reference)
-        _time(result, lambda: backend.run(pictures))
-        rows = [backend.measure(pictures) for _ in range(RUNS)]
+        backend = load_backend(target, cuda_graphs=graphs)
+        _compare(result, backend.run(images), reference)
+        _time(result, lambda: backend.run(images))
+        rows = [backend.measure(images) for _ in range(RUNS)]
         result.parts = {part: statistics.median(row[part] for row in rows) for part in rows[0]}
         result.memory_mb = (before - device.memory()[0]) / 1e6
-        _around(result, Segmenter(backend), pictures)
+        _around(result, Segmenter(backend), images)
         backend.close()
 
     return run
 
 
 def _onnxruntime(name: str) -> Candidate:
-    def run(result: Result, model: Path, pictures: Any, reference: Any, arguments: argparse.Namespace) -> None:
+    def run(
+        result: Result, model: Path, images: npt.NDArray[np.uint8], reference: Array, arguments: argparse.Namespace
+    ) -> None:
         backend = load_backend(model, name)
-        _compare(result, backend.run(pictures), reference)
-        _time(result, lambda: backend.run(pictures))
-        _around(result, Segmenter(backend), pictures)
+        _compare(result, backend.run(images), reference)
+        _time(result, lambda: backend.run(images))
+        _around(result, Segmenter(backend), images)
         backend.close()
 
     return run
 
 
-def _pytorch(precision: str, *, compiled: bool) -> Candidate:
-    def run(result: Result, model: Path, pictures: Any, reference: Any, arguments: argparse.Namespace) -> None:
+def _pytorch(precision: Precision, *, compiled: bool) -> Candidate:
+    def run(
+        result: Result, model: Path, images: npt.NDArray[np.uint8], reference: Array, arguments: argparse.Namespace
+    ) -> None:
         import torch
 
         from internimage_deploy.card import IMAGENET_MEAN, IMAGENET_STD
@@ -158,14 +169,14 @@ def _pytorch(precision: str, *, compiled: bool) -> Candidate:
 
         dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
         torch.cuda.reset_peak_memory_stats()
-        network: Any = build_random(PRESETS[arguments.model].config, 0).eval().cuda().to(dtype)
+        network: torch.nn.Module = build_random(PRESETS[arguments.model].config, 0).eval().cuda().to(dtype)
         if compiled:
-            network = torch.compile(network)
+            network.compile()
         mean, std = (torch.tensor(v, device="cuda").view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
 
-        def forward() -> npt.NDArray[Any]:
+        def forward() -> Array:
             with torch.inference_mode():
-                batch = torch.from_numpy(pictures).cuda().permute(0, 3, 1, 2).float()
+                batch = torch.from_numpy(images).cuda().permute(0, 3, 1, 2).float()
                 return np.asarray(network(((batch - mean) / std).to(dtype)).float().cpu().numpy())
 
         _compare(result, forward(), reference)
@@ -175,34 +186,34 @@ def _pytorch(precision: str, *, compiled: bool) -> Candidate:
     return run
 
 
-def _answer(backend: Backend, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-    answer = backend.run(pictures)
+def _output(backend: Backend, images: npt.NDArray[np.uint8]) -> Array:
+    output = backend.run(images)
     backend.close()
-    return answer
+    return output
 
 
-def _compare(result: Result, answer: npt.NDArray[Any], reference: npt.NDArray[Any]) -> None:
+def _compare(result: Result, output: Array, reference: Array) -> None:
     """Labels and logits against the reference's logits (N, classes, H/4, W/4)."""
-    result.agreement = float((answer.argmax(1) == reference.argmax(1)).mean())
-    result.logit_error = float(np.abs(answer - reference).max() / np.abs(reference).max())
+    result.agreement = float((output.argmax(1) == reference.argmax(1)).mean())
+    result.logit_error = float(np.abs(output - reference).max() / np.abs(reference).max())
 
 
-def _time(result: Result, call: Callable[[], Any]) -> None:
-    """From the picture in host memory to the answer in host memory."""
+def _time(result: Result, call: Callable[[], object]) -> None:
+    """From images in host memory to the output in host memory."""
     timing = measure({"call": call}, runs=RUNS, warmup=WARM_UP)["call"]
     result.median_ms, result.p95_ms = timing.median_ms, timing.p95_ms
     result.pictures_per_s = result.batch / result.median_ms * 1e3
 
 
-def _around(result: Result, segmenter: Segmenter, pictures: npt.NDArray[np.uint8]) -> None:
-    """Pre- and post-processing of one picture, on the CPU."""
+def _around(result: Result, segmenter: Segmenter, images: npt.NDArray[np.uint8]) -> None:
+    """Pre- and post-processing on the CPU."""
     start = time.perf_counter()
-    prepared = [segmenter.prepare(picture) for picture in pictures]
+    prepared = [segmenter.prepare(image) for image in images]
     middle = time.perf_counter()
-    answers = segmenter.forward(prepared)
+    outputs = segmenter.forward(prepared)
     end = time.perf_counter()
-    for item, answer in zip(prepared, answers, strict=True):
-        segmenter.finish(item, answer)
+    for item, output in zip(prepared, outputs, strict=True):
+        segmenter.finish(item, output)
     result.pre_ms, result.post_ms = (middle - start) * 1e3, (time.perf_counter() - end) * 1e3
 
 
@@ -225,8 +236,8 @@ def _export(arguments: argparse.Namespace, batch: int, folder: Path) -> Path:
 
 
 def _compilers() -> dict[str, str]:
-    found = {flavour: compilers.find(flavour) for flavour in compilers.FLAVOURS}
-    return {flavour: one.reason if isinstance(one, Absent) else one.version for flavour, one in found.items()}
+    found = {backend: compilers.find(backend) for backend in ENGINE_BACKENDS}
+    return {backend: one.version if isinstance(one, Compiler) else one.reason for backend, one in found.items()}
 
 
 def _row(result: Result) -> str:
@@ -253,7 +264,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=_size, default=(512, 512), metavar="HxW")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--precision", nargs="+", default=["fp32", "fp16"], choices=["fp32", "fp16", "bf16"])
-    parser.add_argument("--agreement", type=float, default=0.99, help="least share of equal labels")
+    parser.add_argument("--agreement", type=float, default=0.99, help="minimum fraction of equal labels")
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--dry-run", action="store_true")
     return parser.parse_args()

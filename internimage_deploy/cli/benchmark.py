@@ -6,25 +6,39 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
-import numpy.typing as npt
 
-from internimage_deploy.cli.options import Size, model_argument, threads_option
+from internimage_deploy.card import Array
+from internimage_deploy.cli.options import BACKEND, Size, engine_options, model_argument, threads_option
 
 
 @click.command()
 @model_argument
-@click.option("--backend", "backends", multiple=True, help="What runs it; may be repeated, then in turns.")
-@click.option("--size", type=Size("HxW"), help="Input size of a model that takes any.  [default: 512x512]")
 @click.option(
-    "--batch", type=click.IntRange(1), help="Pictures in a run.  [default: the model's own, 1 where it is free]"
+    "--backend",
+    "backends",
+    type=BACKEND,
+    multiple=True,
+    help="Backend to time; repeat to compare several in interleaved runs.  [default: auto]",
 )
-@click.option("--runs", type=click.IntRange(3), default=10, show_default=True)
-@click.option("--warmup", type=click.IntRange(0), default=2, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option(
+    "--size",
+    type=Size("HxW"),
+    help="Input size of a model that takes any.  [default: the size that an engine is tuned for, else 512x512]",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    help="Number of images per run.  [default: the smallest that the model takes]",
+)
+@click.option("--runs", type=click.IntRange(3), default=10, show_default=True, help="Number of timed runs per backend.")
+@click.option(
+    "--warmup", type=click.IntRange(0), default=2, show_default=True, help="Number of runs per backend before those."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @threads_option
+@engine_options
 def benchmark(
     model: Path,
     backends: tuple[str, ...],
@@ -34,35 +48,35 @@ def benchmark(
     warmup: int,
     as_json: bool,
     threads: int | None,
+    trust_engine: bool,
+    cuda_graphs: bool,
 ) -> None:
-    """Time the network alone (no decoding, no resizing); the backends' answers are compared first."""
+    """Time the network of MODEL alone, without decoding and resizing, after comparing the backends' outputs."""
     from internimage_deploy.environment import environment
     from internimage_deploy.errors import UserError
     from internimage_deploy.runtime.backends.fastest import sample
     from internimage_deploy.runtime.backends.load import load_backend
-    from internimage_deploy.runtime.backends.registry import REGISTRY
     from internimage_deploy.runtime.verification import check_size
     from internimage_deploy.timing import measure
 
-    for name in backends:
-        if name not in ("auto", *REGISTRY):
-            raise click.BadParameter(f"'{name}': choose among auto, {', '.join(REGISTRY)}", param_hint="--backend")
-    networks = [load_backend(model, name, threads=threads) for name in backends or ("auto",)]
+    networks = [
+        load_backend(model, name, threads=threads, trust_engine=trust_engine, cuda_graphs=cuda_graphs)
+        for name in backends or ("auto",)
+    ]
     card = networks[0].card
     if size is not None:
         check_size(card, size)
     if batch not in (None, card.batch) and card.batch is not None:
         raise UserError(f"{model}: takes batches of {card.batch} only, got --batch {batch}; leave it out")
-    given = sample(card, size, batch or 1)
-    answers = [network.run(given) for network in networks]
+    images = sample(card, size, batch)
+    labels = [_labels(network.run(images), card.emits_labels) for network in networks]
     differing = {
-        network.name: float((_labels(answer, card.emits_labels) != _labels(answers[0], card.emits_labels)).mean())
-        for network, answer in zip(networks, answers, strict=True)
+        network.name: float((found != labels[0]).mean()) for network, found in zip(networks, labels, strict=True)
     }
-    times = measure({network.name: partial(network.run, given) for network in networks}, runs=runs, warmup=warmup)
+    times = measure({network.name: partial(network.run, images) for network in networks}, runs=runs, warmup=warmup)
     if as_json:
         rows = {name: {**timing.asdict(), "labels_differ": differing[name]} for name, timing in times.items()}
-        click.echo(json.dumps({**environment(), "input": list(given.shape), "backends": rows}, indent=1))
+        click.echo(json.dumps({**environment(), "input": list(images.shape), "backends": rows}, indent=1))
         return
     for name, timing in times.items():
         click.echo(
@@ -73,5 +87,5 @@ def benchmark(
             click.echo("warning: the runs differ by more than 10 %; is the machine busy?", err=True)
 
 
-def _labels(answer: npt.NDArray[Any], emits_labels: bool) -> npt.NDArray[Any]:
-    return answer if emits_labels else answer.argmax(1)
+def _labels(output: Array, emits_labels: bool) -> Array:
+    return output if emits_labels else output.argmax(1)

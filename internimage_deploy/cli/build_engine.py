@@ -3,27 +3,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from internimage_deploy.cli.options import Size
-from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.engine.profiles import described, parse_size
+from internimage_deploy.cli.options import FilePath, Size
+from internimage_deploy.runtime.engine.engine_backend import DISPLAY_NAMES, ENGINE_BACKENDS
+from internimage_deploy.runtime.engine.profiles import InputSize, described, parse_size
 
 if TYPE_CHECKING:
-    from internimage_deploy.runtime.engine.build import Built
-    from internimage_deploy.runtime.engine.compilers import Compiler
-    from internimage_deploy.runtime.engine.operators import Flavour
+    from internimage_deploy.runtime.engine.build import BuiltEngine
 
 
 class ProfileSize(click.ParamType):
-    """NxHxW in pictures and pixels."""
+    """NxHxW: batch size, height and width in pixels."""
 
     name = "NxHxW"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> InputSize:
         if isinstance(value, tuple):
             return value
         try:
@@ -32,164 +29,153 @@ class ProfileSize(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-_SIZE = ProfileSize()
-_PATH = click.Path(path_type=Path)
+_EXAMPLES = """\b
+Examples:
+  build-engine model.onnx -o model.engine --fp16
+  build-engine model.onnx -o model.engine --fp16 --backend tensorrt-rtx --compute-capability 8.6,8.9
+  build-engine dynamic.onnx -o dynamic.engine --fp16 --min 1x64x64 --opt 1x512x704 --max 4x512x2048
+"""
 
 
-@click.command(name="build-engine", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", type=_PATH)
-@click.option("-o", "--output", required=True, type=_PATH, help="The engine file to write; its card lies beside it.")
-@click.option("--fp16", "precision", flag_value="fp16", help="Convert to float16; statistics stay in float32.")
-@click.option("--bf16", "precision", flag_value="bf16", help="Convert to bfloat16; statistics stay in float32.")
-@click.option("--keep-fp32", multiple=True, metavar="NAME", help="Operator, node or pattern to leave in float32.")
+@click.command(name="build-engine", epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", type=FilePath)
+@click.option(
+    "-o", "--output", required=True, type=FilePath, help="Engine file to write; its card is written beside it."
+)
+@click.option("--fp16", is_flag=True, help="Convert the model to float16; statistics and sums stay in float32.")
+@click.option("--bf16", is_flag=True, help="Convert the model to bfloat16; statistics and sums stay in float32.")
+@click.option(
+    "--keep-fp32",
+    multiple=True,
+    metavar="NAME",
+    help="Operator type, node name or node name pattern with * to keep in float32, with --fp16 or --bf16. May be "
+    "repeated.",
+)
 @click.option(
     "--backend",
-    type=click.Choice(("tensorrt", "tensorrt-rtx")),
-    help="The compiler.  [default: TensorRT where it and a GPU are there, else TensorRT-RTX]",
+    type=click.Choice(ENGINE_BACKENDS),
+    help="Library that compiles and later runs the engine.  [default: tensorrt where it and a GPU are available, else "
+    "tensorrt-rtx]",
 )
-@click.option("--min", "least", type=_SIZE, multiple=True, help="Smallest input of a dynamic model, once a profile.")
-@click.option("--opt", "usual", type=_SIZE, multiple=True, help="Usual input, which the engine is tuned for.")
-@click.option("--max", "most", type=_SIZE, multiple=True, help="Largest input.  [default of all three: from the card]")
+@click.option(
+    "--min",
+    type=ProfileSize(),
+    multiple=True,
+    metavar="NxHxW",
+    help="Smallest input of a dynamic model: batch size, height and width. May be repeated, once per profile, like "
+    "--opt and --max.  [default: derived from the other two, or from the model card]",
+)
+@click.option(
+    "--opt",
+    type=ProfileSize(),
+    multiple=True,
+    metavar="NxHxW",
+    help="Input of a dynamic model that the engine is tuned for.",
+)
+@click.option("--max", type=ProfileSize(), multiple=True, metavar="NxHxW", help="Largest input.")
 @click.option(
     "--compute-capability",
-    "targets",
+    "compute_capabilities",
     metavar="X.Y,...",
-    help="GPUs to compile for (TensorRT-RTX).  [default: 8.0, 8.6, 8.9, 12.0 and later]",
+    help="Compute capabilities of the GPUs to compile for, with TensorRT-RTX.  [default: 8.0, 8.6, 8.9, 12.0 and "
+    "later]",
 )
-@click.option("--workspace", type=click.IntRange(1), metavar="MB", help="Scratch memory limit in MiB.")
-@click.option("--optimization-level", type=click.IntRange(0, 5), help="0 builds quickly, 5 searches longest.")
-@click.option("--timing-cache", type=_PATH, help="Measured kernels (TensorRT).  [default: in the user's cache folder]")
-@click.option("--no-timing-cache", is_flag=True, help="Measure every kernel afresh.")
-@click.option("--version-compatible", is_flag=True, help="Loads in newer TensorRT versions of the same major number.")
-@click.option("--strip-weights", is_flag=True, help="Leave out weights that can be refitted.")
-@click.option("--plugin", "library", type=_PATH, help="The plugin library (TensorRT).  [default: found, else built]")
-@click.option("--no-embed-plugin", is_flag=True, help="Keep the plugin in a file of its own (TensorRT).")
-@click.option("--save-onnx", type=_PATH, help="Also write the graph that was handed to the compiler.")
-@click.option("--classes", help="For a file without a card: a data set such as ade20k, or a file with a name a line.")
-@click.option("--size", type=Size("HxW"), help="For a file without a card: fix its input size.")
+@click.option(
+    "--workspace",
+    "workspace_mib",
+    type=click.IntRange(1),
+    metavar="MiB",
+    help="Maximum scratch memory of the engine in MiB.  [default: the compiler's own limit]",
+)
+@click.option(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    help="Effort of the compiler: 0 builds quickly, 5 searches longest for fast kernels.  [default: the compiler's "
+    "own]",
+)
+@click.option(
+    "--timing-cache",
+    type=FilePath,
+    help="File that keeps kernel timings, so that later builds are quicker, with TensorRT.  [default: one in the "
+    "user's cache folder]",
+)
+@click.option("--no-timing-cache", is_flag=True, help="Neither read nor keep kernel timings.")
+@click.option(
+    "--version-compatible",
+    is_flag=True,
+    help="Make the engine load in newer TensorRT versions of the same major number, too; loading it then needs "
+    "--trust-engine.",
+)
+@click.option(
+    "--strip-weights",
+    is_flag=True,
+    help="Leave the weights out of the engine; refit it from the ONNX file with TensorRT's refitter before use.",
+)
+@click.option(
+    "--plugin",
+    type=FilePath,
+    help="DCNv3 plugin library, with TensorRT.  [default: the one that build-plugin made, compiled if there is none]",
+)
+@click.option(
+    "--no-embed-plugin",
+    is_flag=True,
+    help="Leave the DCNv3 plugin out of the engine, which then loads without --trust-engine and needs the plugin "
+    "library where it runs.",
+)
+@click.option("--save-onnx", type=FilePath, help="File to write the converted graph to that the compiler reads.")
+@click.option(
+    "--classes",
+    metavar="DATASET|N|FILE",
+    help="Classes of a model without a card: a data set's name (an unknown name lists them), a number of classes, or a "
+    "text file with one name per line.",
+)
+@click.option("--size", type=Size("HxW"), help="Input size of a model without a card, where the file leaves it free.")
 def build_engine(
-    model: Path,
-    output: Path,
-    precision: Literal["fp16", "bf16"] | None,
-    keep_fp32: tuple[str, ...],
-    backend: Flavour | None,
-    least: tuple[tuple[int, int, int], ...],
-    usual: tuple[tuple[int, int, int], ...],
-    most: tuple[tuple[int, int, int], ...],
-    targets: str | None,
-    workspace: int | None,
-    optimization_level: int | None,
-    timing_cache: Path | None,
+    fp16: bool,
+    bf16: bool,
+    compute_capabilities: str | None,
     no_timing_cache: bool,
-    version_compatible: bool,
-    strip_weights: bool,
-    library: Path | None,
     no_embed_plugin: bool,
-    save_onnx: Path | None,
-    classes: str | None,
-    size: tuple[int, int] | None,
+    **options: Any,
 ) -> None:
     """Compile MODEL, an ONNX file, into an engine.
 
-    With TensorRT-RTX no GPU is needed; with TensorRT the engine is for the GPU that builds it. A dynamic model is built
-    for one or several ranges of sizes (--min, --opt, --max).
+    TensorRT compiles for the GPU of this machine. TensorRT-RTX needs no GPU and compiles for several kinds of them. A
+    dynamic model is compiled for one or several ranges of input sizes, called profiles (--min, --opt, --max).
     """
-    from internimage_deploy.runtime.engine import compilers
-    from internimage_deploy.runtime.engine import targets as rtx_targets
-    from internimage_deploy.runtime.engine.build import Options, build
+    from internimage_deploy.runtime.engine import build
     from internimage_deploy.runtime.engine.progress import BuildTree
 
-    if timing_cache is not None and no_timing_cache:
+    if fp16 and bf16:
+        raise click.UsageError("--fp16 and --bf16 exclude each other")
+    if options["timing_cache"] is not None and no_timing_cache:
         raise click.UsageError("--timing-cache and --no-timing-cache exclude each other")
-    if output.suffix.lower() == ".onnx":
-        raise click.BadParameter(f"{output} is named like an ONNX file; expected a name such as model.engine")
-    wanted = rtx_targets.parse(targets) if targets else ()
-    compiler = compilers.choose(backend)
-    names, palette = _classes(classes) if classes else (None, None)
-    if timing_cache is None and compiler.flavour == "tensorrt" and not no_timing_cache:
-        timing_cache = default_timing_cache(compiler.version)
-    options = Options(
-        precision=precision or "fp32",
-        keep_fp32=keep_fp32,
-        least=least,
-        usual=usual,
-        most=most,
-        workspace_mib=workspace,
-        optimization_level=optimization_level,
-        compute_capabilities=wanted,
-        timing_cache=timing_cache,
-        version_compatible=version_compatible,
-        strip_weights=strip_weights,
-        embed_plugin=not no_embed_plugin,
-        classes=names,
-        palette=palette,
-        size=size,
-    )
-    with BuildTree(f"{_called(compiler)}: {model.name}") as tree:
-        built = build(
-            model,
-            output,
-            compiler,
-            options,
-            follow=tree.follow,
-            save_onnx=save_onnx,
-            plugin=_plugin_finder(compiler, library),
+    if options["output"].suffix.lower() == ".onnx":
+        text = f"{options['output']} is named like an ONNX file; expected a name such as model.engine"
+        raise click.BadParameter(text, param_hint="--output")
+    with BuildTree(options["model"].name) as tree:
+        built = build.build_engine(
+            precision="fp16" if fp16 else "bf16" if bf16 else "fp32",
+            compute_capabilities=compute_capabilities.split(",") if compute_capabilities else (),
+            use_timing_cache=not no_timing_cache,
+            embed_plugin=not no_embed_plugin,
+            on_event=tree.show,
+            **options,
         )
-    for warning in tree.warnings:
-        click.echo(f"compiler: {warning}", err=True)
-    _tell(built, compiler)
+    _print_summary(built)
 
 
-def default_timing_cache(version: str) -> Path:
-    """Where measured kernels are kept for this version of TensorRT."""
-    from internimage_deploy.cache import cache_folder
-
-    return cache_folder() / "timing" / f"tensorrt-{version}.cache"
-
-
-def _called(compiler: Compiler) -> str:
-    return f"{'TensorRT-RTX' if compiler.flavour == 'tensorrt-rtx' else 'TensorRT'} {compiler.version}"
-
-
-def _classes(text: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """Names and colours from a data set's name, a number of classes, or a file with a name a line."""
-    from internimage_deploy.datasets import classes as tables
-
-    path = Path(text)
-    if path.is_file():
-        names = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-        if not names:
-            raise UserError(f"--classes {text}: the file holds no names, expected one a line")
-        known = tables.lookup(len(names))
-        palette = known[1] if known is not None and known[0] == names else tables.generic(len(names))[1]
-        return names, palette
-    found = tables.lookup(int(text) if text.isdigit() else text)
-    if found is None:
-        raise UserError(
-            f"--classes {text}: neither a data set nor a file; expected one of {', '.join(tables.DATASETS)}, "
-            "or a text file with a name a line"
-        )
-    return found
-
-
-def _plugin_finder(compiler: Compiler, library: Path | None) -> Any:
-    def find() -> tuple[Path, str]:
-        from internimage_deploy.runtime.engine.plugin import ensure
-
-        return ensure(compiler, library)
-
-    return find
-
-
-def _tell(built: Built, compiler: Compiler) -> None:
+def _print_summary(built: BuiltEngine) -> None:
     info = built.card.engine
     assert info is not None
+    for warning in built.warnings:
+        click.echo(f"compiler: {warning}", err=True)
     for note in built.notes:
         click.echo(f"note: {note}", err=True)
-    size = f"{built.size_bytes / 1e6:.1f} MB"
-    where = f" for compute capability {', '.join(info.compute_capabilities)}" if info.compute_capabilities else ""
+    gpus = f" for compute capability {', '.join(info.compute_capabilities)}" if info.compute_capabilities else ""
     click.echo(
-        f"wrote {built.path} ({size}, {built.card.precision}) with {_called(compiler)}{where} in {built.seconds:.0f} s"
+        f"wrote {built.path} ({built.size_bytes / 1e6:.1f} MB, {built.card.precision}) with "
+        f"{DISPLAY_NAMES[info.backend]} {info.version}{gpus} in {built.seconds:.0f} s"
     )
     for profile in info.profiles:
         click.echo(f"profile: {described(profile)}")

@@ -19,11 +19,23 @@ from typing import Literal
 import click
 
 from internimage_deploy._version import __version__
+from internimage_deploy.errors import one_line
 
 
 @dataclass(frozen=True)
 class Part:
-    """A package or a tool. `names` are the distributions that may hold the import `module`; `try_import` when quick."""
+    """A package.
+
+    Attributes:
+        title: name for people.
+        module: import name.
+        names: distributions that may provide the module.
+        install: the command that installs it.
+        purpose: what it is needed for.
+        needed: every task needs it.
+        try_import: it imports quickly enough to be tried.
+        aliases: other import names of the same package.
+    """
 
     title: str
     module: str
@@ -32,12 +44,12 @@ class Part:
     purpose: str
     needed: bool = False
     try_import: bool = False
-    aliases: tuple[str, ...] = ()  # other import names of the same thing
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one part."""
+    """The state of one package or tool."""
 
     title: str
     purpose: str
@@ -57,11 +69,11 @@ _PARTS = (
         "cv2",
         ("opencv-python-headless", "opencv-python", "opencv-contrib-python"),
         "pip install opencv-python-headless",
-        "resizing pictures",
+        "resizing images",
         True,
         True,
     ),
-    Part("Pillow", "PIL.Image", ("pillow",), "pip install pillow", "decoding pictures", True, True),
+    Part("Pillow", "PIL.Image", ("pillow",), "pip install pillow", "decoding images", True, True),
     Part("onnx", "onnx", ("onnx",), "pip install onnx", "reading models", True, True),
     Part(
         "ONNX Runtime",
@@ -101,7 +113,7 @@ _PARTS = (
     Part("FastAPI", "fastapi", ("fastapi",), _extra("serve"), "serve"),
     Part("uvicorn", "uvicorn", ("uvicorn",), _extra("serve"), "serve"),
     Part("python-multipart", "python_multipart", ("python-multipart",), _extra("serve"), "serve: forms"),
-    Part("Ray", "ray", ("ray",), _extra("ray"), "many pictures on many machines"),
+    Part("Ray", "ray", ("ray",), _extra("ray"), "many images on many machines"),
 )
 
 _TOOLS = (
@@ -114,9 +126,9 @@ _TOOLS = (
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def doctor(as_json: bool) -> None:
-    """Say what is installed, what is missing, and which command installs it.
+    """Show what is installed, what is missing, and which command installs it.
 
-    Exit code 1 if something that every task needs is missing or broken.
+    The exit code is 1 if a package that every task needs is missing or broken, or if no backend is installed.
     """
     findings = [examine(part) for part in _PARTS] + [_tool(*tool) for tool in _TOOLS]
     broken = {part.module for part, finding in zip(_PARTS, findings, strict=False) if finding.state == "broken"}
@@ -139,8 +151,8 @@ def doctor(as_json: bool) -> None:
         click.echo()
         for finding in findings:
             advice = "" if finding.state == "installed" else f"; install: {finding.install}"
-            said = finding.detail if finding.state == "installed" else f"{finding.state} {finding.detail}".strip()
-            click.echo(f"{finding.title:20} {said:14} {finding.purpose}{advice}")
+            state = finding.detail if finding.state == "installed" else f"{finding.state} {finding.detail}".strip()
+            click.echo(f"{finding.title:20} {state:14} {finding.purpose}{advice}")
         click.echo()
         click.echo(f"{'segment can use':20} {', '.join(backends) or 'nothing yet; run  ' + _extra('cpu')}")
     if not healthy:
@@ -148,7 +160,7 @@ def doctor(as_json: bool) -> None:
 
 
 def examine(part: Part) -> Finding:
-    """Look for one package; no import error, however strange, gets out."""
+    """Look for one package, whatever its import raises."""
     version = next(filter(None, map(_version, part.names)), None)
     if not _present(part.module) and not any(map(_present, part.aliases)):
         return Finding(part.title, part.purpose, "missing", "", part.install)
@@ -156,8 +168,8 @@ def examine(part: Part) -> Finding:
         try:
             importlib.import_module(part.module)
         except Exception as error:  # a damaged package can raise anything
-            reason = " ".join(str(error).split())
-            return Finding(part.title, part.purpose, "broken", f"({type(error).__name__}: {reason})", part.install)
+            detail = f"({type(error).__name__}: {one_line(error)})"
+            return Finding(part.title, part.purpose, "broken", detail, part.install)
     return Finding(part.title, part.purpose, "installed", version or "unknown version", part.install)
 
 
@@ -182,20 +194,20 @@ def _tool(name: str, purpose: str, install: str) -> Finding:
 
 
 def _gpus() -> list[str]:
-    """Names and driver of the GPUs that NVIDIA's own tool lists; none where it is missing or fails."""
+    """Name, compute capability and driver version of the GPUs that nvidia-smi lists; none where it fails."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
     query = [tool, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        result = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+    return [line.strip() for line in result.stdout.splitlines() if line.strip()]
 
 
 def _backends(broken: set[str]) -> list[str]:
-    """The backends whose package is there and not among the `broken` ones."""
+    """The backends whose package is installed and not in `broken`."""
     try:
         from internimage_deploy.runtime.backends.registry import REGISTRY, installed
     except Exception:  # numpy itself may be the broken part

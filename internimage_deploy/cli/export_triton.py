@@ -4,46 +4,103 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import click
 
-from internimage_deploy.cli.options import model_argument
+from internimage_deploy.cli.options import FilePath, Option, model_argument
+
+_DEFAULT_DELAY_MS = 5.0
 
 
 @click.command()
 @model_argument
-@click.option("-o", "--output", required=True, metavar="REPO", type=click.Path(path_type=Path),
-              help="The model repository; made if it does not exist.")  # fmt: skip
-@click.option("--name", help="The model's name and folder in the repository.  [default: the file's name]")
-@click.option("--max-batch", type=click.IntRange(1, 1024), default=8, show_default=True, help="For a free batch.")
-@click.option("--delay", type=click.IntRange(0), default=5000, show_default=True,
-              help="Microseconds a picture waits for others.")  # fmt: skip
-@click.option("--queue", type=click.IntRange(1), default=64, show_default=True, help="Most pictures that wait.")
-@click.option("--instances", type=click.IntRange(1, 64), default=1, show_default=True, help="Copies of the model.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True,
-              help="Where the copies run; an engine always takes the GPU.")  # fmt: skip
-@click.option("--plugin", type=click.Path(path_type=Path),
-              help="The compiled DCNv3 plugin, for an engine that needs it.")  # fmt: skip
-def export_triton(model: Path, output: Path, name: str | None, **options: Any) -> None:
+@click.option(
+    "-o",
+    "--output",
+    "repository",
+    required=True,
+    metavar="REPOSITORY",
+    type=FilePath,
+    help="Model repository to write into; it is created if it does not exist.",
+)
+@click.option("--name", help="Name of the model and of its folder in the repository.  [default: from the file's name]")
+@click.option(
+    "--batch",
+    cls=Option,
+    aliases=("--max-batch",),
+    type=click.IntRange(1, 1024),
+    default=8,
+    show_default=True,
+    help="Maximum number of images in one run of the network; a model of fixed batch size ignores it.",
+)
+@click.option(
+    "--delay-ms",
+    type=click.FloatRange(0),
+    help="Maximum time in milliseconds that an image waits for others to form a batch.  "
+    f"[default: {_DEFAULT_DELAY_MS:g}]",
+)
+@click.option("--delay", "delay_us", type=click.IntRange(0), hidden=True)  # microseconds, in earlier versions
+@click.option(
+    "--queue",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Maximum number of images waiting in the queue; further ones are rejected.",
+)
+@click.option(
+    "--instances",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Number of copies of the model that run at the same time.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "gpu"]),
+    default="auto",
+    show_default=True,
+    help="Device that runs the copies; an engine always runs on the GPU.",
+)
+@click.option(
+    "--plugin", type=FilePath, help="Compiled DCNv3 plugin library, for an engine that does not carry the plugin."
+)
+def export_triton(
+    model: Path,
+    repository: Path,
+    name: str | None,
+    batch: int,
+    delay_ms: float | None,
+    delay_us: int | None,
+    queue: int,
+    instances: int,
+    device: Literal["auto", "cpu", "gpu"],
+    plugin: Path | None,
+) -> None:
     """Write MODEL into a Triton model repository and print how to start the server.
 
-    MODEL takes pictures and answers labels (`export-onnx --input uint8 --emit labels`, the default), so that one step
-    does it all; or is a TensorRT engine built from such a file.
+    MODEL must take uint8 images and return labels (`export-onnx --input uint8 --emit labels`, the default), because
+    Triton runs the network only; or it is a TensorRT engine built from such a file.
     """
     from internimage_deploy.runtime.serving.settings import model_name
     from internimage_deploy.runtime.serving.triton import TritonOptions, export
 
+    if delay_us is None:
+        delay_us = round(1000 * (_DEFAULT_DELAY_MS if delay_ms is None else delay_ms))
+    elif delay_ms is not None:
+        raise click.UsageError("--delay (microseconds) is the old form of --delay-ms; use --delay-ms alone")
     settings = TritonOptions(
         name=model_name(Path(f"{name}.x") if name else model),
-        max_batch=options["max_batch"],
-        delay_us=options["delay"],
-        queue=options["queue"],
-        instances=options["instances"],
-        device=options["device"],
-        plugin=options["plugin"],
+        max_batch=batch,
+        delay_us=delay_us,
+        queue=queue,
+        instances=instances,
+        device=device,
+        plugin=plugin,
     )
-    commands = export(model, output, settings)
-    click.echo(f"wrote {output / settings.name}; to start it (YY.MM is the release whose TensorRT built the model):")
+    commands = export(model, repository, settings)
+    click.echo(
+        f"wrote {repository / settings.name}; to start it (YY.MM is the release whose TensorRT built the model):"
+    )
     for command in commands:
         click.echo(f"  {command}")

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`info`: what a model file is, holds and costs."""
+"""`info`: a model file's card, graph statistics and multiply-adds."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.engine.profiles import described
 
 _DEFAULT_SIZE = (512, 512)
+Json = dict[str, Any]
+"""An object of the JSON report."""
 
 
 @click.command()
@@ -22,13 +25,14 @@ _DEFAULT_SIZE = (512, 512)
 @click.option(
     "--size",
     type=Size("HxW"),
-    help="Input size for the multiply-adds.  [default: the model's own, 512x512 where it takes any]",
+    help="Input size to count multiply-adds for, in an ONNX file.  [default: the model's own, 512x512 where it takes "
+    "any]",
 )
 def info(model: Path, as_json: bool, size: tuple[int, int] | None) -> None:
-    """Print a model's card and, of an ONNX file, the size of its graph, its operators, and its multiply-adds."""
-    facts = collect(model, size)
+    """Print the card of MODEL and, for an ONNX file, its parameters, operators and multiply-adds."""
+    report = collect(model, size)
     if as_json:
-        click.echo(json.dumps(facts, indent=1))
+        click.echo(json.dumps(report, indent=1))
         return
     from rich.console import Console
     from rich.table import Table
@@ -36,20 +40,20 @@ def info(model: Path, as_json: bool, size: tuple[int, int] | None) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    for name, value in _rows(facts):
+    for name, value in _rows(report):
         table.add_row(name, value)
     Console(width=None if Console().is_terminal else 120, highlight=False, markup=False).print(table)
 
 
-def collect(path: Path, size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Everything `info` knows about the model file `path`, as plain data. Raises `UserError`."""
+def collect(path: Path, size: tuple[int, int] | None = None) -> Json:
+    """The report of `info` about the model file `path`, as plain data for JSON. Raises `UserError`."""
     from internimage_deploy.runtime.backends.registry import ENGINE_SUFFIXES
 
     if path.suffix.lower() in ENGINE_SUFFIXES:
         if size is not None:
             raise UserError(f"{path}: multiply-adds are counted in ONNX files only; leave --size out")
-        return _engine_facts(path)
-    from internimage_deploy.onnx_tools.cost import UnknownShape, graph_facts, multiply_adds
+        return _engine_report(path)
+    from internimage_deploy.onnx_tools.cost import UnknownShape, graph_statistics, multiply_adds
     from internimage_deploy.onnx_tools.model_file import card_of, read_model
 
     model = read_model(path)
@@ -61,38 +65,32 @@ def collect(path: Path, size: tuple[int, int] | None = None) -> dict[str, Any]:
     counted = size or fixed or _DEFAULT_SIZE
     if any(side % card.size_divisor for side in counted):
         raise UserError(f"--size {counted[0]}x{counted[1]}: expected multiples of {card.size_divisor}")
-    facts = graph_facts(model, path)
-    macs: dict[str, Any] = {"size": list(counted)}
+    statistics = graph_statistics(model, path)
+    macs: Json = {"size": list(counted)}
     try:
         by_operator = multiply_adds(model, card, counted, path.parent)
         macs |= {"total": sum(by_operator.values()), "by_operator": by_operator}
     except UnknownShape as error:
         macs |= {"total": None, "reason": str(error)}
-    graph = {
-        "nodes": facts.nodes,
-        "operators": facts.operators,
-        "parameters": facts.parameters,
-        "file_bytes": facts.file_bytes,
-        "opset": facts.opset,
-    }
+    graph = {"nodes": statistics.nodes, **asdict(statistics)}
     return {"file": path.name, "card": json.loads(card.to_json()), "graph": graph, "multiply_adds": macs}
 
 
-def _engine_facts(path: Path) -> dict[str, Any]:
+def _engine_report(path: Path) -> Json:
     from internimage_deploy.runtime.engine import sidecar
 
     card = sidecar.read(path)
     return {"file": path.name, "card": json.loads(card.to_json()), "file_bytes": path.stat().st_size}
 
 
-def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    card = facts["card"]
+def _rows(report: Json) -> list[tuple[str, str]]:
+    card = report["card"]
     names = card["classes"]
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    resize = f"keep-ratio into {card['resize'][0]}x{card['resize'][1]}" if card["resize"] else "the picture's own size"
-    size = facts["graph"]["file_bytes"] if "graph" in facts else facts["file_bytes"]
+    resize = f"keep-ratio into {card['resize'][0]}x{card['resize'][1]}" if card["resize"] else "the image's own size"
+    size = report["graph"]["file_bytes"] if "graph" in report else report["file_bytes"]
     rows = [
-        ("file", f"{facts['file']}, {size / 1e6:,.1f} MB"),
+        ("file", f"{report['file']}, {size / 1e6:,.1f} MB"),
         ("architecture", card["architecture"]),
         ("classes", f"{len(names)}: {listed}"),
         ("input", _tensor(card["input"])),
@@ -103,25 +101,25 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("source", ", ".join(f"{name} {value}" for name, value in card["source"].items()) or "not recorded"),
         ("made with", ", ".join(f"{name} {value}" for name, value in card["tools"].items()) or "not recorded"),
     ]
-    if "graph" in facts:
-        return rows + _graph_rows(facts["graph"], facts["multiply_adds"])
+    if "graph" in report:
+        return rows + _graph_rows(report["graph"], report["multiply_adds"])
     return rows + _engine_rows(card["engine"])
 
 
-def _graph_rows(graph: dict[str, Any], macs: dict[str, Any]) -> list[tuple[str, str]]:
+def _graph_rows(graph: Json, macs: Json) -> list[tuple[str, str]]:
     rows = [("parameters", f"{graph['parameters'] / 1e6:,.2f} M")]
     height, width = macs["size"]
     if macs["total"] is None:
         rows.append(("multiply-adds", f"unknown at {height}x{width}: {macs['reason']}"))
     else:
-        shares = ", ".join(f"{name} {count / 1e9:,.2f}" for name, count in macs["by_operator"].items())
-        rows.append(("multiply-adds", f"{macs['total'] / 1e9:,.2f} G at {height}x{width} ({shares})"))
+        by_operator = ", ".join(f"{name} {count / 1e9:,.2f}" for name, count in macs["by_operator"].items())
+        rows.append(("multiply-adds", f"{macs['total'] / 1e9:,.2f} G at {height}x{width} ({by_operator})"))
     rows.append(("graph", f"{graph['nodes']} nodes, opset {graph['opset']}"))
     rows.append(("operators", ", ".join(f"{name} {count}" for name, count in graph["operators"].items())))
     return rows
 
 
-def _engine_rows(engine: dict[str, Any]) -> list[tuple[str, str]]:
+def _engine_rows(engine: Json) -> list[tuple[str, str]]:
     gpus = ", ".join(engine["compute_capabilities"])
     rows = [
         ("engine", f"{engine['flavour']} {engine['version']}{', version-compatible' * engine['version_compatible']}"),
@@ -133,5 +131,5 @@ def _engine_rows(engine: dict[str, Any]) -> list[tuple[str, str]]:
     return rows + [("profile", described(profile)) for profile in engine["profiles"]]
 
 
-def _tensor(spec: dict[str, Any]) -> str:
+def _tensor(spec: Json) -> str:
     return f"{spec['name']} {spec['dtype']} ({', '.join(map(str, spec['shape']))})"

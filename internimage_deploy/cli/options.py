@@ -18,6 +18,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 FilePath = click.Path(path_type=Path)
 
 
+BACKEND = click.Choice(["auto", *REGISTRY])
+"""What --backend takes wherever a model is run."""
+
+
 class Size(click.ParamType):
     """Two positive numbers as "AxB"; the words in `words` pass as they are."""
 
@@ -76,7 +80,7 @@ def backend_option(command: Command) -> Command:
     """--backend."""
     return click.option(
         "--backend",
-        type=click.Choice(["auto", *REGISTRY]),
+        type=BACKEND,
         default="auto",
         show_default=True,
         help="Backend that runs the network. 'auto' takes what an engine was built for, and for an ONNX file the CPU "

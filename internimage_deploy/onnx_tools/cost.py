@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a graph holds and costs: operators, parameters, multiply-adds at one input size.
+"""Statistics of a graph: its operators, its parameters, and its multiply-adds at one input size.
 
 Sizes are followed node by node with ONNX's own shape inference; where a shape is itself computed in the graph (dynamic
 models), the small integer tensors behind it are computed with ONNX's reference implementation.
@@ -23,20 +23,20 @@ from internimage_deploy.operators import contract
 if TYPE_CHECKING:
     import onnx
 
-# Values are only followed to learn shapes; larger tensors are data.
+# Values are computed only because shapes may depend on them; larger tensors are data.
 _LARGEST_VALUE = 4096
 
-# A sampled value is four corners times their bilinear weights, and one product with the mask.
+# A sampled value is a sum of four neighbours with bilinear weights, times one weight of the mask.
 _MACS_PER_SAMPLE = 5
 
 
 @dataclass(frozen=True)
-class GraphFacts:
-    """A graph in numbers.
+class GraphStatistics:
+    """Sizes and counts of a graph.
 
     Attributes:
-        operators: node count by operator, most frequent first; other than standard ones as "domain::name".
-        parameters: values in the weights.
+        operators: node count by operator, most frequent first; operators of other domains as "domain::name".
+        parameters: number of floating-point values in the initializers.
         file_bytes: size on disk, external data included.
         opset: version of the standard operators.
     """
@@ -48,20 +48,21 @@ class GraphFacts:
 
     @property
     def nodes(self) -> int:
-        """Nodes of the graph; a DCNv3 counts as one."""
+        """Number of nodes; a DCNv3 counts as one."""
         return sum(self.operators.values())
 
 
-def graph_facts(model: onnx.ModelProto, path: Path) -> GraphFacts:
-    """Count what `model`, read from `path`, holds."""
+def graph_statistics(model: onnx.ModelProto, path: Path) -> GraphStatistics:
+    """The statistics of `model`, which was read from `path`."""
     operators = Counter(
         node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
         for node in model.graph.node
     )
+    floats = _floating_point_types()
     companions = [path.parent / name for name in external_files(model)]
-    return GraphFacts(
+    return GraphStatistics(
         operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
-        parameters=sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in _real()),
+        parameters=sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floats),
         file_bytes=path.stat().st_size + sum(file.stat().st_size for file in companions),
         opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0),
     )
@@ -76,26 +77,26 @@ def multiply_adds(
     normalisation and resizing are not.
 
     Raises:
-        UnknownShape: a node's output size cannot be told without running the model.
+        UnknownShape: a node's output size depends on the data.
     """
-    walk = _Walk(model, folder)
+    tracker = _ShapeTracker(model, folder)
     spec = card.input
     shape = (batch, *size, 3) if card.takes_uint8 else (batch, 3, *size)
-    walk.shapes[spec.name] = (_elem_type(spec.dtype), shape)
+    tracker.shapes[spec.name] = (_elem_type(spec.dtype), shape)
     total: Counter[str] = Counter()
     for node in model.graph.node:
-        walk.step(node)
-        if count := walk.cost(node):
+        tracker.visit(node)
+        if count := tracker.cost(node):
             total[node.op_type] += count
     return dict(total.most_common())
 
 
 class UnknownShape(Exception):
-    """A size that only running the model would tell."""
+    """A size depends on the data, so it is known only after the model has run."""
 
 
-class _Walk:
-    """Shapes, and small values, of the tensors met so far."""
+class _ShapeTracker:
+    """Shapes, and small values, of the tensors of the nodes visited so far."""
 
     def __init__(self, model: onnx.ModelProto, folder: Path) -> None:
         import onnx
@@ -115,8 +116,8 @@ class _Walk:
                     tensor = copy
                 self.values[tensor.name] = numpy_helper.to_array(tensor)
 
-    def step(self, node: onnx.NodeProto) -> None:
-        """Learn the outputs of `node`."""
+    def visit(self, node: onnx.NodeProto) -> None:
+        """Infer the outputs of `node`."""
         if _is_dcnv3(node):
             element, data = self.shapes[node.input[0]]
             _, offset = self.shapes[node.input[1]]
@@ -135,8 +136,8 @@ class _Walk:
     def cost(self, node: onnx.NodeProto) -> int:
         """Multiply-adds of `node`, whose outputs are known."""
         if _is_dcnv3(node):
-            taps = math.prod(self._shape(node.input[2])) // self._attribute(node, "group", 1)
-            return taps * self._shape(node.input[0])[3] * _MACS_PER_SAMPLE
+            samples = math.prod(self._shape(node.input[2])) // self._attribute(node, "group", 1)
+            return samples * self._shape(node.input[0])[3] * _MACS_PER_SAMPLE
         inputs = [self._shape(name) for name in node.input if name]
         out = math.prod(self._shape(node.output[0])) if node.output[0] in self.shapes else 0
         if node.op_type == "Conv":
@@ -155,7 +156,7 @@ class _Walk:
         return 0
 
     def _compute(self, node: onnx.NodeProto) -> bool:
-        """Compute `node` if its inputs' values are known and small; True if that was done."""
+        """Compute `node` if its inputs' values are known and small; returns whether it was computed."""
         from onnx import helper
         from onnx.reference import ReferenceEvaluator
 
@@ -176,7 +177,7 @@ class _Walk:
         )
         try:
             results = ReferenceEvaluator(helper.make_model(graph, opset_imports=self._opsets)).run(None, known)
-        except Exception:  # an operator without reference: shape inference has the next word
+        except Exception:  # no reference implementation: shape inference is tried next
             return False
         for name, value in zip([name for name in node.output if name], results, strict=True):
             value = np.asarray(value)
@@ -192,7 +193,7 @@ class _Walk:
         names = [name for name in node.input if name]
         missing = [name for name in names if name not in self.shapes]
         if missing:
-            raise UnknownShape(f"the size of '{missing[0]}', an input of {node.op_type}, is not known")
+            raise UnknownShape(f"the size of '{missing[0]}', an input of {node.op_type}, is unknown")
         try:
             schema = defs.get_schema(node.op_type, self._versions.get(node.domain, 1), node.domain)
             return onnx.shape_inference.infer_node_outputs(
@@ -230,7 +231,7 @@ def _elem_type(dtype: str) -> int:
     return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
-def _real() -> tuple[int, ...]:
+def _floating_point_types() -> tuple[int, ...]:
     from onnx import TensorProto
 
     return (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)

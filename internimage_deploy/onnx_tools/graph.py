@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An ONNX graph in hand: its element types, its constants, and writing it with its weights outside the protobuf.
+"""An ONNX graph to edit: its element types, its constants, and saving it with its weights outside the protobuf.
 
-Weights stay on disk until somebody asks for one, so that a model of several gigabytes passes through in little memory.
+Weights stay on disk until they are read, so that a model of several gigabytes can be edited in little memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,20 @@ _SECOND_RESULT = {"TopK": TensorProto.INT64, "MaxPool": TensorProto.INT64, "Drop
 
 @dataclass
 class Graph:
-    """A model whose external weights lie in `folder`, and new weights that have no place on disk yet."""
+    """A model whose external weights lie in `folder`.
+
+    Attributes:
+        model: the model; external weights are not loaded.
+        folder: where its external data files are.
+        new_weights: values of initializers that are not written yet, by name; `save` writes them.
+    """
 
     model: onnx.ModelProto
     folder: Path
-    made: dict[str, npt.NDArray[Any]] = field(default_factory=dict)  # weights to write, by initializer name
+    new_weights: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     @property
-    def nodes(self) -> Any:
+    def nodes(self) -> Sequence[onnx.NodeProto]:
         """The main graph's nodes, in order."""
         return self.model.graph.node
 
@@ -78,18 +84,18 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-class Names:
-    """Hands out value names that no other value has."""
+class UniqueNames:
+    """Makes value names that no other value has."""
 
     def __init__(self, used: set[str]) -> None:
         self._used = used
 
-    def new(self, wish: str) -> str:
-        """`wish`, with a number after it where it is taken."""
-        name, count = wish, 1
+    def new(self, preferred: str) -> str:
+        """`preferred`, with a number after it where it is taken."""
+        name, count = preferred, 1
         while name in self._used:
             count += 1
-            name = f"{wish}_{count}"
+            name = f"{preferred}_{count}"
         self._used.add(name)
         return name
 
@@ -103,7 +109,7 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 
 def constants_to_initializers(graph: Graph) -> None:
-    """Turn `Constant` nodes into initializers, so that there is one kind of constant.
+    """Turn `Constant` nodes into initializers, so that initializers are the only constants.
 
     Raises:
         UserError: the graph holds a control-flow operator, which no exported segmentation model has.
@@ -137,7 +143,7 @@ def _constant(node: onnx.NodeProto) -> TensorProto | None:
 def element_types(graph: Graph) -> dict[str, int]:
     """The element type (`TensorProto.DataType`) of every value of the main graph.
 
-    Own and not onnx's shape inference, because that stops at operators it does not know; types need no shapes.
+    ONNX's shape inference would stop at operators that it does not know; types need no shapes.
     """
     types: dict[str, int] = {}
     for value in graph.model.graph.input:
@@ -164,15 +170,15 @@ def _result_type(node: onnx.NodeProto, index: int, types: dict[str, int]) -> int
     return types.get(node.input[source], TensorProto.UNDEFINED) if len(node.input) > source else TensorProto.UNDEFINED
 
 
-def label(node: onnx.NodeProto) -> str:
-    """What a node is called in messages and lists."""
+def node_name(node: onnx.NodeProto) -> str:
+    """The node's name, or its first output's where it has none."""
     return str(node.name or node.output[0])
 
 
 def save(graph: Graph, path: Path) -> None:
     """Write the model to `path`, its large weights to `path`.data beside it.
 
-    Weights are copied one at a time; those that the graph still has on disk are read from there.
+    Weights are copied one at a time.
 
     Raises:
         OSError: the disk is full or the folder cannot be written to.
@@ -180,7 +186,7 @@ def save(graph: Graph, path: Path) -> None:
     data = path.with_name(path.name + ".data")
     with data.open("wb") as out:
         for tensor in graph.model.graph.initializer:
-            array = graph.made.pop(tensor.name, None)
+            array = graph.new_weights.pop(tensor.name, None)
             if array is None and tensor.data_location != TensorProto.EXTERNAL and tensor.ByteSize() < _INLINE_BYTES:
                 continue
             raw = graph.array(tensor).tobytes() if array is None else array.tobytes()
@@ -211,7 +217,7 @@ def _clear(tensor: TensorProto) -> None:
 
 
 def consumers(nodes: Iterable[onnx.NodeProto]) -> dict[str, list[onnx.NodeProto]]:
-    """The nodes that read each value."""
+    """Value name -> the nodes that read it."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in nodes:
         for name in node.input:
@@ -222,7 +228,7 @@ def consumers(nodes: Iterable[onnx.NodeProto]) -> dict[str, list[onnx.NodeProto]
 def operators(model: onnx.ModelProto) -> Iterator[tuple[str, str, str]]:
     """(domain, operator, node name) of every node, those inside functions included."""
     for node in model.graph.node:
-        yield node.domain, node.op_type, label(node)
+        yield node.domain, node.op_type, node_name(node)
     for function in model.functions:
         for node in function.node:
-            yield node.domain, node.op_type, f"{function.name}/{label(node)}"
+            yield node.domain, node.op_type, f"{function.name}/{node_name(node)}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading an ONNX file without running it, with a clear word about every way it can be broken."""
+"""Reading an ONNX file and its card, with a clear message for each way in which the file can be broken."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from internimage_deploy.card import METADATA_KEY, ModelCard
 from internimage_deploy.errors import UserError
+from internimage_deploy.files import require_file
 
 if TYPE_CHECKING:
     import onnx
@@ -22,8 +23,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError
 
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder, not a model file' if path.is_dir() else 'no such file'}")
+    require_file(path, "a model file")
     try:
         model = onnx.load(str(path), load_external_data=False)
     except OSError as error:
@@ -65,14 +65,15 @@ def read_card(path: Path) -> ModelCard:
 
 
 def external_files(model: onnx.ModelProto) -> dict[str, int]:
-    """External data files that `model` refers to, with the least number of bytes each must hold."""
+    """External data files that `model` refers to, with the number of bytes that each must hold at least."""
     import onnx
 
     sizes: dict[str, int] = {}
     for tensor in model.graph.initializer:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        facts = {entry.key: entry.value for entry in tensor.external_data}
-        end = int(facts.get("offset", 0)) + int(facts.get("length", 0))
-        sizes[facts["location"]] = max(sizes.get(facts["location"], 0), end)
+        location = {entry.key: entry.value for entry in tensor.external_data}
+        end = int(location.get("offset", 0)) + int(location.get("length", 0))
+        name = location["location"]
+        sizes[name] = max(sizes.get(name, 0), end)
     return sizes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What older versions of the standard operators lack, for every rewrite to an older opset."""
+"""Differences between versions of the standard operators, for every rewrite to an older opset."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a graph gains when it is known to run in ONNX Runtime on a CPU; done in memory while a model is loaded.
+"""Graph changes that make ONNX Runtime faster on a CPU, made in memory while a model is loaded.
 
-Two changes that the file itself must not carry, because they would slow down or break the same file on a GPU.
+The file itself must not contain them, because they would slow it down or break it on a GPU.
 
 `winograd`: a 3x3 convolution of stride 1 computes 4x4 outputs from 6x6 inputs with 36 products per pair of channels
 instead of 144 (Winograd's minimal filtering F(4x4, 3x3), https://arxiv.org/abs/1509.09308):
@@ -18,29 +18,31 @@ operations on the same numbers; TensorRT-RTX 1.7 cannot compile the Resize this 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
+
+from internimage_deploy.card import Array
 
 if TYPE_CHECKING:
     import onnx
 
 TILE = 4  # outputs per tile and direction
 _POINTS = (Fraction(0), Fraction(1), Fraction(-1), Fraction(2), Fraction(-1, 2))  # and infinity
-_FEWEST_CHANNELS = 128  # below, the transforms cost more than the products save
-_FEWEST_PIXELS = 64 * 64  # below, reading the transformed kernels, four times the size, costs more
+_MIN_CHANNELS = 128  # below, the transforms cost more than the products save
+_MIN_PIXELS = 64 * 64  # below, reading the transformed kernels, four times the size, costs more
 _UPSAMPLING = 4
 
 
 def adapt(model: onnx.ModelProto) -> int:
-    """Make every change that fits, in place; returns how many places changed."""
+    """Make every applicable change, in place; returns the number of changes."""
     return labels_last(model) + winograd(model)
 
 
 def labels_last(model: onnx.ModelProto) -> int:
-    """Resize -> ArgMax over axis 1 becomes Transpose -> Resize -> ArgMax over axis 3; returns how many did."""
+    """Resize -> ArgMax over axis 1 becomes Transpose -> Resize -> ArgMax over axis 3; returns how often."""
     graph = model.graph
     producer = {name: node for node in graph.node for name in node.output}
     done = 0
@@ -56,13 +58,13 @@ def labels_last(model: onnx.ModelProto) -> int:
         for attribute in argmax.attribute:
             if attribute.name == "axis":
                 attribute.i = 3
-        _forget(graph, resize.output[0])
+        _drop_value_info(graph, resize.output[0])
         done += 1
     return done
 
 
 def winograd(model: onnx.ModelProto) -> int:
-    """Every 3x3 convolution that profits becomes transforms and matrix products; returns how many did."""
+    """Replace every 3x3 convolution that profits by transforms and matrix products; returns how many."""
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     sizes = _known_sizes(model)
@@ -77,14 +79,14 @@ def winograd(model: onnx.ModelProto) -> int:
     return done
 
 
-def transforms() -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+def transforms() -> tuple[Array, Array, Array]:
     """A^T (4, 6), G (6, 3) and B^T (6, 6) of F(4, 3), float64: y = A^T ((G g) * (B^T d)).
 
     With V_k the Vandermonde matrix of the points (infinity's row picks the highest power), A^T = V_4^T, G = V_3 and
     B^T = V_6^-T (Toom and Cook). B^T's rows are scaled to a largest entry of 1 and G's rows by the inverse.
     """
 
-    def vandermonde(powers: int) -> npt.NDArray[Any]:
+    def vandermonde(powers: int) -> Array:
         rows = [[point**power for power in range(powers)] for point in _POINTS]
         return np.array([*rows, [0] * (powers - 1) + [1]], dtype=np.float64)
 
@@ -93,31 +95,35 @@ def transforms() -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     return vandermonde(TILE).T, vandermonde(3) * size, inverse / size
 
 
-def _fits(conv: onnx.NodeProto, kernel: Any, size: tuple[int, int] | None) -> bool:
-    if len(kernel) != 4 or tuple(kernel[2:]) != (3, 3) or min(kernel[:2]) < _FEWEST_CHANNELS:
+def _fits(conv: onnx.NodeProto, kernel: Sequence[int], size: tuple[int, int] | None) -> bool:
+    if len(kernel) != 4 or tuple(kernel[2:]) != (3, 3) or min(kernel[:2]) < _MIN_CHANNELS:
         return False
     plain = _attribute(conv, "group", 1) == 1 and _attribute(conv, "auto_pad", b"NOTSET") == b"NOTSET"
     ones = all(list(_attribute(conv, name, [1, 1])) == [1, 1] for name in ("strides", "dilations"))
     padded = list(_attribute(conv, "pads", [0] * 4)) == [1] * 4
     if not (plain and ones and padded) or size is None or size[0] % TILE or size[1] % TILE:
         return False
-    return size[0] * size[1] >= _FEWEST_PIXELS
+    return size[0] * size[1] >= _MIN_PIXELS
 
 
 def _replace(graph: onnx.GraphProto, conv: onnx.NodeProto, kernel: tuple[int, ...]) -> None:
     out_channels, in_channels = kernel[:2]
-    tile, taps, name = TILE + 2, (TILE + 2) ** 2, conv.name or conv.output[0]
-    back, kernels, forth = transforms()
+    tile, elements, name = TILE + 2, (TILE + 2) ** 2, conv.name or conv.output[0]
+    output_transform, kernel_transform, input_transform = transforms()
     x, weight, y = conv.input[0], conv.input[1], conv.output[0]
     bias = conv.input[2] if len(conv.input) > 2 else ""
 
-    def shared(role: str, value: npt.NDArray[Any]) -> str:
+    def shared(role: str, value: Array) -> str:
         return _constant(graph, f"winograd/{role}", value)
 
     # Kronecker squares: a 2-D transform is the 1-D one along rows and columns.
-    to_products = np.einsum("ia,jb->ijab", forth, forth).reshape(taps, 1, tile, tile).astype(np.float32)
-    from_products = np.einsum("pi,qj->ijpq", back, back).reshape(taps, 1, TILE, TILE).astype(np.float32)
-    of_kernel = np.einsum("ia,jb->abij", kernels, kernels).reshape(9, taps).astype(np.float32)
+    to_products = (
+        np.einsum("ia,jb->ijab", input_transform, input_transform).reshape(elements, 1, tile, tile).astype(np.float32)
+    )
+    from_products = (
+        np.einsum("pi,qj->ijpq", output_transform, output_transform).reshape(elements, 1, TILE, TILE).astype(np.float32)
+    )
+    of_kernel = np.einsum("ia,jb->abij", kernel_transform, kernel_transform).reshape(9, elements).astype(np.float32)
     steps: list[onnx.NodeProto] = []
 
     def step(op_type: str, inputs: list[str], role: str, **attributes: Any) -> str:
@@ -129,8 +135,8 @@ def _replace(graph: onnx.GraphProto, conv: onnx.NodeProto, kernel: tuple[int, ..
         for role, value in {
             f"kernel_rows_{out_channels}x{in_channels}": [out_channels, in_channels, 9],
             "one": [1],
-            "rest": [-1],
-            "taps": [taps],
+            "inferred": [-1],
+            "elements": [elements],
             f"channels_{in_channels}": [in_channels],
             f"channels_{out_channels}": [out_channels],
             "side": [TILE],
@@ -143,20 +149,24 @@ def _replace(graph: onnx.GraphProto, conv: onnx.NodeProto, kernel: tuple[int, ..
     batch, height, width = (step("Shape", [x], role, start=i, end=i + 1) for role, i in (("n", 0), ("h", 2), ("w", 3)))
     tiles_h = step("Div", [height, ints["side"]], "tiles_h")
     tiles_w = step("Div", [width, ints["side"]], "tiles_w")
-    planes_shape = step("Concat", [ints["rest"], ints["one"], height, width], "planes_shape", axis=0)
+    planes_shape = step("Concat", [ints["inferred"], ints["one"], height, width], "planes_shape", axis=0)
     planes = step("Reshape", [x, planes_shape], "planes")  # (N*C, 1, H, W)
     read = step(
         "Conv", [planes, shared("to_products", to_products)], "read", strides=[TILE, TILE], pads=[1] * 4
     )  # (N*C, 36, H/4, W/4)
-    read_shape = step("Concat", [batch, ints[f"channels_{in_channels}"], ints["taps"], ints["rest"]], "rs", axis=0)
-    read = step("Transpose", [step("Reshape", [read, read_shape], "read_4d")], "read_by_tap", perm=[2, 1, 0, 3])
-    flat_shape = step("Concat", [ints["taps"], ints[f"channels_{in_channels}"], ints["rest"]], "flat_shape", axis=0)
+    read_shape = step(
+        "Concat", [batch, ints[f"channels_{in_channels}"], ints["elements"], ints["inferred"]], "rs", axis=0
+    )
+    read = step("Transpose", [step("Reshape", [read, read_shape], "read_4d")], "read_by_element", perm=[2, 1, 0, 3])
+    flat_shape = step(
+        "Concat", [ints["elements"], ints[f"channels_{in_channels}"], ints["inferred"]], "flat_shape", axis=0
+    )
     product = step("MatMul", [kernel_matrices, step("Reshape", [read, flat_shape], "flat")], "products")
     wide_shape = step(
-        "Concat", [ints["taps"], ints[f"channels_{out_channels}"], batch, ints["rest"]], "wide_shape", axis=0
+        "Concat", [ints["elements"], ints[f"channels_{out_channels}"], batch, ints["inferred"]], "wide_shape", axis=0
     )
     wide = step("Transpose", [step("Reshape", [product, wide_shape], "wide")], "by_channel", perm=[2, 1, 0, 3])
-    grid_shape = step("Concat", [ints["rest"], ints["taps"], tiles_h, tiles_w], "grid_shape", axis=0)
+    grid_shape = step("Concat", [ints["inferred"], ints["elements"], tiles_h, tiles_w], "grid_shape", axis=0)
     grid = step("Reshape", [wide, grid_shape], "grid")  # (N*O, 36, H/4, W/4)
     written = step("ConvTranspose", [grid, shared("from_products", from_products)], "written", strides=[TILE, TILE])
     shape = step("Concat", [batch, ints[f"channels_{out_channels}"], height, width], "shape", axis=0)
@@ -172,12 +182,12 @@ def _replace(graph: onnx.GraphProto, conv: onnx.NodeProto, kernel: tuple[int, ..
 
 
 def _known_sizes(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
-    """Height and width of every value (N, C, H, W); for free sizes, a typical one with the divisors of all.
+    """Height and width of every value (N, C, H, W); for free sizes an example with the divisors of all.
 
     "height/4" of a height that is a multiple of 32 is a multiple of 8, and of no more: 17 * 32 stands for the height.
     """
 
-    def number(dim: Any) -> int:
+    def number(dim: onnx.TensorShapeProto.Dimension) -> int:
         if dim.HasField("dim_value"):
             return int(dim.dim_value)
         name, _, divisor = dim.dim_param.partition("/")
@@ -201,7 +211,7 @@ def _insert_before(graph: onnx.GraphProto, place: onnx.NodeProto, node: onnx.Nod
     graph.node.insert(list(graph.node).index(place), node)
 
 
-def _constant(graph: onnx.GraphProto, name: str, value: npt.NDArray[Any]) -> str:
+def _constant(graph: onnx.GraphProto, name: str, value: Array) -> str:
     """Add an initializer unless there is one of that name."""
     import onnx
 
@@ -216,7 +226,7 @@ def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
-def _forget(graph: onnx.GraphProto, name: str) -> None:
-    """Drop the recorded shape of a value that changed it."""
+def _drop_value_info(graph: onnx.GraphProto, name: str) -> None:
+    """Drop the recorded shape of a value whose shape changed."""
     for value in [info for info in graph.value_info if info.name == name]:
         graph.value_info.remove(value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of several backends runs a model fastest on this machine: timed once, then remembered.
+"""The fastest of several backends for a model on this machine, measured once and then remembered.
 
 They differ by a factor of two either way, depending on processor and network, so no order of preference would be right
 everywhere.
@@ -14,45 +14,44 @@ import logging
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from internimage_deploy.cache import cache_folder
-from internimage_deploy.card import ModelCard
+from internimage_deploy.card import Array, ModelCard
 from internimage_deploy.environment import available_cpus
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import atomic_write
 from internimage_deploy.runtime.backends.base import Backend
 from internimage_deploy.runtime.backends.registry import REGISTRY, open_backend
+from internimage_deploy.runtime.engine.profiles import batch_range
 from internimage_deploy.runtime.imaging.preprocess import network_input
 from internimage_deploy.timing import measure
 
 log = logging.getLogger(__name__)
 
 _FREE_SIZE = (512, 512)  # at which models of free size are timed
-_QUICK_MS = 20.0  # for a network that takes no longer no other backend is worth loading
+_QUICK_MS = 20.0  # a network that runs within this time is not worth loading another backend for
 _RUNS = 3
 
 
 def load_fastest(path: Path, names: Sequence[str], *, threads: int | None = None) -> Backend:
     """Load `path` into the fastest of the backends `names`, and log which that is.
 
-    What was timed is kept in the user's cache for this file, machine, number of threads and versions of the backends.
-    One network is in memory at a time. The first name is the reference: it must load the file, the others may.
+    Timings are kept in the user's cache for this file, machine, number of threads and versions of the backends. One
+    network is in memory at a time. The first backend must be able to load the file; others that cannot are left out.
 
     Raises:
         UserError: the first backend cannot load the file.
     """
     from filelock import FileLock
 
-    memory = cache_folder() / "fastest.json"
+    cache = cache_folder() / "fastest.json"
     try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{memory}.lock"):  # processes that start together, as workers do, must not time each other
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{cache}.lock"):  # processes that start together, as workers do, must not time each other
             key = _key(path, names, threads)
-            times = _remembered(memory).get(key)
+            times = _cached_times(cache).get(key)
             if times is None:
                 first = open_backend(path, names[0], threads=threads)
                 times = {names[0]: _milliseconds(first)}
@@ -60,9 +59,9 @@ def load_fastest(path: Path, names: Sequence[str], *, threads: int | None = None
                     return first
                 first.close()
                 times |= _time_candidates(path, names[1:], threads)
-                _remember(memory, key, times)
+                _store_times(cache, key, times)
     except OSError as error:  # a home that cannot be written to
-        log.debug("nothing was timed: %s", error)
+        log.debug("the backends were not timed: %s", error)
         return open_backend(path, names[0], threads=threads)
     best = min(times, key=times.__getitem__)
     others = "".join(f", {name} {ms:.0f} ms" for name, ms in times.items() if name != best)
@@ -70,14 +69,22 @@ def load_fastest(path: Path, names: Sequence[str], *, threads: int | None = None
     return open_backend(path, best, threads=threads)
 
 
-def sample(card: ModelCard, size: tuple[int, int] | None = None, batch: int = 1) -> npt.NDArray[Any]:
-    """Network input made of noise; `size` (height, width) and `batch` count where the model leaves them free."""
+def sample(card: ModelCard, size: tuple[int, int] | None = None, batch: int | None = None) -> Array:
+    """Network input of random noise.
+
+    Args:
+        card: of the model; its fixed sizes count.
+        size: (height, width) in pixels where the model leaves it free; None for an engine's typical size, else 512x512.
+        batch: number of images where the model leaves it free; None for the smallest that it takes.
+    """
     height, width = card.network_size
     if not (isinstance(height, int) and isinstance(width, int)):
-        height, width = size or _FREE_SIZE
+        profiles = () if card.engine is None else card.engine.profiles
+        typical = (profiles[0]["opt"][1], profiles[0]["opt"][2]) if profiles else _FREE_SIZE
+        height, width = size or typical
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (height, width, 3), np.uint8) for _ in range(card.batch or batch)]
-    return network_input(pictures, card)
+    count = card.batch or batch or batch_range(card, (height, width))[0]
+    return network_input([rng.integers(0, 256, (height, width, 3), np.uint8) for _ in range(count)], card)
 
 
 def _time_candidates(path: Path, names: Sequence[str], threads: int | None) -> dict[str, float]:
@@ -101,20 +108,20 @@ def _milliseconds(backend: Backend) -> float:
 
 def _key(path: Path, names: Sequence[str], threads: int | None) -> str:
     file = path.resolve()
-    facts = [file, file.stat().st_size, file.stat().st_mtime_ns, platform.node(), threads or available_cpus()]
-    facts += [(name, importlib.import_module(REGISTRY[name].package).__version__) for name in names]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
+    parts = [file, file.stat().st_size, file.stat().st_mtime_ns, platform.node(), threads or available_cpus()]
+    parts += [(name, importlib.import_module(REGISTRY[name].package).__version__) for name in names]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 
-def _remembered(memory: Path) -> dict[str, dict[str, float]]:
+def _cached_times(cache: Path) -> dict[str, dict[str, float]]:
     try:
-        return dict(json.loads(memory.read_text()))
-    except (OSError, ValueError, TypeError):  # none yet, or not ours
+        return dict(json.loads(cache.read_text()))
+    except (OSError, ValueError, TypeError):  # not there yet, or damaged
         return {}
 
 
-def _remember(memory: Path, key: str, times: dict[str, float]) -> None:
+def _store_times(cache: Path, key: str, times: dict[str, float]) -> None:
     try:
-        atomic_write(memory, json.dumps({**_remembered(memory), key: times}, indent=1) + "\n")
+        atomic_write(cache, json.dumps({**_cached_times(cache), key: times}, indent=1) + "\n")
     except UserError as error:
         log.debug("%s", error)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading a model file into the backend that suits it."""
+"""Loading a model file into a backend, chosen by name or automatically."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from internimage_deploy.card import ModelCard
-from internimage_deploy.errors import UserError
+from internimage_deploy.files import require_file
 from internimage_deploy.onnx_tools.model_file import read_card
 from internimage_deploy.runtime.backends.base import Backend
 from internimage_deploy.runtime.backends.fastest import load_fastest
@@ -39,11 +39,10 @@ def load_backend(
         path: the model file.
         backend: a name of `REGISTRY`, or "auto": the fastest here where several CPU backends are installed.
         threads: CPU threads of the network; None for all.
-        trust_engine: let an engine run the code it carries (version-compatible engines, embedded plugins).
-        cuda_graphs: let engines record their launches and replay them.
+        trust_engine: allow an engine to run the code it carries (version-compatible engines, embedded plugins).
+        cuda_graphs: capture an engine's launches in CUDA graphs and replay them.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder, not a model file' if path.is_dir() else 'no such file'}")
+    require_file(path, "a model file")
     name = choose(path, backend)
     if backend == "auto" and name in CPU_CANDIDATES:
         _log_idle_gpu()
@@ -55,12 +54,11 @@ def load_backend(
 
 def model_card(path: Path) -> ModelCard:
     """The card of a model file, ONNX or engine, without loading the model. Raises `UserError`."""
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder, not a model file' if path.is_dir() else 'no such file'}")
+    require_file(path, "a model file")
     return sidecar.read(path) if path.suffix.lower() in ENGINE_SUFFIXES else read_card(path)
 
 
 def _log_idle_gpu() -> None:
-    # onnxruntime-gpu has onnxruntime's import name, so nothing else tells that the GPU package is not what runs.
+    # onnxruntime-gpu has onnxruntime's import name, so nothing else shows that the GPU is not used.
     if installed(REGISTRY["onnxruntime-cuda"]) and not gpu_problem():
         log.info("running on the CPU; --backend onnxruntime-cuda uses the GPU")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX Runtime on the CPU: the embedded default."""
+"""ONNX Runtime on the CPU, the default backend of ONNX files."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy.typing as npt
-
-from internimage_deploy.card import ModelCard
+from internimage_deploy.card import Array, ModelCard
 from internimage_deploy.environment import available_cpus
-from internimage_deploy.errors import UserError
+from internimage_deploy.errors import UserError, one_line
 from internimage_deploy.onnx_tools.model_file import card_of, external_files, read_model
 from internimage_deploy.runtime.backends import cpu_graph
-from internimage_deploy.runtime.backends.base import Backend, check_output, first_line
+from internimage_deploy.runtime.backends.base import Backend, check_output
 
 if TYPE_CHECKING:
     import onnx
@@ -36,12 +34,11 @@ class OnnxRuntimeBackend(Backend):
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # warnings about folded nodes say nothing a user can act on
+        options.log_severity_level = 3  # errors only: its warnings about folded nodes are nothing a user can act on
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.intra_op_num_threads = threads or available_cpus()
-        options.inter_op_num_threads = 1  # the graph is a chain: nodes have nothing to run beside each other
-        # A plan of all activations is allocated beside the arena that has grown before it: half as much memory again,
-        # and no faster.
+        options.inter_op_num_threads = 1  # the graph is a chain: there are no nodes to run in parallel
+        # Memory patterns take half as much memory again, beside the arena, and are no faster.
         options.enable_mem_pattern = False
         with _adapted(path) as (card, model, folder):
             self.card = card
@@ -49,7 +46,7 @@ class OnnxRuntimeBackend(Backend):
             try:
                 self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             except Exception as error:  # ONNX Runtime's exceptions share no base class
-                raise UserError(f"{path}: ONNX Runtime cannot load this model ({first_line(error)})") from error
+                raise UserError(f"{path}: ONNX Runtime cannot load this model ({one_line(error)})") from error
         inputs = [tensor.name for tensor in self._session.get_inputs()]
         outputs = [tensor.name for tensor in self._session.get_outputs()]
         if inputs != [self.card.input.name] or outputs != [self.card.output.name]:
@@ -58,18 +55,17 @@ class OnnxRuntimeBackend(Backend):
                 f"['{self.card.input.name}'] to ['{self.card.output.name}']; export the model again"
             )
 
-    def run(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def run(self, batch: Array) -> Array:
         try:
-            (answer,) = self._session.run([self.card.output.name], {self.card.input.name: batch})
+            (output,) = self._session.run([self.card.output.name], {self.card.input.name: batch})
         except Exception as error:
-            text = first_line(error)
-            if "alloc" in text.lower() or isinstance(error, MemoryError):
+            if "alloc" in str(error).lower() or isinstance(error, MemoryError):
                 raise UserError(
                     f"not enough memory for an input of {batch.shape}; "
                     "use a smaller batch, a smaller --resize, or the sliding window"
                 ) from error
             raise
-        return check_output(answer, self.card, len(batch))
+        return check_output(output, self.card, len(batch))
 
     def close(self) -> None:
         del self._session
@@ -97,9 +93,9 @@ def _adapted(path: Path) -> Iterator[tuple[ModelCard, bytes | str, Path]]:
             except OSError as error:
                 log.warning("%s runs slower than it could: no room for a temporary file (%s)", path, error)
                 changed = 0
-        given = model.SerializeToString() if changed else str(path)
-        del model  # until then the weights that were moved stay in memory
-        yield card, given, folder
+        source = model.SerializeToString() if changed else str(path)
+        del model  # it would keep the moved weights in memory
+        yield card, source, folder
 
 
 def _temporary_folder() -> tempfile.TemporaryDirectory[str]:

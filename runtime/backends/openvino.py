@@ -5,22 +5,26 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from internimage_deploy.card import Array
 from internimage_deploy.environment import available_cpus
-from internimage_deploy.errors import UserError
+from internimage_deploy.errors import UserError, one_line
 from internimage_deploy.onnx_tools.model_file import read_card
-from internimage_deploy.runtime.backends.base import Backend, check_output, first_line
+from internimage_deploy.runtime.backends.base import Backend, check_output
+
+if TYPE_CHECKING:
+    import onnx
+    import openvino
 
 
 class OpenVinoBackend(Backend):
     """A compiled OpenVINO model; see `Backend`.
 
     OpenVINO does not know model-local functions, so DCNv3's is inlined into the graph first. `precision` is what
-    the network computes in: left to itself OpenVINO takes bfloat16 where the CPU has it, and answers other labels.
+    the network computes in: by default OpenVINO computes in bfloat16 where the CPU has it, which changes labels.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None, precision: str = "f32") -> None:
@@ -41,19 +45,19 @@ class OpenVinoBackend(Backend):
             if inlined.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
                 model = core.read_model(inlined.SerializeToString())
             else:
-                model = _through_a_folder(core, inlined)
+                model = _read_large_model(core, inlined)
             del inlined
             self._compiled = core.compile_model(model, "CPU", settings)
         except Exception as error:  # OpenVINO's exceptions are plain RuntimeErrors
-            raise UserError(f"{path}: OpenVINO cannot load this model ({first_line(error)})") from error
-        self._local = threading.local()  # one request per calling thread: a request holds one picture at a time
+            raise UserError(f"{path}: OpenVINO cannot load this model ({one_line(error)})") from error
+        self._local = threading.local()  # one request per calling thread: a request holds one batch at a time
 
-    def run(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def run(self, batch: Array) -> Array:
         request = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
-        answer = request.infer([batch], share_inputs=True)[self._compiled.output(0)]
-        return check_output(np.array(answer, self.card.output.dtype), self.card, len(batch))
+        output = request.infer([batch], share_inputs=True)[self._compiled.output(0)]
+        return check_output(np.array(output, self.card.output.dtype), self.card, len(batch))
 
     def close(self) -> None:
         self._local = threading.local()
@@ -70,8 +74,8 @@ def load_bf16(path: Path, *, threads: int | None = None) -> OpenVinoBackend:
     return OpenVinoBackend(path, threads=threads, precision="bf16")
 
 
-def _through_a_folder(core: Any, model: Any) -> Any:
-    """Read a model beyond a protobuf message's 2 GiB; OpenVINO keeps the weights in memory."""
+def _read_large_model(core: openvino.Core, model: onnx.ModelProto) -> openvino.Model:
+    """Read a model larger than a protobuf message can be (2 GiB), through a temporary folder."""
     import tempfile
 
     import onnx

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
 
 from internimage_deploy.cache import cache_folder
-from internimage_deploy.errors import UserError
+from internimage_deploy.card import Array
+from internimage_deploy.errors import UserError, one_line
 from internimage_deploy.onnx_tools.model_file import read_card
-from internimage_deploy.runtime.backends.base import Backend, check_output, first_line
+from internimage_deploy.runtime.backends.base import Backend, check_output
 from internimage_deploy.runtime.gpu.device import OutOfDeviceMemory
 
 log = logging.getLogger(__name__)
@@ -37,48 +35,48 @@ class OnnxRuntimeGpuBackend(Backend):
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
-        providers: list[Any] = [(_CUDA, _cuda_options()), _CPU]
+        providers: list[str | tuple[str, dict[str, str]]] = [(_CUDA, _cuda_options()), _CPU]
         if provider == _TENSORRT:
             providers.insert(0, (_TENSORRT, _tensorrt_options()))
         try:
             self._session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise UserError(f"{path}: {self.name} cannot load this model ({first_line(error)})") from error
-        # ONNX Runtime goes on with the CPU, saying so only in its log, where a GPU library is missing.
+            raise UserError(f"{path}: {self.name} cannot load this model ({one_line(error)})") from error
+        # Where a GPU library is missing, ONNX Runtime falls back to the CPU and says so in its log only.
         if self._session.get_providers()[0] != provider:
             raise UserError(
                 f"{self.name} fell back to {self._session.get_providers()[0]}: a CUDA, cuDNN or TensorRT library that "
                 "this onnxruntime needs is missing or of another version; use --backend onnxruntime for the CPU"
             )
 
-    def run(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def run(self, batch: Array) -> Array:
         try:
-            (answer,) = self._session.run([self.card.output.name], {self.card.input.name: batch})
+            (output,) = self._session.run([self.card.output.name], {self.card.input.name: batch})
         except Exception as error:
-            text = first_line(error)
-            if "out of memory" in text.lower() or "alloc" in text.lower():
+            text = str(error).lower()
+            if "out of memory" in text or "alloc" in text:
                 raise OutOfDeviceMemory(
                     f"not enough GPU memory for an input of {batch.shape}; use a smaller batch or --resize"
                 ) from error
             raise
-        return check_output(answer, self.card, len(batch))
+        return check_output(output, self.card, len(batch))
 
     def close(self) -> None:
         del self._session
 
 
-def load_cuda(path: Path, *, threads: int | None = None, **unused: Any) -> OnnxRuntimeGpuBackend:
+def load_cuda(path: Path, *, threads: int | None = None) -> OnnxRuntimeGpuBackend:
     """Load `path` with the CUDA execution provider. Raises `UserError`."""
     return OnnxRuntimeGpuBackend(path, _CUDA, threads=threads)
 
 
-def load_tensorrt(path: Path, *, threads: int | None = None, **unused: Any) -> OnnxRuntimeGpuBackend:
+def load_tensorrt(path: Path, *, threads: int | None = None) -> OnnxRuntimeGpuBackend:
     """Load `path` with the TensorRT execution provider, which builds engines as it goes. Raises `UserError`."""
     return OnnxRuntimeGpuBackend(path, _TENSORRT, threads=threads)
 
 
 def _cuda_options() -> dict[str, str]:
-    # Searching all convolution algorithms once per shape pays off from a few pictures on.
+    # Searching all convolution algorithms once per shape pays off from a few images on.
     return {"device_id": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}
 
 

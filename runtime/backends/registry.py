@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which backends there are, which of them are installed and read a file, and loading one by its name."""
+"""The table of backends: which of them are installed, which one reads a file, and how to load one by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from internimage_deploy.errors import MissingDependency, UserError
 from internimage_deploy.runtime.backends.base import Backend
@@ -15,11 +14,17 @@ from internimage_deploy.runtime.backends.base import Backend
 
 @dataclass(frozen=True)
 class Entry:
-    """How to find a backend without importing it.
+    """How to load a backend, and how to know without importing it whether it can be loaded.
 
-    `location` is `module:function`; the function is called as `function(path, threads=int | None)`, with those of
-    `options` that were given besides, and returns a `Backend`. `package` is the import name that must be there, `extra`
-    the extra that installs it, `provider` the execution provider that the package must have been built with.
+    Attributes:
+        location: `module:function` of the function that loads a file; it is called as
+            `function(path, threads=int | None)`, plus the options of `load_backend` that `options` names, and returns
+            a `Backend`.
+        suffixes: file name endings that the backend reads.
+        package: import name that must be installed.
+        extra: the extra of internimage-deploy that installs it.
+        options: names of further options that `location` takes.
+        provider: execution provider of ONNX Runtime that the package must have; empty for none.
     """
 
     location: str
@@ -94,7 +99,7 @@ def choose(path: Path, backend: str = "auto") -> str:
     if backend == "auto" and path.suffix.lower() in ENGINE_SUFFIXES:
         from internimage_deploy.runtime.engine import sidecar
 
-        fitting = [sidecar.info_of(path).flavour]
+        fitting = [sidecar.info_of(path).backend]
     for name in fitting:
         if installed(REGISTRY[name]):
             return name
@@ -106,7 +111,7 @@ def choose(path: Path, backend: str = "auto") -> str:
     raise MissingDependency(entry.package, entry.extra, f"running {path.name}")
 
 
-def open_backend(path: Path, name: str, *, threads: int | None = None, **options: Any) -> Backend:
+def open_backend(path: Path, name: str, *, threads: int | None = None, **options: object) -> Backend:
     """Load `path` into the backend `name`, a key of `REGISTRY`.
 
     Args:

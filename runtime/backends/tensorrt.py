@@ -5,29 +5,27 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, SupportsInt
 
 import numpy as np
-import numpy.typing as npt
 
 from internimage_deploy.cache import cache_folder
-from internimage_deploy.card import EngineInfo
+from internimage_deploy.card import Array, EngineInfo
 from internimage_deploy.errors import MissingDependency, UserError
 from internimage_deploy.runtime.backends.base import Backend, Handle, check_output
 from internimage_deploy.runtime.engine import sidecar
 from internimage_deploy.runtime.engine.compilers import load_module
-from internimage_deploy.runtime.engine.operators import Flavour
-from internimage_deploy.runtime.engine.profiles import Profile, Size, fitting, tensor_shape
-from internimage_deploy.runtime.gpu.cuda_graph import Recorder, recorder
+from internimage_deploy.runtime.engine.engine_backend import EXTRAS, EngineBackend
+from internimage_deploy.runtime.engine.profiles import InputSize, Profile, best_profile, tensor_shape
+from internimage_deploy.runtime.gpu.cuda_graph import cuda_runtime
 from internimage_deploy.runtime.gpu.device import Device, DeviceArray, PerThread
-from internimage_deploy.runtime.gpu.execution_context import Lane
+from internimage_deploy.runtime.gpu.execution_context import ExecutionContext
 
 if TYPE_CHECKING:
     import tensorrt as trt
-
-_EXTRAS = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
 
 
 class TensorRTBackend(Backend):
@@ -42,7 +40,7 @@ class TensorRTBackend(Backend):
     def __init__(
         self,
         path: Path,
-        flavour: Flavour,
+        backend: EngineBackend,
         *,
         trust_engine: bool = False,
         cuda_graphs: bool = True,
@@ -52,27 +50,29 @@ class TensorRTBackend(Backend):
 
         Args:
             path: an engine, with its card beside it.
-            flavour: the library to load it with.
-            trust_engine: let the engine run the code it carries (version-compatible engines, embedded plugins).
-            cuda_graphs: record launches and replay them, where the library at hand allows it.
+            backend: the library to load it with.
+            trust_engine: allow the engine to run the code it carries (version-compatible engines, embedded plugins).
+            cuda_graphs: capture launches in CUDA graphs and replay them, where the libraries allow it.
             device: number of the GPU.
 
         Raises:
             UserError: the engine, its card, the library, the GPU and the plugin do not fit together.
         """
-        self.name = flavour
+        self.name = backend
         self.card = sidecar.read(path)
         assert self.card.engine is not None
         info = self.card.engine
         try:
-            self._api: Any = load_module(flavour)
+            self._api = load_module(backend)
         except ImportError as error:
-            raise MissingDependency(flavour, _EXTRAS[flavour], f"running {path.name}") from error
-        sidecar.check_runtime(path, info, flavour, self._api.__version__)
+            raise MissingDependency(backend, EXTRAS[backend], f"running {path.name}") from error
+        sidecar.check_runtime(path, info, backend, self._api.__version__)
         self.device = Device(device)
         sidecar.check_gpu(path, info, self.device.capability, self.device.name)
         sidecar.check_plugin(path, info, available=self._plugin(path, info), trusted=trust_engine)
-        self._profiles = tuple(Profile(*(_size(p[kind]) for kind in ("min", "opt", "max"))) for p in info.profiles)
+        self._profiles = tuple(
+            Profile(*(_input_size(p[kind]) for kind in ("min", "opt", "max"))) for p in info.profiles
+        )
         self._errors: list[str] = []
         self._logger = _logger(self._api, self._errors)
         with self.device.current():
@@ -81,33 +81,33 @@ class TensorRTBackend(Backend):
                 self._runtime.engine_host_code_allowed = True
             self._engine = self._load(path)
             self._config, self._cache = self._runtime_config(cuda_graphs)
-        self._recorder: Recorder | None = recorder() if cuda_graphs and flavour == "tensorrt" else None
-        self._lanes = PerThread(lambda: _Lanes(self._make_lane))
+        self._cuda = cuda_runtime() if cuda_graphs and backend == "tensorrt" else None
+        self._contexts = PerThread(lambda: _ContextPool(self._create_context))
 
-    def run(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def run(self, batch: Array) -> Array:
         return self.submit(batch)()
 
-    def submit(self, batch: npt.NDArray[Any]) -> Handle:
-        """Start a batch and return the function that waits for its answer.
+    def submit(self, batch: Array) -> Handle:
+        """Start a batch and return the function that waits for its output.
 
-        Two may be started before the first is waited for; a third waits for the first by itself.
+        Two batches run at a time in a thread; starting a third one waits for the first.
 
         Raises:
             UserError: the engine was not built for this size, or the GPU's memory does not hold it.
         """
         profile = self._profile_for(tuple(batch.shape))
-        lanes = self._lanes.get()
+        contexts = self._contexts.get()
         with self._guarded():
-            ticket = lanes.start(np.ascontiguousarray(batch), profile)
+            number = contexts.start(np.ascontiguousarray(batch), profile)
 
-        def wait() -> npt.NDArray[Any]:
+        def wait() -> Array:
             with self._guarded():
-                return check_output(lanes.finish(ticket), self.card, len(batch))
+                return check_output(contexts.finish(number), self.card, len(batch))
 
         return wait
 
-    def run_on_device(self, batch: Any) -> DeviceArray:
-        """Run a GPU array (PyTorch, CuPy, ...); the answer stays on the GPU and is valid until this thread's next call.
+    def run_on_device(self, batch: object) -> DeviceArray:
+        """Run a GPU array (PyTorch, CuPy, ...); the output stays on the GPU and is valid until this thread's next call.
 
         Raises:
             UserError: not a dense GPU array of the card's type, or a size the engine was not built for.
@@ -116,40 +116,38 @@ class TensorRTBackend(Backend):
         if array.dtype != np.dtype(self.card.input.dtype):
             raise UserError(f"the GPU array holds {array.dtype}, this model takes {self.card.input.dtype}")
         profile = self._profile_for(array.shape)
-        lanes = self._lanes.get()
+        contexts = self._contexts.get()
         with self._guarded():
-            answer: DeviceArray = lanes.on_device(array, profile)
-        return answer
+            return contexts.idle().run_on_device(array, profile)
 
-    def measure(self, batch: npt.NDArray[Any]) -> dict[str, float]:
-        """Run a batch and time its parts; see `Lane.measure`. Raises like `submit`."""
+    def measure(self, batch: Array) -> dict[str, float]:
+        """Run a batch and time its parts; see `ExecutionContext.measure`. Raises like `submit`."""
         profile = self._profile_for(tuple(batch.shape))
-        lanes = self._lanes.get()
+        contexts = self._contexts.get()
         with self._guarded():
-            times: dict[str, float] = lanes.measure(np.ascontiguousarray(batch), profile)
-        return times
+            return contexts.idle().measure(np.ascontiguousarray(batch), profile)
 
     def close(self) -> None:
         with self.device.current():
-            for lanes in self._lanes.close():
-                lanes.close()
+            for contexts in self._contexts.clear():
+                contexts.close()
             self._save_cache()
-            # Contexts before the engine, the engine before the runtime: the order that the libraries ask for.
+            # The libraries require this order: contexts before the engine, the engine before the runtime.
             del self._engine, self._runtime
 
     @contextlib.contextmanager
-    def _guarded(self) -> Any:
-        """The device's context; after a failure this thread starts again with new execution contexts."""
+    def _guarded(self) -> Iterator[None]:
+        """Make the device's context current; after a failure this thread gets new execution contexts."""
         with self.device.current():
             self._errors.clear()
             try:
                 yield
             except Exception:
-                self._lanes.drop()
+                self._contexts.drop()
                 raise
 
     def _plugin(self, path: Path, info: EngineInfo) -> str:
-        """Load the plugin where the engine needs one in a file of its own; its version, empty where it needs none."""
+        """Load the plugin library if the engine needs one; returns its version, empty where the engine needs none."""
         if not info.plugin_version or info.plugin_embedded:
             return ""
         from internimage_deploy.operators import contract
@@ -164,15 +162,14 @@ class TensorRTBackend(Backend):
     def _load(self, path: Path) -> trt.ICudaEngine:
         data = path.read_bytes()
         if hasattr(self._runtime, "get_engine_validity"):
-            validity, why = self._runtime.get_engine_validity(data[: self._runtime.engine_header_size])
+            validity, diagnosis = self._runtime.get_engine_validity(data[: self._runtime.engine_header_size])
             if validity == self._api.EngineValidity.INVALID:
-                raise UserError(
-                    f"{path}: {self.name} cannot run this engine here ({_diagnosis(self._api, why)}); build it again"
-                )
+                reasons = _reasons(self._api, diagnosis)
+                raise UserError(f"{path}: {self.name} cannot run this engine here ({reasons}); build it again")
         engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
-            said = f" ({self._errors[-1]})" if self._errors else ""
-            raise UserError(f"{path}: {self.name} cannot load this engine{said}; build it again on this machine")
+            reason = f" ({self._errors[-1]})" if self._errors else ""
+            raise UserError(f"{path}: {self.name} cannot load this engine{reason}; build it again on this machine")
         return engine
 
     def _runtime_config(self, cuda_graphs: bool) -> tuple[Any, Any]:
@@ -203,103 +200,106 @@ class TensorRTBackend(Backend):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 atomic_write(path, bytes(self._cache.serialize()))
 
-    def _make_lane(self) -> Lane:
+    def _create_context(self) -> ExecutionContext:
         engine: Any = self._engine
         context = engine.create_execution_context(self._config) if self._config else engine.create_execution_context()
         if context is None:
-            said = f": {self._errors[-1]}" if self._errors else ""
-            raise UserError(f"the GPU {self.device.name} has no room for an execution context{said}")
+            reason = f": {self._errors[-1]}" if self._errors else ""
+            raise UserError(f"the GPU {self.device.name} has too little memory for an execution context{reason}")
         names = (self.card.input.name, self.card.output.name)
-        return Lane(self.device, context, names, self.card.output.dtype, self._recorder, self._errors)
+        return ExecutionContext(self.device, context, names, self.card.output.dtype, self._cuda, self._errors)
 
     def _profile_for(self, shape: tuple[int, ...]) -> int:
-        """Index of the profile for an input shape."""
+        """Index of the profile for an input shape. Raises `UserError` if the engine was not built for it."""
         sides = shape[:3] if self.card.takes_uint8 else (shape[0], *shape[2:4])
-        size: Size = (sides[0], sides[1], sides[2])
+        size: InputSize = (sides[0], sides[1], sides[2])
         if len(shape) != 4 or shape != tensor_shape(self.card.input, size):
             raise UserError(f"got an input of {shape}, this model takes {self.card.input.shape}")
         if not self._profiles:
             if shape != self.card.input.shape:
                 raise UserError(f"got an input of {shape}, this engine takes {self.card.input.shape} only")
             return 0
-        index = fitting(self._profiles, size)
+        index = best_profile(self._profiles, size)
         if index is None:
             ranges = ", ".join(f"{_text(p.min)} to {_text(p.max)}" for p in self._profiles)
             raise UserError(
                 f"the engine was built for {ranges} (batch x height x width), got {_text(size)}; "
-                "resize the picture, or build again with a larger --max"
+                "resize the image, or build again with a larger --max"
             )
         return index
 
 
-class _Lanes:
-    """A thread's lanes. A batch takes a lane that is free, else the one that has been busy longest.
+class _ContextPool:
+    """A thread's execution contexts. A batch runs on a free one, else on the one that has been busy longest.
 
-    Lanes are made when they are first needed, so who waits for every answer uses one.
+    Contexts are created when they are first needed, so a caller that waits for each output before the next batch uses
+    one.
     """
 
-    def __init__(self, make: Callable[[], Lane]) -> None:
-        self._make = make
-        self._lanes: list[Lane] = []
-        self._busy: dict[int, int] = {}  # ticket -> lane, the longest busy first
-        self._answers: dict[int, npt.NDArray[Any]] = {}  # of batches whose lane was needed again
+    def __init__(self, create: Callable[[], ExecutionContext]) -> None:
+        self._create = create
+        self._contexts: list[ExecutionContext] = []
+        self._running: dict[int, int] = {}  # batch number -> index of its context, the longest running first
+        self._outputs: dict[int, Array] = {}  # finished batches that nobody has waited for yet, by number
         self._next = 0
-        self._lock = threading.Lock()  # a ticket may be waited for in another thread
+        self._lock = threading.Lock()  # another thread may wait for a batch
 
-    def start(self, batch: npt.NDArray[Any], profile: int) -> int:
+    def start(self, batch: Array, profile: int) -> int:
+        """Start a batch; returns the number to call `finish` with."""
         with self._lock:
-            if len(self._busy) == TensorRTBackend.in_flight:
-                self._empty(next(iter(self._busy)))
-            index = next(lane for lane in range(TensorRTBackend.in_flight) if lane not in self._busy.values())
-            self._lane(index).start(batch, profile)
-            ticket = self._next
+            if len(self._running) == TensorRTBackend.in_flight:
+                self._collect(next(iter(self._running)))
+            index = next(i for i in range(TensorRTBackend.in_flight) if i not in self._running.values())
+            self._context(index).start(batch, profile)
+            number = self._next
             self._next += 1
-            self._busy[ticket] = index
-            return ticket
+            self._running[number] = index
+            return number
 
-    def finish(self, ticket: int) -> npt.NDArray[Any]:
+    def finish(self, number: int) -> Array:
+        """Wait for a batch and return its output."""
         with self._lock:
-            if ticket in self._busy:
-                self._empty(ticket)
-            return self._answers.pop(ticket)
+            if number in self._running:
+                self._collect(number)
+            return self._outputs.pop(number)
 
-    def on_device(self, batch: DeviceArray, profile: int) -> DeviceArray:
+    def idle(self) -> ExecutionContext:
+        """The first context, after every running batch has finished."""
         with self._lock:
-            for ticket in list(self._busy):
-                self._empty(ticket)
-            return self._lane(0).run_on_device(batch, profile)
-
-    def measure(self, batch: npt.NDArray[Any], profile: int) -> dict[str, float]:
-        with self._lock:
-            for ticket in list(self._busy):
-                self._empty(ticket)
-            return self._lane(0).measure(batch, profile)
+            for number in list(self._running):
+                self._collect(number)
+            return self._context(0)
 
     def close(self) -> None:
-        for lane in self._lanes:
-            lane.close()
-        self._lanes.clear()
+        """Free the contexts' memory."""
+        for context in self._contexts:
+            context.close()
+        self._contexts.clear()
 
-    def _lane(self, index: int) -> Lane:
-        while len(self._lanes) <= index:
-            self._lanes.append(self._make())
-        return self._lanes[index]
+    def _context(self, index: int) -> ExecutionContext:
+        while len(self._contexts) <= index:
+            self._contexts.append(self._create())
+        return self._contexts[index]
 
-    def _empty(self, ticket: int) -> None:
-        self._answers[ticket] = self._lanes[self._busy.pop(ticket)].finish()
-
-
-def load_tensorrt(path: Path, *, threads: int | None = None, **options: Any) -> TensorRTBackend:
-    """Load an engine into TensorRT; `threads` has no meaning on a GPU. Raises `UserError`."""
-    return TensorRTBackend(path, "tensorrt", **options)
+    def _collect(self, number: int) -> None:
+        self._outputs[number] = self._contexts[self._running.pop(number)].finish()
 
 
-def load_rtx(path: Path, *, threads: int | None = None, **options: Any) -> TensorRTBackend:
-    """Load an engine into TensorRT-RTX; `threads` has no meaning on a GPU. Raises `UserError`."""
-    return TensorRTBackend(path, "tensorrt-rtx", **options)
+def load_tensorrt(
+    path: Path, *, threads: int | None = None, trust_engine: bool = False, cuda_graphs: bool = True
+) -> TensorRTBackend:
+    """Load an engine into TensorRT; `threads` has no effect on a GPU. Raises `UserError`."""
+    return TensorRTBackend(path, "tensorrt", trust_engine=trust_engine, cuda_graphs=cuda_graphs)
 
 
-def _logger(api: Any, errors: list[str]) -> Any:
+def load_rtx(
+    path: Path, *, threads: int | None = None, trust_engine: bool = False, cuda_graphs: bool = True
+) -> TensorRTBackend:
+    """Load an engine into TensorRT-RTX; `threads` has no effect on a GPU. Raises `UserError`."""
+    return TensorRTBackend(path, "tensorrt-rtx", trust_engine=trust_engine, cuda_graphs=cuda_graphs)
+
+
+def _logger(api: ModuleType, errors: list[str]) -> Any:
     from internimage_deploy.runtime.engine.compile import make_logger
 
     logger = make_logger(api, lambda event: None)
@@ -307,7 +307,7 @@ def _logger(api: Any, errors: list[str]) -> Any:
     return logger
 
 
-def _diagnosis(api: Any, bits: Any) -> str:
+def _reasons(api: ModuleType, bits: SupportsInt) -> str:
     """The names of the reasons that are set in a bit field."""
     members = getattr(api, "EngineInvalidityDiagnostics", None)
     names = [
@@ -318,10 +318,10 @@ def _diagnosis(api: Any, bits: Any) -> str:
     return ", ".join(names) or "no reason given"
 
 
-def _size(sides: tuple[int, ...]) -> Size:
+def _input_size(sides: tuple[int, ...]) -> InputSize:
     batch, height, width = sides
     return batch, height, width
 
 
-def _text(size: Size) -> str:
+def _text(size: InputSize) -> str:
     return "x".join(map(str, size))

@@ -1,313 +1,297 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building an engine from start to end: read, convert, lower, compile, describe."""
+"""Building an engine: read and convert the model, compile it, and write the engine with its card beside it."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import cast
 
-from internimage_deploy.card import METADATA_KEY, EngineInfo, ModelCard
+from internimage_deploy.cache import cache_folder
+from internimage_deploy.card import EngineInfo, ModelCard
 from internimage_deploy.errors import UserError
-from internimage_deploy.files import sha256, staging_folder, write_error
+from internimage_deploy.files import sha256, staging_folder
 from internimage_deploy.onnx_tools.graph import Graph, save
-from internimage_deploy.onnx_tools.model_file import read_model
-from internimage_deploy.runtime.engine import sidecar
-from internimage_deploy.runtime.engine.compilers import Compiler, gpu_problem
-from internimage_deploy.runtime.engine.job import Job
-from internimage_deploy.runtime.engine.lowering import lower
-from internimage_deploy.runtime.engine.operators import Parser, check, parser_of
-from internimage_deploy.runtime.engine.plugin_nodes import dcnv3_nodes, for_plugin
-from internimage_deploy.runtime.engine.precision import convert
-from internimage_deploy.runtime.engine.process import run
-from internimage_deploy.runtime.engine.profiles import Profile, Size, plan, tensor_shape
-from internimage_deploy.runtime.engine.targets import TURING
+from internimage_deploy.operators import contract
+from internimage_deploy.runtime.engine import sidecar, targets
+from internimage_deploy.runtime.engine.compilers import Compiler, choose
+from internimage_deploy.runtime.engine.engine_backend import EngineBackend
+from internimage_deploy.runtime.engine.official import Classes, Palette
+from internimage_deploy.runtime.engine.prepare import (
+    BuildOptions,
+    Precision,
+    PreparedModel,
+    make_job,
+    prepare,
+    write_graph,
+)
+from internimage_deploy.runtime.engine.process import compile_in_process
+from internimage_deploy.runtime.engine.profiles import InputSize
+from internimage_deploy.runtime.engine.protocol import BuildEvent, CompilerChosen, CompilerWarning
+from internimage_deploy.trt_plugins import library
 
-Precision = Literal["fp32", "fp16", "bf16"]
+OnEvent = Callable[[BuildEvent], None]
+InputSizes = InputSize | Sequence[InputSize]
+"""One (batch, height, width), or one per profile."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """What one can choose about an engine.
+class BuiltEngine:
+    """A finished engine.
 
     Attributes:
-        precision: fp32 keeps the graph; fp16 and bf16 convert it.
-        keep_fp32: nodes that a conversion leaves alone; see `precision.convert`.
-        least, usual, most: profiles of a dynamic model, each a list of (batch, height, width).
-        workspace_mib: the compiler's scratch memory in MiB; None for its default.
-        optimization_level: 0 (quick build) to 5 (quick engine); None for the compiler's default.
-        compute_capabilities: targets of TensorRT-RTX; empty for its default set.
-        timing_cache: file that TensorRT keeps measured kernels in; None for none.
-        version_compatible: the engine also loads in newer versions of the same major number.
-        strip_weights: the engine leaves out weights that can be refitted.
-        embed_plugin: the engine carries the plugin's code.
-        classes, palette, size: what the card of a file without one is to say; see `official.adopt`.
+        path: the engine file; its card is beside it, with ".json" after the name.
+        card: the card, whose `engine` says what the engine was built with.
+        size_bytes: size of the engine file.
+        seconds: duration of the build.
+        lowered: operators that were decomposed because the compiler's parser lacks them.
+        notes: sentences about what the engine needs where it runs.
+        warnings: the compiler's warnings.
     """
-
-    precision: Precision = "fp32"
-    keep_fp32: tuple[str, ...] = ()
-    least: tuple[Size, ...] = ()
-    usual: tuple[Size, ...] = ()
-    most: tuple[Size, ...] = ()
-    workspace_mib: int | None = None
-    optimization_level: int | None = None
-    compute_capabilities: tuple[str, ...] = ()
-    timing_cache: Path | None = None
-    version_compatible: bool = False
-    strip_weights: bool = False
-    embed_plugin: bool = True
-    classes: tuple[str, ...] | None = None
-    palette: tuple[tuple[int, int, int], ...] | None = None
-    size: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A graph that the parser at hand can read, with its card and profiles."""
-
-    graph: Graph
-    card: ModelCard
-    parser: Parser
-    profiles: tuple[Profile, ...]
-    lowered: tuple[str, ...]
-    weights_beside: Path  # the file in whose folder external weights lie, as long as the graph is not saved
-    uses_plugin: bool
-
-
-@dataclass(frozen=True)
-class Built:
-    """A finished engine."""
 
     path: Path
     card: ModelCard
     size_bytes: int
     seconds: float
-    inputs: tuple[dict[str, Any], ...]  # {"name", "dtype", "shape"} as the network has them; free sizes are -1
-    outputs: tuple[dict[str, Any], ...]
     lowered: tuple[str, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
-def prepare(model: Path, compiler: Compiler, options: Options) -> Prepared:
-    """Read the model and make its graph fit for `compiler`; nothing is written.
+def build_engine(
+    model: str | Path,
+    output: str | Path,
+    *,
+    precision: Precision = "fp32",
+    backend: EngineBackend | None = None,
+    min: InputSizes | None = None,
+    opt: InputSizes | None = None,
+    max: InputSizes | None = None,
+    compute_capabilities: Sequence[str] = (),
+    keep_fp32: Sequence[str] = (),
+    workspace_mib: int | None = None,
+    optimization_level: int | None = None,
+    timing_cache: str | Path | None = None,
+    use_timing_cache: bool = True,
+    version_compatible: bool = False,
+    strip_weights: bool = False,
+    plugin: str | Path | None = None,
+    embed_plugin: bool = True,
+    save_onnx: str | Path | None = None,
+    classes: str | Sequence[str] | None = None,
+    size: tuple[int, int] | None = None,
+    on_event: OnEvent | None = None,
+) -> BuiltEngine:
+    """Compile an ONNX file into an engine, as the command `build-engine` does.
+
+    `output` and its card (`output` with ".json" after the name) are both written, or neither. The compiler runs in a
+    process of its own.
+
+    Args:
+        model: a file that `export-onnx` wrote, or an ONNX file of the official InternImage repository.
+        output: the engine file to write.
+        precision: "fp32" keeps the graph; "fp16" and "bf16" convert it, with statistics and sums in float32.
+        backend: "tensorrt" or "tensorrt-rtx"; None for TensorRT where it and a GPU are available, else TensorRT-RTX.
+        min: smallest input of a dynamic model as (batch, height, width) in pixels, or one per profile.
+        opt: input that the engine is tuned for, like `min`.
+        max: largest input, like `min`. Of the three, those left out follow from the others, or from the model card
+            where all are left out. A model of fixed size takes none.
+        compute_capabilities: GPUs that TensorRT-RTX compiles for, such as ("8.6", "8.9"); empty for 8.0, 8.6, 8.9,
+            12.0 and later. TensorRT compiles for the GPU at hand.
+        keep_fp32: operator types, node names or name patterns with `*` to keep in float32.
+        workspace_mib: limit of the compiler's scratch memory in MiB; None for the compiler's default.
+        optimization_level: 0 (quick build) to 5 (longest search); None for the compiler's default.
+        timing_cache: file in which TensorRT keeps measured kernels; None for one in the user's cache folder.
+        use_timing_cache: False to measure every kernel anew.
+        version_compatible: make the engine load in newer TensorRT versions of the same major number, too.
+        strip_weights: leave out weights that can be refitted from the ONNX file.
+        plugin: the DCNv3 plugin library for TensorRT; None for the one in the user's cache, compiled if there is none.
+        embed_plugin: put the plugin's code into the engine.
+        save_onnx: also write the converted graph to this file.
+        classes: for a file without a model card: a data set's name, a number of classes, a text file with one name
+            per line, or the names themselves.
+        size: for a file without a model card: (height, width) in pixels that its input is fixed to.
+        on_event: called with the events of `protocol` while the build goes on.
 
     Raises:
-        UserError: the file is broken, or the options do not fit it or the compiler.
+        UserError: the model, an option or this machine does not allow the build; the message says what to change.
+        KeyboardInterrupt: Ctrl-C; nothing is left behind.
     """
-    _check_options(compiler, options)
-    parser = parser_of(compiler.flavour, compiler.version)
-    graph = Graph(read_model(model), model.parent)
-    card = _card(graph, model, options)
-    profiles = plan(card, options.least, options.usual, options.most)
-    kept: tuple[str, ...] = ()
-    if options.precision != "fp32":
-        if card.precision != "fp32":
-            raise UserError(f"{model}: already {card.precision}; export the checkpoint again for another precision")
-        if options.precision == "bf16" and not parser.bfloat16:
-            raise UserError(f"{parser} does not know bfloat16; use --fp16")
-        turing = TURING in options.compute_capabilities
-        kept = convert(graph, options.precision, keep=options.keep_fp32, all_products_low=turing)
-        card = dataclasses.replace(card, precision=options.precision, kept_fp32=kept)
-    elif options.keep_fp32:
-        raise UserError("--keep-fp32 needs --fp16 or --bf16")
-    lowered = lower(graph, parser)
-    plugin = compiler.flavour == "tensorrt" and bool(dcnv3_nodes(graph))
-    if plugin:
-        for_plugin(graph)
-    check(graph.model, parser)
-    return Prepared(graph, card, parser, profiles, lowered, model, plugin)
+    output = Path(output)
+    if output.suffix.lower() == ".onnx":
+        raise UserError(f"{output} is named like an ONNX file; expected a name such as model.engine")
+    if timing_cache is not None and not use_timing_cache:
+        raise UserError("a timing cache is named and switched off; leave one of the two options out")
+    capabilities = targets.parse(compute_capabilities) if compute_capabilities else ()
+    compiler = choose(backend)
+    names, palette = (None, None) if classes is None else resolve_classes(classes)
+    if timing_cache is None and use_timing_cache and compiler.backend == "tensorrt":
+        timing_cache = default_timing_cache(compiler.version)
+    options = BuildOptions(
+        precision=precision,
+        keep_fp32=tuple(keep_fp32),
+        min=_sizes(min),
+        opt=_sizes(opt),
+        max=_sizes(max),
+        workspace_mib=workspace_mib,
+        optimization_level=optimization_level,
+        compute_capabilities=capabilities,
+        timing_cache=None if timing_cache is None else Path(timing_cache),
+        version_compatible=version_compatible,
+        strip_weights=strip_weights,
+        embed_plugin=embed_plugin,
+        classes=names,
+        palette=palette,
+        size=size,
+    )
+    return build(
+        Path(model),
+        output,
+        compiler,
+        options,
+        on_event=on_event or (lambda event: None),
+        save_onnx=None if save_onnx is None else Path(save_onnx),
+        find_plugin=lambda: library.find_library(
+            None if plugin is None else Path(plugin), tensorrt=compiler.version, build=True
+        ),
+    )
 
 
 def build(
     model: Path,
-    target: Path,
+    output: Path,
     compiler: Compiler,
-    options: Options,
+    options: BuildOptions,
     *,
-    follow: Callable[[dict[str, Any]], None] = lambda event: None,
+    on_event: OnEvent = lambda event: None,
     save_onnx: Path | None = None,
-    plugin: Callable[[], tuple[Path, str]] | None = None,
-) -> Built:
-    """Build the engine `target` and its card beside it; both appear, or neither.
+    find_plugin: Callable[[], Path] | None = None,
+) -> BuiltEngine:
+    """Build the engine `output` and its card with a given compiler; see `build_engine`.
 
     Args:
-        model: what `export-onnx` wrote, or an ONNX file of the official repository.
-        target: the engine file.
-        compiler: what `compilers.choose` found.
+        model: the ONNX file.
+        output: the engine file.
+        compiler: what `compilers.choose` returned.
         options: precision, profiles, limits.
-        follow: gets progress events (see `job`).
+        on_event: called with every event.
         save_onnx: also write the converted graph here.
-        plugin: finds, or builds, the plugin library; returns its path and version. Called only where it is needed.
-
-    Raises:
-        UserError: anything a user can change; see `prepare`, `compile.compile_engine`.
-        KeyboardInterrupt: stopped; nothing was left behind.
+        find_plugin: returns the path of the plugin library; called only where the engine needs the plugin.
     """
     start = time.monotonic()
-    ready = prepare(model, compiler, options)
-    library, plugin_version = Path(), ""
-    if ready.uses_plugin:
-        assert plugin is not None
-        library, plugin_version = plugin()
-    embed = ready.uses_plugin and options.embed_plugin and ready.parser.version >= (8, 6)
-    with staging_folder(target) as stage:
-        parsed, beside = _store(ready, stage)
-        job = _job(ready, compiler, options, parsed, beside, stage / target.name, library, embed)
-        facts = run(job, follow)
+    warnings: dict[str, None] = {}  # in order, each once
+
+    def collect_warnings(event: BuildEvent) -> None:
+        if isinstance(event, CompilerWarning):
+            warnings[event.text] = None
+        on_event(event)
+
+    on_event(CompilerChosen(str(compiler)))
+    prepared = prepare(model, compiler, options)
+    plugin = None
+    if prepared.uses_plugin:
+        assert find_plugin is not None
+        plugin = find_plugin()
+    with staging_folder(output) as stage:
+        engine, folder = stage / output.name, stage / "graph"
+        folder.mkdir()
+        parsed, weights_beside = write_graph(prepared, folder)
+        job = make_job(
+            prepared, compiler, options, model=parsed, weights_beside=weights_beside, output=engine, plugin=plugin
+        )
+        compiled = compile_in_process(job, collect_warnings)
         if save_onnx is not None:
-            _keep(parsed, beside, save_onnx)
-        shutil.rmtree(parsed.parent)
-        engine = stage / target.name
-        card = dataclasses.replace(
-            ready.card,
-            engine=EngineInfo(
-                flavour=compiler.flavour,
-                version=facts["version"],
-                sha256=sha256(engine),
-                compute_capabilities=options.compute_capabilities,
-                profiles=tuple(profile.as_dict() for profile in ready.profiles),
-                plugin_version=plugin_version,
-                plugin_embedded=embed,
-                version_compatible=embed or options.version_compatible,
-                device=facts["device"],
-            ),
+            _save_graph(parsed, weights_beside, save_onnx)
+        shutil.rmtree(folder)
+        info = EngineInfo(
+            backend=compiler.backend,
+            version=compiled.version,
+            sha256=sha256(engine),
+            compute_capabilities=options.compute_capabilities,
+            profiles=tuple(profile.as_dict() for profile in prepared.profiles),
+            plugin_version=contract.PLUGIN_VERSION if prepared.uses_plugin else "",
+            plugin_embedded=job.embed_plugin,
+            version_compatible=job.embed_plugin or options.version_compatible,
+            device=compiled.device,
         )
+        card = dataclasses.replace(prepared.card, engine=info)
         sidecar.path_of(engine).write_text(card.to_json() + "\n")
-    return Built(
-        target,
-        card,
-        facts["bytes"],
-        time.monotonic() - start,
-        tuple(facts["inputs"]),
-        tuple(facts["outputs"]),
-        ready.lowered,
-        _notes(ready, options, embed),
+    return BuiltEngine(
+        path=output,
+        card=card,
+        size_bytes=compiled.size_bytes,
+        seconds=time.monotonic() - start,
+        lowered=prepared.lowered,
+        notes=_notes(prepared, options),
+        warnings=tuple(warnings),
     )
 
 
-def _check_options(compiler: Compiler, options: Options) -> None:
-    if compiler.flavour == "tensorrt":
-        if options.compute_capabilities:
+def default_timing_cache(version: str) -> Path:
+    """The file in the user's cache folder that keeps measured kernels for this version of TensorRT."""
+    return cache_folder() / "timing" / f"tensorrt-{version}.cache"
+
+
+def resolve_classes(classes: str | Sequence[str]) -> tuple[Classes, Palette]:
+    """Names and palette from a data set's name, a number of classes, a file with one name per line, or names.
+
+    Raises:
+        UserError: a text that is none of these, or a file without names.
+    """
+    from internimage_deploy.datasets import classes as tables
+
+    if not isinstance(classes, str):
+        names = tuple(classes)
+    elif Path(classes).is_file():
+        names = tuple(line.strip() for line in Path(classes).read_text().splitlines() if line.strip())
+    else:
+        found = tables.lookup(int(classes) if classes.isdigit() else classes)
+        if found is None:
             raise UserError(
-                "TensorRT compiles for the GPU it runs on, so --compute-capability has no effect; "
-                "leave it out, or use --backend tensorrt-rtx"
+                f"--classes {classes}: neither a data set nor a file; expected one of {', '.join(tables.DATASETS)}, "
+                "or a text file with one name per line"
             )
-        return
-    if options.timing_cache is not None:
-        raise UserError(
-            "TensorRT-RTX times no kernels while it compiles, so --timing-cache has no effect; leave it out"
-        )
-    if options.version_compatible:
-        raise UserError("TensorRT-RTX comes without the lean runtime that --version-compatible needs; leave it out")
-    if options.strip_weights and (problem := gpu_problem()):
-        raise UserError(
-            f"TensorRT-RTX strips weights only where it finds a GPU, and {problem}; leave --strip-weights out"
-        )
-    if TURING in options.compute_capabilities and options.precision != "fp16":
-        raise UserError(
-            "TensorRT-RTX has no matrix products in float32 or bfloat16 for compute capability 7.5 (Turing); "
-            "use --fp16 for it"
-        )
+        return found
+    if not names:
+        raise UserError(f"--classes {classes}: there are no names, expected one per line")
+    known = tables.lookup(len(names))
+    return names, known[1] if known is not None and known[0] == names else tables.generic(len(names))[1]
 
 
-def _card(graph: Graph, model: Path, options: Options) -> ModelCard:
-    from internimage_deploy.runtime.engine.official import adopt, modernise
-
-    for entry in graph.model.metadata_props:
-        if entry.key == METADATA_KEY:
-            if options.classes is not None or options.size is not None:
-                raise UserError(f"{model}: has a model card, so --classes and --size have no effect; leave them out")
-            return ModelCard.from_json(entry.value, str(model))
-    if options.classes is None or options.palette is None:
-        raise UserError(
-            f"{model}: an ONNX file without a model card; export the checkpoint with export-onnx, or, for a file that "
-            "the official repository exported, name its classes: --classes ade20k (or a file with a name a line)"
-        )
-    modernise(graph)
-    return adopt(graph, options.classes, options.palette, options.size)
+def _sizes(sizes: InputSizes | None) -> tuple[InputSize, ...]:
+    """One size per profile, from one size or several."""
+    if sizes is None:
+        return ()
+    single = len(sizes) > 0 and isinstance(sizes[0], int)
+    result = []
+    for size in cast(Sequence[Sequence[int]], (sizes,) if single else sizes):
+        if len(size) != 3 or not all(side > 0 for side in size):
+            raise UserError(f"got the input size {tuple(size)}, expected (batch, height, width) such as (1, 512, 512)")
+        result.append((size[0], size[1], size[2]))
+    return tuple(result)
 
 
-def _store(ready: Prepared, stage: Path) -> tuple[Path, Path]:
-    """Write the graph to parse; returns its path and the path beside which its weights lie."""
-    folder = stage / "graph"
-    folder.mkdir()
-    path = folder / "model.onnx"
-    for entry in ready.graph.model.metadata_props:
-        if entry.key == METADATA_KEY:
-            entry.value = ready.card.to_json()
-    try:
-        if ready.graph.made:
-            save(ready.graph, path)
-            return path, path
-        path.write_bytes(ready.graph.model.SerializeToString())
-    except OSError as error:
-        raise write_error(path, error) from error
-    return path, ready.weights_beside
-
-
-def _job(
-    ready: Prepared,
-    compiler: Compiler,
-    options: Options,
-    model: Path,
-    beside: Path,
-    output: Path,
-    plugin: Path,
-    embed: bool,
-) -> Job:
-    spec = ready.card.input
-    flags = []
-    if options.precision != "fp32" and not ready.parser.strongly_typed:
-        flags.append("FP16")  # 8.x: the graph's types alone do not make it choose float16 kernels
-    if embed or options.version_compatible:
-        flags.append("VERSION_COMPATIBLE")
-    if options.strip_weights:
-        flags.append("STRIP_PLAN")
-    return Job(
-        flavour=compiler.flavour,
-        model=str(model.absolute()),
-        weights_beside=str(beside.absolute()),
-        output=str(output.absolute()),
-        input_name=spec.name,
-        profiles=tuple(
-            {kind: tensor_shape(spec, size) for kind, size in (("min", p.min), ("opt", p.opt), ("max", p.max))}
-            for p in ready.profiles
-        ),
-        flags=tuple(flags),
-        strongly_typed=ready.parser.strongly_typed,
-        workspace_mib=options.workspace_mib,
-        optimization_level=options.optimization_level,
-        compute_capabilities=options.compute_capabilities,
-        timing_cache=str(options.timing_cache or ""),
-        plugin=str(plugin.absolute()) if ready.uses_plugin else "",
-        embed_plugin=embed,
-        expected_input=(spec.name, spec.dtype),
-        expected_output=(ready.card.output.name, ready.card.output.dtype),
-    )
-
-
-def _keep(parsed: Path, beside: Path, target: Path) -> None:
-    """Copy the graph that was parsed, in one file or with its weights beside it."""
+def _save_graph(parsed: Path, weights_beside: Path, target: Path) -> None:
+    """Copy the graph that was parsed, with its weights in one file or beside it."""
     import onnx
 
-    model = onnx.load(str(parsed), load_external_data=False)
-    graph = Graph(model, beside.parent)
+    graph = Graph(onnx.load(str(parsed), load_external_data=False), weights_beside.parent)
     with staging_folder(target) as stage:
         save(graph, stage / target.name)
 
 
-def _notes(ready: Prepared, options: Options, embed: bool) -> tuple[str, ...]:
+def _notes(prepared: PreparedModel, options: BuildOptions) -> tuple[str, ...]:
     notes = []
-    if embed:
+    if prepared.embeds_plugin(options):
         notes.append(
             "the engine carries the plugin's code, so it is version-compatible, which may cost speed, and loading it "
             "needs --trust-engine; --no-embed-plugin keeps the plugin apart"
         )
-    elif ready.uses_plugin:
+    elif prepared.uses_plugin:
         notes.append("the engine needs the DCNv3 plugin where it runs:  internimage-deploy build-plugin")
     if options.strip_weights:
         notes.append("the engine lacks its weights: refit it from the ONNX file before use")

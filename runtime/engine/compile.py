@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX to engine through the API that TensorRT 8.5 to 11 and TensorRT-RTX share.
+"""Compiling an ONNX file to an engine, through the API that TensorRT 8.5 to 11 and TensorRT-RTX share.
 
 Flags and enum members are looked up by name: TensorRT 11 renumbered them, and each version lacks some.
 """
@@ -11,16 +11,26 @@ import re
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.engine.job import FINISH, LOG, START, STEP, Job
+from internimage_deploy.runtime.engine.protocol import (
+    BuildEvent,
+    Compiled,
+    CompilerWarning,
+    ExpectedTensor,
+    Job,
+    PhaseFinished,
+    PhaseStarted,
+    StepCompleted,
+)
 from internimage_deploy.trt_plugins import library
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-Tell = Callable[[dict[str, Any]], None]
+OnEvent = Callable[[BuildEvent], None]
 
 # (pattern in a compiler's message, what to do about it)
 _REMEDIES = (
@@ -44,33 +54,35 @@ class Cancelled(Exception):
     """The user stopped the build."""
 
 
-def compile_engine(api: Any, job: Job, tell: Tell, cancelled: threading.Event) -> dict[str, Any]:
-    """Build `job` with the module `api` and write the engine file.
+def compile_engine(api: ModuleType, job: Job, on_event: OnEvent, cancelled: threading.Event) -> Compiled:
+    """Compile `job` and write the engine file.
 
-    Returns:
-        Facts about the build: {"version", "device", "bytes", "inputs", "outputs", "layers"}.
+    Args:
+        api: the module `tensorrt`, or TensorRT-RTX's.
+        job: what to compile.
+        on_event: called with progress and warnings, from any thread.
+        cancelled: stops the build soon after it is set.
 
     Raises:
         UserError: the model does not parse, an option is unknown to this version, or the compiler gave up.
         Cancelled: `cancelled` was set.
     """
-    logger = make_logger(api, tell)
+    logger = make_logger(api, on_event)
     builder = api.Builder(logger)
-    if builder is None:  # bindings answer None where the constructor failed
+    if builder is None:  # the bindings return None where the constructor failed
         raise UserError(f"the compiler does not start{_because(logger.errors)}")
     if job.plugin:
         library.load_library(api, Path(job.plugin))
     network = builder.create_network(network_flags(api, job.strongly_typed))
     parser = api.OnnxParser(network, logger)
-    tell({"event": START, "name": "Parsing", "parent": None, "steps": 1})
+    on_event(PhaseStarted("Parsing", None, 1))
     parse(parser, Path(job.model), job.weights_beside, logger.errors)
-    tell({"event": FINISH, "name": "Parsing"})
-    inputs, outputs = _tensors(network, "input"), _tensors(network, "output")
-    _expect(network, job)
+    on_event(PhaseFinished("Parsing"))
+    _check_tensors(network, job)
     config = builder.create_builder_config()
     configure(api, builder, config, job)
     if hasattr(api, "IProgressMonitor"):
-        config.progress_monitor = make_monitor(api, tell, cancelled)
+        config.progress_monitor = make_monitor(api, on_event, cancelled)
     cache = _load_timing_cache(config, job.timing_cache)
     plan = builder.build_serialized_network(network, config)
     if cancelled.is_set():
@@ -79,19 +91,12 @@ def compile_engine(api: Any, job: Job, tell: Tell, cancelled: threading.Event) -
         raise UserError(failure(logger.errors, node_names(job.model)))
     size = _write(Path(job.output), plan)
     if cache:
-        _save_timing_cache(config, job.timing_cache, tell)
-    return {
-        "version": api.__version__,
-        "bytes": size,
-        "inputs": inputs,
-        "outputs": outputs,
-        "layers": network.num_layers,
-        "device": _device_name(job),
-    }
+        _save_timing_cache(config, job.timing_cache, on_event)
+    return Compiled(api.__version__, _device_name(job), size)
 
 
-def network_flags(api: Any, strongly_typed: bool) -> int:
-    """Creation flags as this version wants them: explicit batch until 10, strong typing from 9.1 to 10 and in RTX."""
+def network_flags(api: ModuleType, strongly_typed: bool) -> int:
+    """The network creation flags of this version: explicit batch until 10, strong typing from 9.1 to 10 and in RTX."""
     flags = api.NetworkDefinitionCreationFlag
     value = 0
     # From 10 on explicit batch is the only kind; the flag is gone in 11.
@@ -114,37 +119,37 @@ def parse(parser: trt.OnnxParser, model: Path, weights_beside: str, messages: li
     raise UserError(f"the parser refused the model{_because(messages)}")
 
 
-def configure(api: Any, builder: trt.Builder, config: trt.IBuilderConfig, job: Job) -> None:
+def configure(api: ModuleType, builder: trt.Builder, config: trt.IBuilderConfig, job: Job) -> None:
     """Set memory, effort, targets, flags and profiles. Raises `UserError` for what this version lacks."""
     if job.workspace_mib is not None:
         config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, job.workspace_mib << 20)
     if job.optimization_level is not None:
-        _need(hasattr(config, "builder_optimization_level"), api, "--optimization-level", "8.6")
+        _require(hasattr(config, "builder_optimization_level"), api, "--optimization-level", "8.6")
         config.builder_optimization_level = job.optimization_level
     for name in job.flags:
-        _need(hasattr(api.BuilderFlag, name), api, f"the builder flag {name}", "10.0")
+        _require(hasattr(api.BuilderFlag, name), api, f"the builder flag {name}", "10.0")
         config.set_flag(getattr(api.BuilderFlag, name))
     if job.compute_capabilities:
         rtx: Any = config  # TensorRT itself compiles for the GPU at hand only
         rtx.num_compute_capabilities = len(job.compute_capabilities)
         for index, target in enumerate(job.compute_capabilities):
             member = f"SM{target.replace('.', '')}"
-            _need(hasattr(api.ComputeCapability, member), api, f"compute capability {target}", "1.5")
+            _require(hasattr(api.ComputeCapability, member), api, f"compute capability {target}", "1.5")
             if not rtx.set_compute_capability(getattr(api.ComputeCapability, member), index):
                 raise UserError(f"the compiler refused compute capability {target}")
     for shapes in job.profiles:
         profile = builder.create_optimization_profile()
-        bounds: list[Any] = [shapes[kind] for kind in ("min", "opt", "max")]  # the stubs miss that tuples become Dims
-        profile.set_shape(job.input_name, *bounds)
+        bounds: list[Any] = [shapes[bound] for bound in ("min", "opt", "max")]  # the stubs miss that tuples become Dims
+        profile.set_shape(job.input.name, *bounds)
         if config.add_optimization_profile(profile) < 0:
             raise UserError(f"the compiler refused the profile {shapes}")
     if job.embed_plugin:
-        _need(hasattr(config, "plugins_to_serialize"), api, "embedding the plugin", "8.6")
+        _require(hasattr(config, "plugins_to_serialize"), api, "embedding the plugin", "8.6")
         config.plugins_to_serialize = [job.plugin]
 
 
-def make_logger(api: Any, tell: Tell) -> Any:
-    """A logger that keeps errors for messages and passes warnings on, but for those that mean nothing to a user."""
+def make_logger(api: Any, on_event: OnEvent) -> Any:
+    """A logger that collects errors in `errors` and passes on the warnings that mean something to a user."""
     severity = api.ILogger.Severity
 
     class Logger(api.ILogger):
@@ -156,35 +161,35 @@ def make_logger(api: Any, tell: Tell) -> Any:
             if level in (severity.ERROR, severity.INTERNAL_ERROR):
                 self.errors.append(_clean(text))
             elif level == severity.WARNING and not re.search(r"already exists, the output tensors|INT64 weights", text):
-                tell({"event": LOG, "text": _clean(text)})
+                on_event(CompilerWarning(_clean(text)))
 
     return Logger()
 
 
-def make_monitor(api: Any, tell: Tell, cancelled: threading.Event) -> Any:
-    """Reports phases as events; asks the compiler to stop once `cancelled` is set."""
+def make_monitor(api: Any, on_event: OnEvent, cancelled: threading.Event) -> Any:
+    """A progress monitor that sends events, and stops the compiler once `cancelled` is set."""
 
     class Monitor(api.IProgressMonitor):
         def __init__(self) -> None:
             super().__init__()
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            tell({"event": START, "name": phase_name, "parent": parent_phase, "steps": num_steps})
+            on_event(PhaseStarted(phase_name, parent_phase, num_steps))
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            tell({"event": STEP, "name": phase_name, "step": step})
+            on_event(StepCompleted(phase_name, step))
             return not cancelled.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
-            tell({"event": FINISH, "name": phase_name})
+            on_event(PhaseFinished(phase_name))
 
     return Monitor()
 
 
 def failure(messages: Iterable[str], nodes: dict[str, str]) -> str:
-    """One line about a build that gave no engine: the node it stumbled over, the message, the remedy if known."""
+    """One line about a build that failed: the node that caused it, the message, and the remedy if one is known."""
     texts = list(messages)
-    text = texts[-1] if texts else "the compiler gave no engine and no reason"
+    text = texts[-1] if texts else "the compiler produced no engine and gave no reason"
     named = [name for name in nodes if name and any(name in message for message in texts)]
     where = ""
     if named:
@@ -200,8 +205,8 @@ def node_names(model: str) -> dict[str, str]:
     return {node.name: node.op_type for node in onnx.load(model, load_external_data=False).graph.node}
 
 
-def _need(there: bool, api: Any, what: str, since: str) -> None:
-    if not there:
+def _require(available: bool, api: ModuleType, what: str, since: str) -> None:
+    if not available:
         raise UserError(
             f"{what} needs version {since} or later of the compiler, this is {api.__version__}; leave it out"
         )
@@ -227,27 +232,40 @@ def _clean(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def _tensors(network: trt.INetworkDefinition, kind: str) -> list[dict[str, Any]]:
+def _tensors(network: trt.INetworkDefinition, kind: Literal["input", "output"]) -> list[ExpectedTensor]:
     count = getattr(network, f"num_{kind}s")
     tensors = [getattr(network, f"get_{kind}")(index) for index in range(count)]
-    return [{"name": t.name, "dtype": numpy_name(t.dtype), "shape": list(t.shape)} for t in tensors]
+    return [ExpectedTensor(tensor.name, numpy_name(tensor.dtype), tuple(tensor.shape)) for tensor in tensors]
 
 
-def numpy_name(dtype: Any) -> str:
+def numpy_name(dtype: object) -> str:
     """NumPy's name for a TensorRT data type."""
     name = str(getattr(dtype, "name", dtype))
     known = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "BOOL": "bool"}
     return known.get(name, name.lower())
 
 
-def _expect(network: trt.INetworkDefinition, job: Job) -> None:
-    for kind, (name, dtype) in (("input", job.expected_input), ("output", job.expected_output)):
-        for found in _tensors(network, kind):
-            if (found["name"], found["dtype"]) != (name, dtype):
-                raise UserError(
-                    f"the model's {kind} is {found['name']} of {found['dtype']}, its card says {name} of {dtype}; "
-                    "export the model again"
-                )
+def _check_tensors(network: trt.INetworkDefinition, job: Job) -> None:
+    """Compare the parsed network's input and output with the model card. Raises `UserError` where they differ."""
+    for kind, expected in (("input", (job.input,)), ("output", job.outputs)):
+        found = _tensors(network, "input" if kind == "input" else "output")
+        if expected and (len(found) != len(expected) or not all(map(_agree, found, expected))):
+            raise UserError(
+                f"the model's {kind} is {_described(found)}, its card says {_described(expected)}; "
+                "export the model again"
+            )
+
+
+def _agree(found: ExpectedTensor, expected: ExpectedTensor) -> bool:
+    sides_agree = len(found.shape) == len(expected.shape) and all(
+        -1 in pair or len(set(pair)) == 1 for pair in zip(found.shape, expected.shape, strict=True)
+    )
+    return (found.name, found.dtype) == (expected.name, expected.dtype) and sides_agree
+
+
+def _described(tensors: Iterable[ExpectedTensor]) -> str:
+    shapes = ((tensor, "x".join("free" if side < 0 else str(side) for side in tensor.shape)) for tensor in tensors)
+    return ", ".join(f"{tensor.name} of {tensor.dtype} {shape}" for tensor, shape in shapes)
 
 
 def _load_timing_cache(config: trt.IBuilderConfig, path: str) -> bool:
@@ -263,7 +281,7 @@ def _load_timing_cache(config: trt.IBuilderConfig, path: str) -> bool:
     return True
 
 
-def _save_timing_cache(config: trt.IBuilderConfig, path: str, tell: Tell) -> None:
+def _save_timing_cache(config: trt.IBuilderConfig, path: str, on_event: OnEvent) -> None:
     from internimage_deploy.files import atomic_write
 
     cache = config.get_timing_cache()
@@ -273,10 +291,10 @@ def _save_timing_cache(config: trt.IBuilderConfig, path: str, tell: Tell) -> Non
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         atomic_write(Path(path), bytes(cache.serialize()))
     except (OSError, UserError) as error:  # it only saves time, and the engine is done
-        tell({"event": LOG, "text": f"the timing cache is not kept ({error})"})
+        on_event(CompilerWarning(f"the timing cache is not kept ({error})"))
 
 
-def _write(path: Path, plan: Any) -> int:
+def _write(path: Path, plan: trt.IHostMemory) -> int:
     with path.open("wb") as file:
         file.write(plan)
         file.flush()
@@ -285,7 +303,7 @@ def _write(path: Path, plan: Any) -> int:
 
 
 def _device_name(job: Job) -> str:
-    if job.flavour != "tensorrt":
+    if job.backend != "tensorrt":
         return ""
     try:
         from internimage_deploy.runtime.gpu.device import device_name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two compilers: which are installed, what each can do here, and which one a build takes."""
+"""The compilers of engines: which of the two can work on this machine, and which one a build uses."""
 
 from __future__ import annotations
 
@@ -8,50 +8,46 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.engine.operators import Flavour
+from internimage_deploy.runtime.engine.engine_backend import DISPLAY_NAMES, ENGINE_BACKENDS, EXTRAS, EngineBackend
 
-FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
-# `tensorrt_rtx` is a small package over the bindings; the bindings alone do.
-_MODULES: dict[Flavour, tuple[str, ...]] = {
+# `tensorrt_rtx` is a small package over the bindings; the bindings alone are enough.
+_MODULES: dict[EngineBackend, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
-INSTALL: dict[Flavour, str] = {
-    "tensorrt": "pip install 'internimage-deploy[gpu]'  (on a Jetson: TensorRT comes with JetPack)",
-    "tensorrt-rtx": "pip install 'internimage-deploy[rtx]'",
-}
-_NAMES: dict[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
 
 @dataclass(frozen=True)
 class Compiler:
     """A compiler that can be used on this machine."""
 
-    flavour: Flavour
+    backend: EngineBackend
     version: str
-    module: str  # its import name
+
+    def __str__(self) -> str:
+        return f"{DISPLAY_NAMES[self.backend]} {self.version}"
 
 
 @dataclass(frozen=True)
-class Absent:
+class Unavailable:
     """Why a compiler cannot be used on this machine, and what would help."""
 
-    flavour: Flavour
+    backend: EngineBackend
     reason: str
     remedy: str
 
     def __str__(self) -> str:
-        return f"{_NAMES[self.flavour]}: {self.reason}; {self.remedy}"
+        return f"{DISPLAY_NAMES[self.backend]}: {self.reason}; {self.remedy}"
 
 
-def load_module(flavour: Flavour) -> ModuleType:
-    """The Python module of a compiler.
+def load_module(backend: EngineBackend) -> ModuleType:
+    """The Python module of a backend.
 
     Raises:
         ImportError: it is not installed, or its libraries do not load.
     """
     errors = []
-    for name in _MODULES[flavour]:
+    for name in _MODULES[backend]:
         try:
             module = importlib.import_module(name)
         except (ImportError, OSError) as error:  # OSError: a shared library that does not load
@@ -64,39 +60,39 @@ def load_module(flavour: Flavour) -> ModuleType:
     raise ImportError(str(errors[0]))
 
 
-def find(flavour: Flavour) -> Compiler | Absent:
-    """The compiler of this flavour, or why there is none."""
+def find(backend: EngineBackend) -> Compiler | Unavailable:
+    """The compiler of a backend, or why it cannot be used."""
     try:
-        module = load_module(flavour)
+        module = load_module(backend)
     except ImportError as error:
         text = str(error)
         missing = "No module named" in text or "is empty" in text
-        return Absent(flavour, "not installed" if missing else text, f"run  {INSTALL[flavour]}")
-    if flavour == "tensorrt":
-        gpu = gpu_problem()
-        if gpu:
-            return Absent(flavour, gpu, "it compiles on the GPU that will run the engine: build there")
-    return Compiler(flavour, module.__version__, module.__name__)
+        jetpack = "  (on a Jetson: TensorRT comes with JetPack)" if backend == "tensorrt" else ""
+        remedy = f"run  pip install 'internimage-deploy[{EXTRAS[backend]}]'{jetpack}"
+        return Unavailable(backend, "not installed" if missing else text, remedy)
+    if backend == "tensorrt" and (problem := gpu_problem()):
+        return Unavailable(backend, problem, "it compiles on the GPU that will run the engine: build there")
+    return Compiler(backend, module.__version__)
 
 
-def choose(flavour: Flavour | None = None) -> Compiler:
-    """The compiler to build with: the one asked for, else TensorRT where it can work, else TensorRT-RTX.
+def choose(backend: EngineBackend | None = None) -> Compiler:
+    """The compiler of `backend`; for None TensorRT where it can work, else TensorRT-RTX.
 
     Raises:
         UserError: none can work here; the message says for each what is missing and how to install it.
     """
-    absent = []
-    for candidate in (flavour,) if flavour else FLAVOURS:
+    reasons = []
+    for candidate in (backend,) if backend else ENGINE_BACKENDS:
         found = find(candidate)
         if isinstance(found, Compiler):
             return found
-        absent.append(str(found))
-    head = "this compiler cannot work here" if flavour else "no compiler can work here"
-    raise UserError(f"{head}: {'.  '.join(absent)}")
+        reasons.append(str(found))
+    head = "this compiler cannot work here" if backend else "no compiler can work here"
+    raise UserError(f"{head}: {'.  '.join(reasons)}")
 
 
 def gpu_problem() -> str:
-    """Empty when the NVIDIA driver sees a GPU, else what is wrong. Asks the driver only; no CUDA toolkit is needed."""
+    """What is wrong where the NVIDIA driver sees no GPU, else empty. Needs the driver only, no CUDA toolkit."""
     import ctypes
     import sys
 
@@ -106,7 +102,7 @@ def gpu_problem() -> str:
     except OSError:
         return "no NVIDIA driver is installed here"
     if code := driver.cuInit(0):
-        return f"the NVIDIA driver does not start (cuInit answered {code})"
+        return f"the NVIDIA driver does not start (cuInit returned {code})"
     count = ctypes.c_int(0)
     if driver.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
         return "the NVIDIA driver sees no GPU"

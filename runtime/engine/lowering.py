@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rewrites an operator that a parser lacks into ones it has (`operators` says which), exactly.
+"""Decomposes operators that a parser lacks into ones it has (`operators` lists them), exactly.
 
-Also what TensorRT's types ask for: it casts to uint8 from floating point only, so integer labels take a detour through
-float32, which holds every class id exactly.
+TensorRT casts to uint8 from floating point only, so integer labels are also cast to float32 first, which holds every
+class id exactly.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from internimage_deploy.onnx_tools.graph import (
     BFLOAT16,
     FLOAT,
     Graph,
-    Names,
+    UniqueNames,
     attribute,
     element_types,
-    label,
+    node_name,
     words,
 )
 from internimage_deploy.onnx_tools.opset import ADDED_ATTRIBUTES, decompose_layer_norm
@@ -33,21 +33,21 @@ _INTEGERS = (TensorProto.INT64, TensorProto.INT32)
 
 
 class Emitter:
-    """Makes the nodes that stand for one node, named after it."""
+    """Makes the nodes that replace one node, named after it."""
 
-    def __init__(self, graph: Graph, names: Names, node: onnx.NodeProto, kind: int) -> None:
+    def __init__(self, graph: Graph, names: UniqueNames, node: onnx.NodeProto, kind: int) -> None:
         self.graph, self.names, self.node, self.kind = graph, names, node, kind
         self.nodes: list[onnx.NodeProto] = []
 
     def op(self, op_type: str, *inputs: str, result: str = "", **attributes: Any) -> str:
-        """Append a node; returns its output's name, `result` if given."""
-        name = self.names.new(f"{label(self.node)}/{op_type}")
+        """Append a node; returns its output's name, which is `result` unless that is empty."""
+        name = self.names.new(f"{node_name(self.node)}/{op_type}")
         self.nodes.append(helper.make_node(op_type, list(inputs), [result or name], name=name, **attributes))
         return result or name
 
     def number(self, value: float, role: str) -> str:
         """A scalar constant of the node's element type."""
-        name = self.names.new(f"{label(self.node)}/{role}")
+        name = self.names.new(f"{node_name(self.node)}/{role}")
         if self.kind == BFLOAT16:
             bits = np.float32(value).view(np.uint32)
             tensor = TensorProto(name=name, data_type=BFLOAT16)
@@ -59,13 +59,13 @@ class Emitter:
 
 
 def lower(graph: Graph, parser: Parser) -> tuple[str, ...]:
-    """Rewrite what `parser` cannot read; returns the operators that were rewritten.
+    """Decompose what `parser` cannot read, in place; returns the operators that were decomposed.
 
     Raises:
-        UserError: a node uses an option of its operator that cannot be spelled out.
+        UserError: a node uses an option of its operator that cannot be decomposed.
     """
     types = element_types(graph)
-    names = Names(graph.names())
+    names = UniqueNames(graph.names())
     done: list[str] = []
     nodes: list[onnx.NodeProto] = []
     for node in graph.nodes:
@@ -116,24 +116,27 @@ def _gelu(emit: Emitter, types: dict[str, int]) -> None:
     if kind == b"tanh":
         cube = emit.op("Mul", emit.op("Mul", x, x), x)
         inner = emit.op("Add", x, emit.op("Mul", cube, emit.number(0.044715, "cubic")))
-        bent = emit.op("Tanh", emit.op("Mul", inner, emit.number(math.sqrt(2 / math.pi), "slope")))
+        activation = emit.op("Tanh", emit.op("Mul", inner, emit.number(math.sqrt(2 / math.pi), "slope")))
     else:
-        bent = emit.op("Erf", emit.op("Mul", x, emit.number(math.sqrt(0.5), "slope")))
-    emit.op("Mul", emit.op("Mul", x, half), emit.op("Add", bent, one), result=emit.node.output[0])
+        activation = emit.op("Erf", emit.op("Mul", x, emit.number(math.sqrt(0.5), "slope")))
+    emit.op("Mul", emit.op("Mul", x, half), emit.op("Add", activation, one), result=emit.node.output[0])
 
 
 def _cast_like(emit: Emitter, types: dict[str, int]) -> None:
+    name = node_name(emit.node)
     kind = types.get(emit.node.input[1], TensorProto.UNDEFINED)
     if kind == TensorProto.UNDEFINED:
-        raise UserError(f"node {label(emit.node)}: the type that CastLike copies is unknown; export the model again")
-    emit.nodes.append(helper.make_node("Cast", emit.node.input[:1], emit.node.output, name=label(emit.node), to=kind))
+        raise UserError(
+            f"node {node_name(emit.node)}: the type that CastLike copies is unknown; export the model again"
+        )
+    emit.nodes.append(helper.make_node("Cast", emit.node.input[:1], emit.node.output, name=name, to=kind))
 
 
 def _layer_norm(emit: Emitter, types: dict[str, int]) -> None:
     node = emit.node
     if attribute(node, "axis", -1) != -1 or len(node.output) > 1:
         raise UserError(
-            f"node {label(node)}: only a LayerNormalization over the last axis, with one output, is lowered"
+            f"node {node_name(node)}: only a LayerNormalization over the last axis, with one output, can be decomposed"
         )
     x, weight, *rest = node.input
     epsilon = emit.number(attribute(node, "epsilon", 1e-5), "epsilon")
@@ -157,7 +160,7 @@ _GRID_MODES = {b"linear": b"bilinear", b"cubic": b"bicubic"}
 def _lower_opset(graph: Graph, parser: Parser) -> None:
     """Rewrite operators of a later version than an 8.x parser knows; newer parsers follow the model's opset."""
     newest = parser.newest_opset
-    if parser.flavour == "tensorrt-rtx" or parser.version >= (9, 1) or graph.opset <= newest:
+    if parser.backend == "tensorrt-rtx" or parser.version >= (9, 1) or graph.opset <= newest:
         return
     stored = graph.initializers()
     for node in graph.nodes:
@@ -174,8 +177,8 @@ def _lower_opset(graph: Graph, parser: Parser) -> None:
                 _drop(node, name)
         else:
             raise UserError(
-                f"node {label(node)}: {parser} reads operators up to opset {newest}, and {node.op_type} is of opset "
-                f"{_since(node.op_type, graph.opset)}; export the checkpoint again with --opset {newest}"
+                f"node {node_name(node)}: {parser} reads operators up to opset {newest}, and {node.op_type} is of "
+                f"opset {_since(node.op_type, graph.opset)}; export the checkpoint again with --opset {newest}"
             )
     for entry in graph.model.opset_import:
         if entry.domain in ("", "ai.onnx"):
@@ -190,7 +193,9 @@ def _axes_to_attribute(graph: Graph, node: onnx.NodeProto, stored: dict[str, Ten
     if node.op_type == "ReduceSum" or len(node.input) < 2:  # ReduceSum takes its axes as an input since opset 13
         return
     if node.input[1] not in stored:
-        raise UserError(f"node {label(node)}: axes that are computed have no form in opset 17; export the model again")
+        raise UserError(
+            f"node {node_name(node)}: axes that are computed do not exist in opset 17; export the model again"
+        )
     axes = graph.array(stored[node.input[1]]).tolist()
     del node.input[1:]
     _drop(node, "noop_with_empty_axes")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that the official repository exported: no model card, `mmdeploy::TRTDCNv3` nodes, labels of some integer type.
 
-They are turned into what the rest of the program knows: input `input` (N, 3, H, W) float32, output `labels` (N, H, W).
+They are converted to the form of our own exports: input `input` (N, 3, H, W) float32, output `labels` (N, H, W).
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from internimage_deploy.card import ModelCard, TensorSpec
 from internimage_deploy.errors import UserError
-from internimage_deploy.onnx_tools.graph import FLOAT, Graph, Names
+from internimage_deploy.onnx_tools.graph import FLOAT, Graph, UniqueNames
 from internimage_deploy.operators.onnx_function import dcnv3_function
 from internimage_deploy.runtime.engine.plugin_nodes import rename_official
 
 Classes = tuple[str, ...]
-Palette = tuple[tuple[int, int, int], ...]
+Palette = tuple[tuple[int, int, int], ...]  # RGB
+
+OPSET = 17  # official files have 11; the function needs 16, and every parser from TensorRT 8.5 on reads 17
 
 
-OPSET = 17  # the function needs 16, and every parser from TensorRT 8.5 on reads 17
-
-
-def modernise(graph: Graph) -> None:
-    """Bring the file's operators (opset 11 as a rule) to `OPSET`, and give its DCNv3 nodes the function.
+def upgrade_official(graph: Graph) -> None:
+    """Convert the operators of `graph` to `OPSET`, and add the function of its DCNv3 nodes, in place.
 
     Raises:
         UserError: onnx cannot convert one of its operators.
@@ -44,8 +43,8 @@ def modernise(graph: Graph) -> None:
         graph.model.ir_version = max(graph.model.ir_version, 9)  # the first whose functions have default attributes
 
 
-def adopt(graph: Graph, classes: Classes, palette: Palette, size: tuple[int, int] | None) -> ModelCard:
-    """Give `graph` our input and output, and make the card it lacks.
+def adapt_official(graph: Graph, classes: Classes, palette: Palette, size: tuple[int, int] | None) -> ModelCard:
+    """Give `graph` the input and output of our own exports, and make the card that it lacks.
 
     Args:
         graph: the model, changed in place.
@@ -61,18 +60,18 @@ def adopt(graph: Graph, classes: Classes, palette: Palette, size: tuple[int, int
     inputs = [value for value in main.input if value.name not in stored]
     if len(inputs) != 1 or len(main.output) != 1:
         raise UserError(
-            f"the model has {len(inputs)} inputs and {len(main.output)} outputs, expected one picture and one answer"
+            f"the model has {len(inputs)} inputs and {len(main.output)} outputs, expected one image and one label map"
         )
-    source = _adopt_input(graph, inputs[0], size)
-    labels = _adopt_output(graph, main.output[0], source.shape, len(classes))
+    source = _adapt_input(graph, inputs[0], size)
+    labels = _adapt_output(graph, main.output[0], source.shape, len(classes))
     return ModelCard("mmdeploy export", classes, palette, source, labels, tools={"exporter": graph.model.producer_name})
 
 
-def _adopt_input(graph: Graph, value: onnx.ValueInfoProto, size: tuple[int, int] | None) -> TensorSpec:
+def _adapt_input(graph: Graph, value: onnx.ValueInfoProto, size: tuple[int, int] | None) -> TensorSpec:
     shape = _shape(value)
     if value.type.tensor_type.elem_type != FLOAT or len(shape) != 4 or shape[1] not in (3, None):
-        raise UserError(f"the model's input '{value.name}' is no float32 picture (N, 3, H, W), got {_text(shape)}")
-    if size is not None and any(have not in (None, want) for have, want in zip(shape[2:], size, strict=True)):
+        raise UserError(f"the model's input '{value.name}' is not a float32 image (N, 3, H, W), got {_text(shape)}")
+    if size is not None and any(side not in (None, fixed) for side, fixed in zip(shape[2:], size, strict=True)):
         raise UserError(f"--size {size[0]}x{size[1]}, but this model takes {shape[2]}x{shape[3]} only")
     height, width = size or shape[2:]
     names: tuple[int | str, ...] = (shape[0] or "batch", 3, height or "height", width or "width")
@@ -81,12 +80,12 @@ def _adopt_input(graph: Graph, value: onnx.ValueInfoProto, size: tuple[int, int]
     return TensorSpec("input", "float32", names)
 
 
-def _adopt_output(graph: Graph, value: onnx.ValueInfoProto, source: tuple[int | str, ...], classes: int) -> TensorSpec:
-    """Squeeze, argmax and cast what the graph answers until it is (N, H, W) of the smallest label type."""
+def _adapt_output(graph: Graph, value: onnx.ValueInfoProto, source: tuple[int | str, ...], classes: int) -> TensorSpec:
+    """Squeeze, argmax and cast the graph's output until it is (N, H, W) of the smallest label type."""
     shape = _shape(value)
     kind = value.type.tensor_type.elem_type
-    names = Names(graph.names())
-    current = names.new("official_answer")
+    names = UniqueNames(graph.names())
+    current = names.new("official_output")
     _rename(graph, value.name, current)
     nodes: list[onnx.NodeProto] = []
     if len(shape) == 4 and kind == FLOAT:
@@ -96,7 +95,7 @@ def _adopt_output(graph: Graph, value: onnx.ValueInfoProto, source: tuple[int | 
     elif len(shape) == 4 and shape[1] in (1, None):
         nodes.append(_squeeze(graph, names, current))
     elif len(shape) != 3 or kind == FLOAT:
-        raise UserError(f"the model's answer '{value.name}' of shape {_text(shape)} is neither labels nor logits")
+        raise UserError(f"the model's output '{value.name}' of shape {_text(shape)} is neither labels nor logits")
     if nodes:
         current = nodes[-1].output[0]
     to = TensorProto.UINT8 if classes <= 256 else TensorProto.INT32
@@ -107,7 +106,7 @@ def _adopt_output(graph: Graph, value: onnx.ValueInfoProto, source: tuple[int | 
     return spec
 
 
-def _squeeze(graph: Graph, names: Names, current: str) -> onnx.NodeProto:
+def _squeeze(graph: Graph, names: UniqueNames, current: str) -> onnx.NodeProto:
     result = names.new("squeezed")
     axes = names.new("labels/axes")
     graph.model.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), axes))

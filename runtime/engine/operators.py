@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which ONNX operators each parser reads, and the refusal of a graph that holds another one.
+"""The ONNX operators that each parser reads, and a check of a graph against them.
 
 TensorRT's rows are the importers of onnx-tensorrt's branches 8.5-GA to 10.1-GA; from 10.1 on nothing that an exported
-model uses was removed. TensorRT-RTX's row was asked of its parser (1.7.1, `supports_operator`). TensorRT-RTX ends the
-process at an operator it does not know, so nothing unknown may ever reach it.
+model uses was removed. TensorRT-RTX's row is what its parser's `supports_operator` returns (1.7.1). TensorRT-RTX ends
+the process at an operator it does not know, so nothing unknown may ever reach it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import onnx
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.onnx_tools.graph import operators
 from internimage_deploy.operators import contract
-
-Flavour = Literal["tensorrt", "tensorrt-rtx"]
+from internimage_deploy.runtime.engine.engine_backend import DISPLAY_NAMES, EngineBackend
 
 _SINCE_8_5 = (
     "Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Cast Ceil Celu Clip "
@@ -50,58 +48,57 @@ OLDEST_TENSORRT = (8, 5)
 
 @dataclass(frozen=True)
 class Parser:
-    """An ONNX parser: of which compiler, and of which version."""
+    """The ONNX parser that comes with a version of a compiler."""
 
-    flavour: Flavour
+    backend: EngineBackend
     version: tuple[int, int]
 
     def reads(self, op_type: str) -> bool:
         """True when the parser has an importer for a standard operator."""
-        if self.flavour == "tensorrt-rtx":
+        if self.backend == "tensorrt-rtx":
             return op_type in RTX_OPERATORS
         return TENSORRT_SINCE.get(op_type, (99, 0)) <= self.version
 
     @property
     def newest_opset(self) -> int:
         """The newest opset the parser was written for."""
-        if self.flavour == "tensorrt-rtx":
+        if self.backend == "tensorrt-rtx":
             return RTX_NEWEST_OPSET
         return max(opset for since, opset in NEWEST_OPSET.items() if since <= max(self.version, OLDEST_TENSORRT))
 
     @property
     def strongly_typed(self) -> bool:
         """True when the compiler can take element types from the graph."""
-        return self.flavour == "tensorrt-rtx" or self.version >= (9, 1)
+        return self.backend == "tensorrt-rtx" or self.version >= (9, 1)
 
     @property
     def bfloat16(self) -> bool:
         """True when the compiler knows bfloat16."""
-        return self.flavour == "tensorrt-rtx" or self.version >= (9, 1)
+        return self.backend == "tensorrt-rtx" or self.version >= (9, 1)
 
     def __str__(self) -> str:
-        name = "TensorRT-RTX" if self.flavour == "tensorrt-rtx" else "TensorRT"
-        return f"{name} {self.version[0]}.{self.version[1]}"
+        return f"{DISPLAY_NAMES[self.backend]} {self.version[0]}.{self.version[1]}"
 
 
-def parser_of(flavour: Flavour, version: str) -> Parser:
+def parser_of(backend: EngineBackend, version: str) -> Parser:
     """The parser that comes with a compiler, from its version text.
 
     Raises:
         UserError: a TensorRT older than 8.5.
     """
     major, minor = (int(part) for part in version.split(".")[:2])
-    if flavour == "tensorrt" and (major, minor) < OLDEST_TENSORRT:
+    if backend == "tensorrt" and (major, minor) < OLDEST_TENSORRT:
         raise UserError(
             f"TensorRT {version} is too old, 8.5 or later is needed; on a Jetson install JetPack 5.1 or later"
         )
-    return Parser(flavour, (major, minor))
+    return Parser(backend, (major, minor))
 
 
 def check(model: onnx.ModelProto, parser: Parser) -> None:
-    """Refuse `model` if it holds a node that `parser` cannot read.
+    """Check that `parser` can read every node of `model`.
 
     Raises:
-        UserError: naming the first such node and what could help.
+        UserError: it cannot; the message names the first such node and what could help.
     """
     functions = {(function.domain, function.name) for function in model.functions}
     for domain, op_type, name in operators(model):
@@ -110,7 +107,7 @@ def check(model: onnx.ModelProto, parser: Parser) -> None:
         if domain in ("", "ai.onnx") and parser.reads(op_type):
             continue
         plugin = (domain, op_type) == (contract.DOMAIN, contract.OP_TYPE)
-        if plugin and parser.flavour == "tensorrt":
+        if plugin and parser.backend == "tensorrt":
             continue
         if plugin:
             raise UserError(

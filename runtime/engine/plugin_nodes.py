@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DCNv3 nodes for the parser at hand: with the function for TensorRT-RTX, as plugin nodes for TensorRT.
+"""DCNv3 nodes as the parser needs them: with the function for TensorRT-RTX, as plugin nodes for TensorRT.
 
 Whether a function or a plugin of the same name wins changed twice between versions of TensorRT's parser, and a plugin's
 namespace counts in some and not in others. A node without a function, with `plugin_version` and `plugin_namespace`
@@ -12,7 +12,7 @@ import onnx
 from onnx import helper
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.onnx_tools.graph import Graph, attribute, label
+from internimage_deploy.onnx_tools.graph import Graph, attribute, node_name
 from internimage_deploy.operators import contract
 
 _NAMES = {(contract.DOMAIN, contract.OP_TYPE), (contract.OFFICIAL_DOMAIN, contract.OFFICIAL_OP_TYPE)}
@@ -37,7 +37,7 @@ def rename_official(graph: Graph) -> int:
         kept = [entry for entry in node.attribute if entry.name != "im2col_step"]
         for entry in kept:
             if entry.name not in known:
-                raise UserError(f"node {label(node)}: {node.op_type} has an unknown attribute '{entry.name}'")
+                raise UserError(f"node {node_name(node)}: {node.op_type} has an unknown attribute '{entry.name}'")
         del node.attribute[:]
         node.attribute.extend(kept)
         node.op_type, node.domain = contract.OP_TYPE, contract.DOMAIN
@@ -51,13 +51,13 @@ def rename_official(graph: Graph) -> int:
     return renamed
 
 
-def for_plugin(graph: Graph) -> None:
-    """Drop the function and point every DCNv3 node at the plugin."""
+def to_plugin_nodes(graph: Graph) -> None:
+    """Drop the function and make every DCNv3 node name the plugin, in place."""
     functions = [f for f in graph.model.functions if (f.domain, f.name) not in _NAMES]
     del graph.model.functions[:]
     graph.model.functions.extend(functions)
     for node in dcnv3_nodes(graph):
-        _spell_defaults(node)
+        _write_default_attributes(node)
         for name, text in (
             ("plugin_version", contract.PLUGIN_VERSION),
             ("plugin_namespace", contract.PLUGIN_NAMESPACE),
@@ -66,12 +66,12 @@ def for_plugin(graph: Graph) -> None:
                 node.attribute.append(helper.make_attribute(name, text))
 
 
-def _spell_defaults(node: onnx.NodeProto) -> None:
-    """Write every attribute out: the parser passes on only what the node has."""
+def _write_default_attributes(node: onnx.NodeProto) -> None:
+    """Add the attributes that the node leaves at their defaults: the parser passes on only those that it has."""
     for entry in contract.ATTRIBUTES:
         if attribute(node, entry.name) is not None:
             continue
         if entry.default is None:
-            raise UserError(f"node {label(node)}: the attribute '{entry.name}' is missing; export the model again")
+            raise UserError(f"node {node_name(node)}: the attribute '{entry.name}' is missing; export the model again")
         value = float(entry.default) if entry.type == "float" else int(entry.default)
         node.attribute.append(helper.make_attribute(entry.name, value))

@@ -4,14 +4,14 @@
 TensorRT 11 and TensorRT-RTX take element types from the graph, so precision is decided here, node by node:
 
 - matrix products, convolutions, DCNv3 and what moves or rescales features run in the low precision;
-- normalisation (spelled out in simple operators, too), softmax, reductions and pooling stay in float32, because their
-  sums are long (`STATISTICS`);
+- normalisation (also when decomposed into simple operators), softmax, reductions and pooling stay in float32, because
+  their sums are long (`STATISTICS`);
 - whatever follows from integers alone (pixel values before the first layer, sizes, sampling coordinates,
   interpolation matrices) stays in float32 up to the first layer that computes features with it;
 - the residual sums of post-normalised blocks stay in float32: the sum grows over the depth of the network;
 - a node with a constant beyond float16's range stays in float32.
 
-Inside DCNv3 coordinates, weights and sums are float32 whatever its inputs are (`trt_plugins.contract`).
+Inside DCNv3 coordinates, weights and sums are float32 whatever its inputs are (`operators.contract`).
 Inputs and outputs of the model keep their types. Every value is cast at most once per type.
 """
 
@@ -32,11 +32,11 @@ from internimage_deploy.onnx_tools.graph import (
     FLOAT,
     FLOAT16,
     Graph,
-    Names,
+    UniqueNames,
     constants_to_initializers,
     consumers,
     element_types,
-    label,
+    node_name,
     words,
 )
 from internimage_deploy.runtime.engine.lowering import lower_cast_like
@@ -51,7 +51,7 @@ STATISTICS = words(
 )
 # Pyramid pooling is written as two products with averaging matrices; they are reductions all the same.
 POOLING_NAMES = ("*psp_modules.*.0/MatMul*",)
-# Operators that make features out of whatever they are given; a chain of exact values ends at them.
+# Operators that compute features; a chain of exact values ends at them.
 _FEATURES = words("Conv ConvTranspose MatMul Gemm Einsum DCNv3")
 _ELEMENTWISE = words("Add Sub Mul Div")
 # A normalised branch reaches its residual sum through these.
@@ -67,7 +67,7 @@ def convert(
     """Convert `graph` in place; see the module's rules.
 
     Args:
-        graph: a float32 model. New weights land in `graph.made` until it is saved.
+        graph: a float32 model. New weights land in `graph.new_weights` until it is saved.
         precision: `fp16` or `bf16`.
         keep: further nodes to keep in float32: operator types, node names, or name patterns with `*`.
         all_products_low: convert the pooling products too, for a target without float32 products.
@@ -91,40 +91,40 @@ def convert(
     pooling = () if all_products_low else POOLING_NAMES
     full = _nodes_in_full(graph, types, precision, (*pooling, *keep))
     _Rewriter(graph, types, low, full).run()
-    statistics = {node.op_type for node in graph.nodes if label(node) in full and node.op_type in STATISTICS}
+    statistics = {node.op_type for node in graph.nodes if node_name(node) in full and node.op_type in STATISTICS}
     return (*sorted(statistics), *(name for name, kind in full.items() if kind not in STATISTICS))
 
 
 def _nodes_in_full(
     graph: Graph, types: dict[str, int], precision: LowPrecision, patterns: Sequence[str]
 ) -> dict[str, str]:
-    """{label: operator} of the nodes that compute in float32, in graph order."""
+    """{node name: operator} of the nodes that compute in float32, in graph order."""
     unmatched = set(patterns) - set(POOLING_NAMES)
-    too_large = _beyond_half(graph) if precision == "fp16" else set()
+    too_large = _beyond_float16(graph) if precision == "fp16" else set()
     stored = {tensor.name for tensor in graph.model.graph.initializer}
     readers = consumers(graph.nodes)
-    exact: set[str] = set()
-    normed: set[str] = set()
-    spelled: set[str] = set()  # mean and deviation of a normalisation that is spelled out in simple operators
+    exact: set[str] = set()  # follows from integers alone
+    normed: set[str] = set()  # a normalised branch on its way to a residual sum
+    statistics: set[str] = set()  # mean and deviation of a normalisation that is decomposed into simple operators
     centred: set[str] = set()  # the input less its mean
     full: dict[str, str] = {}
     for node in graph.nodes:
         floats = [name for name in node.input if types.get(name) == FLOAT]
         results = [name for name in node.output if types.get(name) == FLOAT]
-        matches = {p for p in patterns if p == node.op_type or fnmatch.fnmatchcase(label(node), p)}
+        matches = {p for p in patterns if p == node.op_type or fnmatch.fnmatchcase(node_name(node), p)}
         unmatched -= matches
         varying = [name for name in floats if name not in stored]
         if results and node.op_type not in _FEATURES and all(name in exact for name in varying):
             exact.update(results)
-            full[label(node)] = node.op_type
+            full[node_name(node)] = node.op_type
         if node.op_type == "LayerNormalization" or (
             node.op_type in _AFTER_NORM and any(name in normed for name in varying)
         ):
             # A value with further readers is the trunk itself after a norm, not a branch on its way to the sum.
             normed.update(name for name in results if len(readers.get(name, ())) == 1)
         if node.op_type in ("ReduceMean", "Sqrt"):
-            spelled.update(results)
-        part_of_norm = node.op_type in _ELEMENTWISE and any(name in spelled for name in varying)
+            statistics.update(results)
+        part_of_norm = node.op_type in _ELEMENTWISE and any(name in statistics for name in varying)
         part_of_norm |= node.op_type == "Mul" and len(set(varying)) == 1 and varying[0] in centred
         if part_of_norm and node.op_type == "Sub":
             centred.update(results)
@@ -137,13 +137,13 @@ def _nodes_in_full(
             or any(name in too_large for name in floats)
         )
         if keeps and (floats or results):
-            full[label(node)] = node.op_type
+            full[node_name(node)] = node.op_type
     if unmatched:
         raise UserError(f"--keep-fp32 {sorted(unmatched)[0]}: no node has this name or operator type")
     return full
 
 
-def _beyond_half(graph: Graph) -> set[str]:
+def _beyond_float16(graph: Graph) -> set[str]:
     """Names of stored float32 tensors with a value that float16 cannot hold."""
     large = set()
     for tensor in graph.model.graph.initializer:
@@ -155,11 +155,11 @@ def _beyond_half(graph: Graph) -> set[str]:
 
 
 class _Rewriter:
-    """Gives every node the types it is to run in, with casts and second copies of constants where they differ."""
+    """Sets the types that every node runs in, with casts and second copies of constants where they differ."""
 
     def __init__(self, graph: Graph, types: dict[str, int], low: int, full: dict[str, str]) -> None:
         self.graph, self.types, self.low, self.full = graph, types, low, full
-        self.names = Names(graph.names())
+        self.names = UniqueNames(graph.names())
         self.stored = graph.initializers()
         inputs = graph.model.graph.input
         self.have: dict[str, int] = {value.name: FLOAT for value in inputs if types[value.name] == FLOAT}
@@ -170,7 +170,7 @@ class _Rewriter:
     def run(self) -> None:
         outputs = {value.name for value in self.graph.model.graph.output}
         for node in list(self.graph.nodes):
-            kind = FLOAT if label(node) in self.full else self.low
+            kind = FLOAT if node_name(node) in self.full else self.low
             fixed = _FIXED_SLOTS.get(node.op_type, ())
             for slot, name in enumerate(node.input):
                 if self.types.get(name) == FLOAT and name:
@@ -224,7 +224,7 @@ class _Rewriter:
             if values.nbytes < 1024:
                 new.raw_data = values.tobytes()
             else:
-                self.graph.made[new.name] = values
+                self.graph.new_weights[new.name] = values
             self.graph.model.graph.initializer.append(new)
             self.used.add(new.name)
             self.cast[name, kind] = new.name

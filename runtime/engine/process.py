@@ -1,55 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a job in the build process, follows its events, and stops it without leaving anything behind."""
+"""Starts the build process for a job, follows its events, and stops it without leaving anything behind."""
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.engine.job import DONE, FAILED, Job
+from internimage_deploy.runtime.engine.protocol import BuildEvent, Compiled, Failed, Job, decode_event, encode_job
 
-_PATIENCE_S = 10.0  # a compiler may be in the middle of a long step when it is asked to stop
+_STOP_TIMEOUT_S = 10.0  # a compiler notices a request to stop only after its current step
 
 
 class BuildFailure(RuntimeError):
-    """The build process failed in a way that is a bug; carries its traceback."""
+    """The build process failed because of a bug; the message is its traceback."""
 
 
-def run(job: Job, follow: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Compile `job`; `follow` gets every progress and log event.
+def compile_in_process(job: Job, on_event: Callable[[BuildEvent], None]) -> Compiled:
+    """Compile `job` in a process of its own.
 
-    Returns:
-        The facts that `compile.compile_engine` returns.
+    Args:
+        job: what to compile.
+        on_event: called with every event of the build process.
 
     Raises:
         UserError: the model or the options are at fault, or the compiler ended its process.
-        KeyboardInterrupt: Ctrl-C; the build has been stopped.
+        BuildFailure: the build process failed because of a bug.
+        KeyboardInterrupt: Ctrl-C, or `on_event` raised it; the build has been stopped.
     """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "internimage_deploy.runtime.engine.worker"],
+            [sys.executable, "-m", "internimage_deploy.runtime.engine.compile_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
             encoding="utf-8",
-            start_new_session=True,  # Ctrl-C must reach this process alone, which then stops the other in order
+            start_new_session=True,  # Ctrl-C reaches this process only, which then stops the other one
         )
-        last: dict[str, Any] = {}
+        last: BuildEvent | None = None
         try:
             assert process.stdin is not None
             assert process.stdout is not None
-            process.stdin.write(job.to_json() + "\n")
+            process.stdin.write(encode_job(job) + "\n")
             process.stdin.flush()
             for line in process.stdout:
-                last = json.loads(line)
-                follow(last)
+                last = decode_event(line)
+                on_event(last)
             code = process.wait()
         except BaseException:
             _stop(process)
@@ -57,23 +57,23 @@ def run(job: Job, follow: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         finally:
             _close(process)
         errors.seek(0)
-        noise = errors.read().decode(errors="replace")
-    if last.get("event") == DONE:
+        stderr = errors.read().decode(errors="replace")
+    if isinstance(last, Compiled):
         return last
-    if last.get("event") != FAILED:
-        raise UserError(_crash(code, noise))
-    if last["kind"] == "cancelled":
+    if not isinstance(last, Failed):
+        raise UserError(_crash_message(code, stderr))
+    if last.kind == "cancelled":
         raise KeyboardInterrupt
-    if last["kind"] == "bug":
-        raise BuildFailure(last["text"])
-    raise UserError(last["text"])
+    if last.kind == "bug":
+        raise BuildFailure(last.text)
+    raise UserError(last.text)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """Ask the build to stop by closing its stdin, then make it."""
+    """Ask the build to stop by closing its stdin; kill it if it does not."""
     _close(process, stdin_only=True)
     try:
-        process.wait(_PATIENCE_S)
+        process.wait(_STOP_TIMEOUT_S)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         process.kill()
         process.wait()
@@ -88,10 +88,10 @@ def _close(process: subprocess.Popen[str], stdin_only: bool = False) -> None:
                 continue
 
 
-def _crash(code: int, noise: str) -> str:
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+def _crash_message(code: int, stderr: str) -> str:
+    cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     if code == -signal.SIGKILL:
-        how += ", as when memory runs out"
-    lines = [line.strip() for line in noise.splitlines() if line.strip()]
-    said = f"; it said: {lines[-1]}" if lines else ""
-    return f"the compiler ended its process ({how}){said}"
+        cause += ", as when memory runs out"
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    output = f"; its last output: {lines[-1]}" if lines else ""
+    return f"the compiler ended its process ({cause}){output}"

@@ -1,88 +1,91 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimisation profiles: the ranges of batch and picture size that an engine is built for."""
+"""Optimisation profiles: the ranges of batch size and image size that an engine is built for."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from internimage_deploy.card import ModelCard, TensorSpec
 from internimage_deploy.errors import UserError
 
-Size = tuple[int, int, int]  # batch, height, width
+InputSize = tuple[int, int, int]  # batch, height and width in pixels
 
-_SMALLEST = 64  # pixels; what a profile reaches down to unless told otherwise
-_WITHOUT_RULE = (512, 1024)  # usual and largest side where the card has no resize rule
+_SMALLEST = 64  # smallest side of a default profile, in pixels
+_WITHOUT_RULE = (512, 1024)  # typical and largest side where the card has no resize rule, in pixels
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Smallest, usual and largest input, each (batch, height, width) in pictures and pixels."""
+    """Smallest, typical and largest input, each (batch, height, width)."""
 
-    min: Size
-    opt: Size
-    max: Size
+    min: InputSize
+    opt: InputSize
+    max: InputSize
 
     def as_dict(self) -> dict[str, tuple[int, ...]]:
-        """As the model card stores it."""
+        """The profile as the model card stores it."""
         return {"min": self.min, "opt": self.opt, "max": self.max}
 
 
 def described(profile: Mapping[str, Sequence[int]]) -> str:
-    """A card's profile in words: "min 1x64x64 opt 1x512x512 max 1x1024x1024"."""
-    return " ".join(f"{kind} {'x'.join(map(str, profile[kind]))}" for kind in ("min", "opt", "max"))
+    """A card's profile as text: "min 1x64x64 opt 1x512x512 max 1x1024x1024"."""
+    return " ".join(f"{bound} {'x'.join(map(str, profile[bound]))}" for bound in ("min", "opt", "max"))
 
 
-def parse_size(text: str) -> Size:
-    """`NxHxW` as numbers. Raises `ValueError` with what was expected."""
+def parse_size(text: str) -> InputSize:
+    """The numbers of "NxHxW". Raises `ValueError` with what was expected."""
     match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.strip().lower())
     if match is None or "0" in (match[1], match[2], match[3]):
-        raise ValueError(f"'{text}' is no size; expected NxHxW, such as 1x512x512")
+        raise ValueError(f"'{text}' is not a size; expected NxHxW, such as 1x512x512")
     return int(match[1]), int(match[2]), int(match[3])
 
 
-def plan(card: ModelCard, least: Sequence[Size], usual: Sequence[Size], most: Sequence[Size]) -> tuple[Profile, ...]:
-    """The profiles to build `card`'s model with, from what was asked or, where nothing was, from the card.
+def choose_profiles(
+    card: ModelCard, min: Sequence[InputSize], opt: Sequence[InputSize], max: Sequence[InputSize]
+) -> tuple[Profile, ...]:
+    """The profiles to build `card`'s model with: the given sizes, or where there are none the card's defaults.
 
-    Several sizes of one kind make several profiles, in order; a kind that was left out is derived from the others.
+    Several sizes per bound make several profiles, in order; an empty bound is derived from the others.
 
     Raises:
-        UserError: a size for a static model, sizes out of order, or of a kind the model does not take.
+        UserError: a size for a model of fixed size, sizes out of order, or sizes that the model does not take.
     """
-    asked = (least, usual, most)
+    bounds = (min, opt, max)
     fixed = _fixed(card)
     if all(isinstance(side, int) for side in fixed):
-        if any(asked):
+        if any(bounds):
             size = "x".join(map(str, fixed))
             raise UserError(
                 f"this model takes one size, {size}, so --min, --opt and --max have no effect; "
                 "leave them out, or export with --dynamic"
             )
         return ()
-    if not any(asked):
+    if not any(bounds):
         return _defaults(card)
-    counts = {len(sizes) for sizes in asked if sizes}
+    counts = {len(sizes) for sizes in bounds if sizes}
     if len(counts) > 1:
         raise UserError(
-            f"got {len(least)} --min, {len(usual)} --opt and {len(most)} --max; "
-            "give each as often as there are profiles, or leave it out"
+            f"got {len(min)} --min, {len(opt)} --opt and {len(max)} --max; "
+            "give each one once per profile, or leave it out"
         )
     (count,) = counts
-    profiles = tuple(_complete(card, *(sizes[index] if sizes else None for sizes in asked)) for index in range(count))
+    profiles = tuple(_complete(card, *(sizes[index] if sizes else None for sizes in bounds)) for index in range(count))
     for profile in profiles:
         _check(card, profile)
     return profiles
 
 
-def tensor_shape(spec: TensorSpec, size: Size) -> tuple[int, ...]:
-    """The input's full shape for a batch and picture size."""
+def tensor_shape(spec: TensorSpec, size: InputSize) -> tuple[int, ...]:
+    """The input's full shape for a batch and image size."""
     batch, height, width = size
     return (batch, height, width, 3) if spec.dtype == "uint8" else (batch, 3, height, width)
 
 
-def fitting(profiles: Sequence[Profile], size: Size) -> int | None:
-    """Index of the profile to run `size` with: of those that hold it, the one whose usual size is nearest."""
+def best_profile(profiles: Sequence[Profile], size: InputSize) -> int | None:
+    """Index of the profile to run `size` with: of those that include it, the one whose `opt` is nearest."""
     best: tuple[int, int] | None = None
     for index, profile in enumerate(profiles):
         if all(low <= side <= high for low, side, high in zip(profile.min, size, profile.max, strict=True)):
@@ -93,7 +96,27 @@ def fitting(profiles: Sequence[Profile], size: Size) -> int | None:
     return None if best is None else best[1]
 
 
-def _volume(size: Size) -> int:
+def batch_range(card: ModelCard, size: tuple[int, int]) -> tuple[int, int]:
+    """The smallest and largest batch that the model takes at `size` (height, width).
+
+    An engine has them from the profile that includes the size and takes the smallest batch; a size that no profile
+    includes gives (1, 1), and running it an error.
+    """
+    if card.batch is not None:
+        return card.batch, card.batch
+    if card.engine is None or not card.engine.profiles:
+        return 1, sys.maxsize
+    ranges = [
+        (profile["min"][0], profile["max"][0])
+        for profile in card.engine.profiles
+        if all(
+            low <= side <= high for low, side, high in zip(profile["min"][1:], size, profile["max"][1:], strict=True)
+        )
+    ]
+    return min(ranges, default=(1, 1))
+
+
+def _volume(size: InputSize) -> int:
     return size[0] * size[1] * size[2]
 
 
@@ -103,10 +126,10 @@ def _fixed(card: ModelCard) -> tuple[int | str, int | str, int | str]:
 
 
 def _defaults(card: ModelCard) -> tuple[Profile, ...]:
-    """One profile for upright and one for wide pictures, as large as the card's resize rule makes them."""
+    """One profile for wide and one for upright images, as large as the card's resize rule makes them."""
     if card.resize is None:
-        usual, most = _WITHOUT_RULE
-        return (_within(card, (1, usual, usual), (1, most, most)),)
+        typical, largest = _WITHOUT_RULE
+        return (_within(card, (1, typical, typical), (1, largest, largest)),)
     divisor = card.size_divisor
     long, short = (_up(side, divisor) for side in card.resize)
     width = long if long <= 2 * short else min(long, _up(short * 4 // 3, divisor))
@@ -116,41 +139,41 @@ def _defaults(card: ModelCard) -> tuple[Profile, ...]:
     return wide, _within(card, (1, width, short), (1, long, short))
 
 
-def _within(card: ModelCard, usual: Size, most: Size) -> Profile:
+def _within(card: ModelCard, opt: InputSize, max: InputSize) -> Profile:
     smallest = _up(_SMALLEST, card.size_divisor)
-    sizes = ((1, smallest, smallest), usual, most)
+    sizes = ((1, smallest, smallest), opt, max)
     return Profile(*(_with_fixed(card, size) for size in sizes))
 
 
-def _with_fixed(card: ModelCard, size: Size) -> Size:
+def _with_fixed(card: ModelCard, size: InputSize) -> InputSize:
     batch, height, width = (
         fixed if isinstance(fixed, int) else side for fixed, side in zip(_fixed(card), size, strict=True)
     )
     return batch, height, width
 
 
-def _complete(card: ModelCard, least: Size | None, usual: Size | None, most: Size | None) -> Profile:
-    top = most or usual or least
-    assert top is not None
-    middle = usual or top
+def _complete(card: ModelCard, low: InputSize | None, opt: InputSize | None, high: InputSize | None) -> Profile:
+    high = high or opt or low
+    assert high is not None
+    opt = opt or high
     smallest = _up(_SMALLEST, card.size_divisor)
-    bottom = least or _with_fixed(card, (1, min(smallest, middle[1]), min(smallest, middle[2])))
-    return Profile(bottom, middle, top)
+    low = low or _with_fixed(card, (1, min(smallest, opt[1]), min(smallest, opt[2])))
+    return Profile(low, opt, high)
 
 
 def _check(card: ModelCard, profile: Profile) -> None:
-    for kind, size in profile.as_dict().items():
+    for bound, size in profile.as_dict().items():
         for name, side, fixed in zip(("batch", "height", "width"), size, _fixed(card), strict=True):
             if isinstance(fixed, int) and side != fixed:
-                raise UserError(f"--{kind} has {name} {side}, but this model's is fixed to {fixed}")
+                raise UserError(f"--{bound} has {name} {side}, but this model's is fixed to {fixed}")
             if name != "batch" and side % card.size_divisor:
                 raise UserError(
-                    f"--{kind} has {name} {side}, expected a multiple of {card.size_divisor}; "
+                    f"--{bound} has {name} {side}, expected a multiple of {card.size_divisor}; "
                     f"the next one is {_up(side, card.size_divisor)}"
                 )
-    for name, low, usual, high in zip(("batch", "height", "width"), profile.min, profile.opt, profile.max, strict=True):
-        if not low <= usual <= high:
-            raise UserError(f"{name}: --min {low}, --opt {usual}, --max {high} are out of order")
+    for name, low, opt, high in zip(("batch", "height", "width"), profile.min, profile.opt, profile.max, strict=True):
+        if not low <= opt <= high:
+            raise UserError(f"{name}: --min {low}, --opt {opt}, --max {high} are out of order")
 
 
 def _up(side: int, divisor: int) -> int:

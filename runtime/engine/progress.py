@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The build's progress on the terminal: a tree of the phases that are running, with the time each has taken."""
+"""A build's progress on the terminal: a live tree of the running phases with the time each has taken."""
 
 from __future__ import annotations
 
@@ -7,14 +7,24 @@ import sys
 import time
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
-from internimage_deploy.runtime.engine.job import FINISH, LOG, START, STEP
+from internimage_deploy.runtime.engine.protocol import (
+    BuildEvent,
+    CompilerChosen,
+    PhaseFinished,
+    PhaseStarted,
+    StepCompleted,
+)
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.tree import Tree
 
 
 @dataclass
 class Phase:
-    """A phase that is running."""
+    """A running phase."""
 
     name: str
     steps: int
@@ -24,15 +34,14 @@ class Phase:
 
 
 class BuildTree:
-    """Follows build events (see `job`); draws a live tree on a terminal and nothing elsewhere.
+    """Shows the events of a build (see `protocol`): a live tree on a terminal, nothing elsewhere.
 
     Phases whose parent has ended are dropped with it: compilers do not always report their end.
     """
 
     def __init__(self, title: str) -> None:
         self.root = Phase(title, 0)
-        self.warnings: list[str] = []
-        self._live: Any = None
+        self._live: Live | None = None
 
     def __enter__(self) -> BuildTree:
         if sys.stderr.isatty():
@@ -54,32 +63,33 @@ class BuildTree:
         """Seconds since the tree was made."""
         return time.monotonic() - self.root.started
 
-    def follow(self, event: dict[str, Any]) -> None:
-        """Take one event of the build process."""
-        if event["event"] == START:
-            parent = self._find(event["parent"] or "") or self.root
-            parent.children.append(Phase(event["name"], event["steps"]))
-        elif event["event"] == STEP and (phase := self._find(event["name"])):
-            phase.done = max(phase.done, event["step"] + 1)
-        elif event["event"] == FINISH:
-            self._remove(self.root, event["name"])
-        elif event["event"] == LOG and event["text"] not in self.warnings:
-            self.warnings.append(event["text"])
+    def show(self, event: BuildEvent) -> None:
+        """Update the tree with an event."""
+        if isinstance(event, CompilerChosen):
+            self.root.name = f"{event.name}: {self.root.name}"
+        elif isinstance(event, PhaseStarted):
+            parent = self._find(event.parent or "") or self.root
+            parent.children.append(Phase(event.name, event.steps))
+        elif isinstance(event, StepCompleted):
+            if phase := self._find(event.name):
+                phase.done = max(phase.done, event.step + 1)
+        elif isinstance(event, PhaseFinished):
+            self._remove(self.root, event.name)
 
-    def render(self) -> Any:
-        """The tree as it stands, for rich."""
+    def render(self) -> Tree:
+        """The current tree, for rich."""
         from rich.text import Text
         from rich.tree import Tree
 
         tree = Tree(Text(f"{self.root.name}  {self.elapsed_s:.0f} s", style="bold"))
-        self._grow(tree, self.root)
+        self._add_children(tree, self.root)
         return tree
 
-    def _grow(self, tree: Any, phase: Phase) -> None:
+    def _add_children(self, tree: Tree, phase: Phase) -> None:
         for child in phase.children:
             steps = f"{child.done}/{child.steps}  " if child.steps > 1 else ""
             branch = tree.add(f"{child.name}  {steps}{time.monotonic() - child.started:.0f} s")
-            self._grow(branch, child)
+            self._add_children(branch, child)
 
     def _find(self, name: str, phase: Phase | None = None) -> Phase | None:
         """The innermost running phase of that name, the latest where there are several."""

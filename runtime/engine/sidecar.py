@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine's card in `MODEL.engine.json`, and the checks that come before TensorRT's own."""
+"""The card beside an engine, `MODEL.engine.json`, and checks that name a problem before TensorRT would."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from pathlib import Path
 
 from internimage_deploy.card import EngineInfo, ModelCard
 from internimage_deploy.errors import UserError
-from internimage_deploy.files import sha256
-
-_NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+from internimage_deploy.files import require_file, sha256
+from internimage_deploy.runtime.engine.engine_backend import DISPLAY_NAMES, EngineBackend
 
 
 def path_of(engine: Path) -> Path:
-    """Where the card of `engine` lies."""
+    """The path of the card of `engine`."""
     return engine.with_name(engine.name + ".json")
 
 
@@ -33,13 +32,12 @@ def read(engine: Path) -> ModelCard:
 
 
 def info_of(engine: Path) -> EngineInfo:
-    """What an engine was built with, without a look at the engine itself. Raises `UserError`."""
+    """What an engine was built with, from its card alone, without reading the engine. Raises `UserError`."""
     return _card_and_info(engine)[1]
 
 
 def _card_and_info(engine: Path) -> tuple[ModelCard, EngineInfo]:
-    if not engine.is_file():
-        raise UserError(f"{engine}: {'is a folder, not an engine' if engine.is_dir() else 'no such file'}")
+    require_file(engine, "an engine")
     beside = path_of(engine)
     if not beside.is_file():
         raise UserError(
@@ -54,43 +52,43 @@ def _card_and_info(engine: Path) -> tuple[ModelCard, EngineInfo]:
     return card, card.engine
 
 
-def check_runtime(engine: Path, info: EngineInfo, flavour: str, version: str) -> None:
-    """Refuse an engine that this library cannot load, before the library says so in its own words.
+def check_runtime(engine: Path, info: EngineInfo, backend: EngineBackend, version: str) -> None:
+    """Check that the library at hand can load an engine.
 
     Args:
         engine: the file, for the message.
         info: what the engine was built with.
-        flavour: of the library at hand, `tensorrt` or `tensorrt-rtx`.
+        backend: the library at hand.
         version: of the library at hand.
 
     Raises:
-        UserError: another flavour, or a version that cannot read the engine.
+        UserError: the engine is for the other backend, or for a version that this one cannot read.
     """
-    if info.flavour != flavour:
+    if info.backend != backend:
         raise UserError(
-            f"{engine}: an engine for {_NAMES[info.flavour]}, and this is {_NAMES[flavour]} {version}; "
-            f"use --backend {info.flavour}, or build it again with --backend {flavour}"
+            f"{engine}: an engine for {DISPLAY_NAMES[info.backend]}, and this is {DISPLAY_NAMES[backend]} {version}; "
+            f"use --backend {info.backend}, or build it again with --backend {backend}"
         )
     if info.version == version:
         return
     built, here = _numbers(info.version), _numbers(version)
     if info.version_compatible and built[:1] == here[:1] and built <= here:
         return
-    if flavour == "tensorrt-rtx" and built[:1] == here[:1]:
+    if backend == "tensorrt-rtx" and built[:1] == here[:1]:
         return  # TensorRT-RTX judges the engine's header itself (`get_engine_validity`)
     compatible = "; it was built version-compatible, which reaches newer versions of the same major number only"
     raise UserError(
-        f"{engine}: built with {_NAMES[flavour]} {info.version}, and this is {version}"
+        f"{engine}: built with {DISPLAY_NAMES[backend]} {info.version}, and this is {version}"
         f"{compatible if info.version_compatible else ''}; build it again here, or install version {info.version}"
     )
 
 
 def check_gpu(engine: Path, info: EngineInfo, capability: str, device: str) -> None:
-    """Refuse a GPU that the engine was not built for.
+    """Check that an engine was built for the GPU at hand.
 
     Args:
         engine: the file, for the message.
-        info: what the engine was built with; an empty list of capabilities is the library's own choice.
+        info: what the engine was built with; without capabilities the library chose them itself.
         capability: of the GPU at hand, such as "8.6".
         device: its name.
 
@@ -105,13 +103,13 @@ def check_gpu(engine: Path, info: EngineInfo, capability: str, device: str) -> N
 
 
 def check_plugin(engine: Path, info: EngineInfo, *, available: str, trusted: bool) -> None:
-    """Refuse an engine whose plugin cannot be had.
+    """Check that the plugin an engine needs can be loaded.
 
     Args:
         engine: the file, for the message.
         info: what the engine was built with.
         available: version of the plugin that this machine can load, empty where there is none.
-        trusted: the user lets engines run the code they carry.
+        trusted: the user allows engines to run the code they carry.
 
     Raises:
         UserError: the plugin is missing or of another version, or the engine carries code and is not trusted.

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compute capabilities that TensorRT-RTX compiles for without a GPU, and why others are refused."""
+"""Compute capabilities that TensorRT-RTX compiles for without a GPU, and why it does not for others."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from internimage_deploy.errors import UserError
 
@@ -20,13 +22,14 @@ _ELSEWHERE = {
 }
 
 
-def parse(text: str) -> tuple[str, ...]:
-    """ "8.6,8.9" as capabilities, in order and once each.
+def parse(capabilities: str | Sequence[str]) -> tuple[str, ...]:
+    """Capabilities from "8.6,8.9" or ("8.6", "8.9"), in order and each once.
 
     Raises:
         UserError: TensorRT-RTX does not compile for one of them; the message says why.
     """
-    targets = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    parts = capabilities.split(",") if isinstance(capabilities, str) else capabilities
+    targets = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
     for target in targets:
         if target in RTX_TARGETS:
             continue
@@ -36,7 +39,7 @@ def parse(text: str) -> tuple[str, ...]:
                 f"GPUs ({', '.join(RTX_TARGETS)}); build with TensorRT on that device: --backend tensorrt"
             )
         raise UserError(
-            f"'{target}' is no compute capability of TensorRT-RTX, expected some of {', '.join(RTX_TARGETS)}"
+            f"'{target}' is not a compute capability of TensorRT-RTX, expected some of {', '.join(RTX_TARGETS)}"
         )
     if not targets:
         raise UserError(f"no compute capability given, expected some of {', '.join(RTX_TARGETS)}, such as 8.6,8.9")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recording an engine's launches once and replaying them, over cuda-python; TensorRT-RTX records by itself."""
+"""CUDA graphs over cuda-python: an engine's launches, captured once and replayed. TensorRT-RTX captures by itself."""
 
 from __future__ import annotations
 
@@ -12,54 +12,64 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 
-class Recorder:
-    """Records what a function enqueues on a stream; a failure leaves the stream as it was."""
+class CudaGraph:
+    """Launches that were captured from a stream. Make one with `capture`."""
 
-    def __init__(self, runtime: Any) -> None:
-        self._cuda = runtime
+    def __init__(self, runtime: Any, executable: Any) -> None:
+        self._cuda, self._executable = runtime, executable
 
-    def record(self, stream: int, enqueue: Callable[[], None]) -> Any | None:
-        """The recorded graph, ready to launch, or None where this cannot be recorded."""
-        cuda = self._cuda
-        # Relaxed would hide calls that may not be recorded; thread-local leaves other threads alone.
-        (code,) = cuda.cudaStreamBeginCapture(stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
-        if code != cuda.cudaError_t.cudaSuccess:
+    @staticmethod
+    def capture(runtime: Any, stream: int, enqueue: Callable[[], None]) -> CudaGraph | None:
+        """The graph of what `enqueue` puts on `stream`, or None where that cannot be captured.
+
+        A failure leaves the stream usable, with nothing enqueued.
+
+        Args:
+            runtime: what `cuda_runtime` returned.
+            stream: handle of a stream at rest.
+            enqueue: enqueues work on `stream`; a `RuntimeError` of it counts as a failure.
+        """
+        success = runtime.cudaError_t.cudaSuccess
+        # Relaxed would hide calls that may not be captured; thread-local leaves other threads alone.
+        mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        (code,) = runtime.cudaStreamBeginCapture(stream, mode)
+        if code != success:
             return None
         failed = False
         try:
             enqueue()
         except RuntimeError:
             failed = True
-        code, graph = cuda.cudaStreamEndCapture(stream)
-        if failed or code != cuda.cudaError_t.cudaSuccess:
-            cuda.cudaGetLastError()  # the error of a failed recording would be reported by the next call
+        code, graph = runtime.cudaStreamEndCapture(stream)
+        if failed or code != success:
+            runtime.cudaGetLastError()  # the next call would report the error of a failed capture
             return None
-        code, instance = cuda.cudaGraphInstantiate(graph, 0)
-        cuda.cudaGraphDestroy(graph)
-        return instance if code == cuda.cudaError_t.cudaSuccess else None
+        code, executable = runtime.cudaGraphInstantiate(graph, 0)
+        runtime.cudaGraphDestroy(graph)
+        return CudaGraph(runtime, executable) if code == success else None
 
-    def launch(self, graph: Any, stream: int) -> None:
-        """Replay a recording. Raises `RuntimeError`."""
-        (code,) = self._cuda.cudaGraphLaunch(graph, stream)
+    def launch(self, stream: int) -> None:
+        """Enqueue the captured work on the stream with the handle `stream`. Raises `RuntimeError`."""
+        (code,) = self._cuda.cudaGraphLaunch(self._executable, stream)
         if code != self._cuda.cudaError_t.cudaSuccess:
             raise RuntimeError(f"cudaGraphLaunch failed: {code}")
 
-    def free(self, graph: Any) -> None:
-        """Give a recording's memory back."""
-        self._cuda.cudaGraphExecDestroy(graph)
+    def free(self) -> None:
+        """Free the graph's memory; it cannot be launched afterwards."""
+        self._cuda.cudaGraphExecDestroy(self._executable)
 
 
-def recorder() -> Recorder | None:
-    """A recorder, or None where cuda-python is not installed, which is logged once."""
+def cuda_runtime() -> Any | None:
+    """cuda-python's runtime module, or None where it is not installed, which is logged once."""
     for name in ("cuda.bindings.runtime", "cuda.cudart"):  # new and old name of the module
         try:
-            return Recorder(importlib.import_module(name))
+            return importlib.import_module(name)
         except (ImportError, RuntimeError):
             continue
-    _say_what_is_missing()
+    _log_missing_package()
     return None
 
 
 @cache
-def _say_what_is_missing() -> None:
-    log.info("launches are not recorded (CUDA graphs): cuda-python is not there; run  pip install cuda-python")
+def _log_missing_package() -> None:
+    log.info("CUDA graphs are not used: the package cuda-python is not installed; run  pip install cuda-python")

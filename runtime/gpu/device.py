@@ -12,7 +12,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +20,15 @@ import numpy.typing as npt
 from internimage_deploy.errors import MissingDependency, UserError
 
 Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 
 class DeviceError(RuntimeError):
-    """A call to the device failed for a reason that is no user's mistake; the message names the call."""
+    """A call to the GPU failed, and not through a mistake of the user; the message names the call."""
 
 
 class OutOfDeviceMemory(UserError):
-    """The GPU has too little memory for what was asked."""
+    """The GPU has too little free memory for a batch, a model or a buffer."""
 
 
 def driver() -> Any:
@@ -84,7 +85,7 @@ class Device:
         finally:
             self.driver.Context.pop()
 
-    def call(self, name: str, function: Callable[..., Result], *arguments: Any) -> Result:
+    def call(self, name: str, function: Callable[..., Result], *arguments: object) -> Result:
         """`function(*arguments)`; a failure becomes an error that names the call.
 
         Raises:
@@ -95,7 +96,7 @@ class Device:
             return function(*arguments)
         except self.driver.MemoryError as error:
             raise OutOfDeviceMemory(
-                f"{name}: the GPU {self.name} is out of memory; use a smaller batch or picture, or free some memory"
+                f"{name}: the GPU {self.name} is out of memory; use a smaller batch or image, or free some memory"
             ) from error
         except self.driver.Error as error:
             raise DeviceError(f"{name} failed on {self.name}: {error}") from error
@@ -120,7 +121,7 @@ class Device:
 
 
 class DeviceBuffer:
-    """Device memory that grows when it must and is reused when it need not."""
+    """Device memory that is reused and grows when a larger size is needed."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -129,7 +130,7 @@ class DeviceBuffer:
 
     @property
     def address(self) -> int:
-        """Where the memory is; it changes when the buffer grows."""
+        """Device address of the memory, 0 for an empty buffer; it changes when the buffer grows."""
         return int(self._allocation) if self._allocation is not None else 0
 
     def reserve(self, nbytes: int) -> bool:
@@ -143,27 +144,27 @@ class DeviceBuffer:
         return True
 
     def free(self) -> None:
-        """Give the memory back."""
+        """Free the memory; the buffer is empty afterwards."""
         if self._allocation is not None:
             self._allocation.free()
         self._allocation, self.capacity = None, 0
 
 
 class PinnedBuffer:
-    """Page-locked host memory, which is copied while CPU and GPU work on; grows and is reused like `DeviceBuffer`."""
+    """Page-locked host memory, for asynchronous copies; it grows and is reused like `DeviceBuffer`."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._bytes: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def view(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array over the buffer; the next `view` overwrites it."""
-        kind = np.dtype(dtype)
-        nbytes = math.prod(shape) * kind.itemsize
+        """An array over the buffer; the next `view` shares its memory."""
+        element = np.dtype(dtype)
+        nbytes = math.prod(shape) * element.itemsize
         if nbytes > self._bytes.size:
             name = f"cuMemHostAlloc of {nbytes / 1e6:.1f} MB"
             self._bytes = self._device.call(name, self._device.driver.pagelocked_empty, (nbytes,), np.uint8)
-        return self._bytes[:nbytes].view(kind).reshape(shape)
+        return self._bytes[:nbytes].view(element).reshape(shape)
 
 
 class DeviceArray:
@@ -172,7 +173,9 @@ class DeviceArray:
     `owner` keeps the memory alive; `stream` is the stream on which its content becomes ready.
     """
 
-    def __init__(self, address: int, shape: tuple[int, ...], dtype: npt.DTypeLike, owner: Any, stream: int = 0) -> None:
+    def __init__(
+        self, address: int, shape: tuple[int, ...], dtype: npt.DTypeLike, owner: object, stream: int = 0
+    ) -> None:
         self.address, self.shape, self.dtype = address, shape, np.dtype(dtype)
         self.owner, self.stream = owner, stream
 
@@ -197,10 +200,10 @@ class DeviceArray:
 
         return CUDA, 0
 
-    def __dlpack__(self, *, stream: int | None = None, **unused: Any) -> Any:
-        from internimage_deploy.runtime.gpu.dlpack import CUDA, export
+    def __dlpack__(self, *, stream: int | None = None, **unused: object) -> object:
+        from internimage_deploy.runtime.gpu.dlpack import CUDA, export_array
 
-        return export(self.address, self.shape, self.dtype, (CUDA, 0), self)
+        return export_array(self.address, self.shape, self.dtype, (CUDA, 0), self)
 
     @staticmethod
     def of(array: Any) -> DeviceArray:
@@ -211,31 +214,31 @@ class DeviceArray:
         """
         if isinstance(array, DeviceArray):
             return array
-        facts = getattr(array, "__cuda_array_interface__", None)
-        if facts is not None:
-            dtype = np.dtype(facts["typestr"])
-            shape = tuple(int(side) for side in facts["shape"])
-            strides = facts.get("strides")
-            if strides is not None and tuple(strides) != _dense(shape, dtype.itemsize):
+        interface = getattr(array, "__cuda_array_interface__", None)
+        if interface is not None:
+            dtype = np.dtype(interface["typestr"])
+            shape = tuple(int(side) for side in interface["shape"])
+            strides = interface.get("strides")
+            if strides is not None and tuple(strides) != _dense_strides(shape, dtype.itemsize):
                 raise UserError("the GPU array is not dense in C order; make it contiguous first")
-            return DeviceArray(int(facts["data"][0]), shape, dtype, array, int(facts.get("stream") or 0))
+            return DeviceArray(int(interface["data"][0]), shape, dtype, array, int(interface.get("stream") or 0))
         if hasattr(array, "__dlpack__"):
-            from internimage_deploy.runtime.gpu.dlpack import CUDA, take
+            from internimage_deploy.runtime.gpu.dlpack import CUDA, import_array
 
             try:
-                taken = take(array)
+                imported = import_array(array)
             except (ValueError, BufferError) as error:
-                raise UserError(f"the array cannot be taken through DLPack: {error}") from error
-            if taken.device[0] != CUDA:
-                raise UserError("the array is not on an NVIDIA GPU; give NumPy arrays for the CPU")
-            return DeviceArray(taken.address, taken.shape, taken.dtype, taken)
+                raise UserError(f"the array cannot be imported through DLPack: {error}") from error
+            if imported.device[0] != CUDA:
+                raise UserError("the array is not on an NVIDIA GPU; pass CPU data as NumPy arrays")
+            return DeviceArray(imported.address, imported.shape, imported.dtype, imported)
         raise UserError(
             f"got {type(array).__name__}, expected a GPU array with __cuda_array_interface__ or DLPack "
             "(PyTorch, CuPy, Numba, JAX)"
         )
 
 
-def _dense(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+def _dense_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     strides = []
     step = itemsize
     for side in reversed(shape):
@@ -244,32 +247,33 @@ def _dense(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-class PerThread:
-    """One object per thread, made on first use and closed together."""
+class PerThread(Generic[Value]):
+    """One object per thread, made on first use."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
+    def __init__(self, make: Callable[[], Value]) -> None:
         self._make = make
         self._local = threading.local()
-        self._all: list[Any] = []
+        self._all: list[Value] = []
         self._lock = threading.Lock()
 
-    def get(self) -> Any:
+    def get(self) -> Value:
         """This thread's object."""
         if not hasattr(self._local, "value"):
             self._local.value = self._make()
             with self._lock:
                 self._all.append(self._local.value)
-        return self._local.value
+        value: Value = self._local.value
+        return value
 
     def drop(self) -> None:
-        """Forget this thread's object, as after a failure."""
+        """Forget this thread's object, so that `get` makes a new one, as after a failure."""
         value = self._local.__dict__.pop("value", None)
         with self._lock:
             self._all = [other for other in self._all if other is not value]
 
-    def close(self) -> list[Any]:
-        """Forget all objects and return them."""
+    def clear(self) -> list[Value]:
+        """Forget the objects of all threads and return them."""
         with self._lock:
-            everything, self._all = self._all, []
+            values, self._all = self._all, []
         self._local = threading.local()
-        return everything
+        return values

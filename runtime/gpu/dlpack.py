@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DLPack capsules: handing arrays from one library to another without a copy (version 0.x of the C structures)."""
+"""Arrays shared between libraries without a copy, through DLPack capsules (version 0.x of the C structures)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _api.PyCapsule_SetName.argtypes = (ctypes.py_object, ctypes.c_char_p)
 _is_valid_raw = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", _api))
 _pointer_raw = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", _api))
 
-_alive: dict[int, Any] = {}  # managed tensors that a consumer may still use, by address
+_alive: dict[int, object] = {}  # managed tensors that a consumer may still use, by address
 
 
 @_Deleter
@@ -67,33 +67,36 @@ def _delete(managed: Any) -> None:
 
 @_Destructor
 def _destroy(capsule: int) -> None:
-    # A capsule that nobody took still has its first name: what it holds goes with it.
+    # A capsule that nobody imported still has its first name: what it holds is released with it.
     if _is_valid_raw(capsule, _NAME):
         _alive.pop(_pointer_raw(capsule, _NAME), None)
 
 
-def export(address: int, shape: tuple[int, ...], dtype: npt.DTypeLike, device: tuple[int, int], owner: Any) -> Any:
-    """A capsule over dense memory; `owner` lives until its consumer is done.
+def export_array(
+    address: int, shape: tuple[int, ...], dtype: npt.DTypeLike, device: tuple[int, int], owner: object
+) -> object:
+    """A capsule over dense memory at `address`; `owner` is kept alive until the consumer releases it.
 
     Raises:
         TypeError: DLPack has no such element type.
     """
-    kind = np.dtype(dtype)
-    if kind.kind not in _KINDS:
-        raise TypeError(f"DLPack has no element type {kind}")
+    element = np.dtype(dtype)
+    if element.kind not in _KINDS:
+        raise TypeError(f"DLPack has no element type {element}")
     sides = (ctypes.c_int64 * len(shape))(*shape)
     managed = _Managed()
     managed.tensor = _Tensor(
-        address, _Device(*device), len(shape), _DataType(_KINDS[kind.kind], kind.itemsize * 8, 1), sides, None, 0
+        address, _Device(*device), len(shape), _DataType(_KINDS[element.kind], element.itemsize * 8, 1), sides, None, 0
     )
     managed.deleter = _delete
     _alive[ctypes.addressof(managed)] = (managed, sides, owner)
-    return _api.PyCapsule_New(ctypes.addressof(managed), _NAME, _destroy)
+    capsule: object = _api.PyCapsule_New(ctypes.addressof(managed), _NAME, _destroy)
+    return capsule
 
 
 @dataclass
-class Taken:
-    """Another library's array; it is given back when this object goes."""
+class ImportedArray:
+    """Another library's array, released when this object is deleted."""
 
     address: int
     shape: tuple[int, ...]
@@ -106,15 +109,15 @@ class Taken:
             self.managed.contents.deleter(self.managed)
 
 
-def take(array: Any) -> Taken:
-    """Take over what `array` exports.
+def import_array(array: Any) -> ImportedArray:
+    """Import the array that `array.__dlpack__` exports.
 
     Raises:
         ValueError: the array is not dense in C order, or its element type has no NumPy counterpart.
     """
     capsule = array.__dlpack__()
     if not _api.PyCapsule_IsValid(capsule, _NAME):
-        raise ValueError("the DLPack capsule is of a version this program does not read, or was used before")
+        raise ValueError("the DLPack capsule is of a version that this program does not read, or was consumed before")
     managed = ctypes.cast(_api.PyCapsule_GetPointer(capsule, _NAME), ctypes.POINTER(_Managed))
     tensor = managed.contents.tensor
     shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
@@ -124,11 +127,11 @@ def take(array: Any) -> Taken:
             if shape[axis] > 1 and tensor.strides[axis] != step:
                 raise ValueError("the array is not dense in C order; make it contiguous first")
             step *= shape[axis]
-    kinds = {code: letter for letter, code in _KINDS.items()}
-    if tensor.dtype.lanes != 1 or tensor.dtype.code not in kinds:
+    letters = {code: letter for letter, code in _KINDS.items()}
+    if tensor.dtype.lanes != 1 or tensor.dtype.code not in letters:
         name = "bfloat16" if tensor.dtype.code == _BFLOAT16_CODE else f"DLPack code {tensor.dtype.code}"
         raise ValueError(f"the array's element type ({name}) has no NumPy counterpart")
-    dtype = np.dtype(f"{kinds[tensor.dtype.code]}{tensor.dtype.bits // 8}")
+    dtype = np.dtype(f"{letters[tensor.dtype.code]}{tensor.dtype.bits // 8}")
     _api.PyCapsule_SetName(capsule, _USED_NAME)
     address = (tensor.data or 0) + tensor.byte_offset
-    return Taken(address, shape, dtype, (tensor.device.type, tensor.device.id), managed)
+    return ImportedArray(address, shape, dtype, (tensor.device.type, tensor.device.id), managed)

@@ -5,7 +5,7 @@
     REPO/NAME/1/model.onnx or model.plan
     REPO/NAME/NAME OF THE PLUGIN LIBRARY    (engines that need one)
 
-Triton takes every folder of a repository for a model, so the plugin library lies in the model's own.
+Triton treats every folder of a repository as a model, so the plugin library lies in the model's own folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Literal
 
 from internimage_deploy.card import METADATA_KEY, ModelCard, TensorSpec
 from internimage_deploy.errors import UserError
-from internimage_deploy.files import atomic_path, atomic_write, write_error
+from internimage_deploy.files import atomic_path, atomic_write, require_file, write_error
 from internimage_deploy.onnx_tools.model_file import external_files, read_card, read_model
 from internimage_deploy.runtime.engine import sidecar
 
@@ -29,7 +29,17 @@ _MOUNT = "/models"
 
 @dataclass(frozen=True)
 class TritonOptions:
-    """How Triton should run the model; times in microseconds."""
+    """How Triton runs the model.
+
+    Attributes:
+        name: of the model and its folder.
+        max_batch: maximum number of images in one run; a model of fixed batch size ignores it.
+        delay_us: maximum time in microseconds that an image waits for others to form a batch.
+        queue: maximum number of waiting images; further ones are rejected.
+        instances: number of copies of the model.
+        device: where they run; an engine always runs on the GPU.
+        plugin: the compiled DCNv3 plugin library, for an engine that does not carry the plugin.
+    """
 
     name: str
     max_batch: int = 8
@@ -37,14 +47,14 @@ class TritonOptions:
     queue: int = 64
     instances: int = 1
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    plugin: Path | None = None  # the compiled DCNv3 plugin, for an engine that needs it
+    plugin: Path | None = None
 
 
 def export(model: Path, repository: Path, options: TritonOptions) -> list[str]:
     """Write `model` into `repository` and return the commands that start Triton with it.
 
     Raises:
-        UserError: the model is not one Triton can run in one step, its plugin is missing, or a file cannot be written.
+        UserError: Triton cannot run the model in one step, its plugin is missing, or a file cannot be written.
     """
     is_engine = model.suffix.lower() != ".onnx"
     card = sidecar.read(model) if is_engine else read_card(model)
@@ -70,7 +80,7 @@ def export(model: Path, repository: Path, options: TritonOptions) -> list[str]:
 
 
 def config(card: ModelCard, options: TritonOptions, *, is_engine: bool) -> str:
-    """The text of `config.pbtxt`."""
+    """The text of `config.pbtxt` for the model of `card`."""
     batch = _batch_size(card, options)
     device = "gpu" if is_engine else options.device
     lines = [
@@ -93,21 +103,24 @@ def config(card: ModelCard, options: TritonOptions, *, is_engine: bool) -> str:
     warm_up = " ".join(f"dims: {side}" for side in _warm_up_shape(card, batch))
     lines += [
         "model_warmup [ {",
-        '  name: "black picture" batch_size: 1',
+        '  name: "black image" batch_size: 1',
         f"  inputs {{ key: {_text(card.input.name)} "
         f"value {{ data_type: {_TYPES[card.input.dtype]} {warm_up} zero_data: true }} }}",
         "} ]",
-        f"parameters {{ key: {_text(METADATA_KEY)} value {{ string_value: {_text(_facts(card))} }} }}",
+        f"parameters {{ key: {_text(METADATA_KEY)} value {{ string_value: {_text(_metadata(card))} }} }}",
     ]
     return "\n".join(lines) + "\n"
 
 
 def commands(repository: Path, plugin: str | None, *, gpu: bool, version_compatible: bool = False) -> list[str]:
-    """Shell commands that start Triton on `repository` and ask whether it is ready; `plugin` inside the container."""
+    """Shell commands that start Triton on `repository` and check that it is ready.
+
+    `plugin` is the path of the plugin library inside the container, None for none.
+    """
     gpus = "--gpus all " if gpu else ""
     # LD_PRELOAD registers the plugin before any engine is read; it is Triton's documented way for custom layers.
     preload = f"-e LD_PRELOAD={plugin} " if plugin else ""
-    # Such an engine brings code of its own, which Triton does not run unasked.
+    # A version-compatible engine carries code, which Triton runs only with this setting.
     backend = " --backend-config=tensorrt,version-compatible=true" if version_compatible else ""
     return [
         f"docker run --rm {gpus}{preload}-p 8000:8000 -p 8001:8001 -p 8002:8002 "
@@ -119,17 +132,17 @@ def commands(repository: Path, plugin: str | None, *, gpu: bool, version_compati
 
 def _check(model: Path, card: ModelCard, options: TritonOptions, is_engine: bool) -> None:
     if not (card.takes_uint8 and card.emits_labels):
-        got = f"takes {card.input.name} ({card.input.dtype}) and answers {card.output.name}"
         raise UserError(
-            f"{model}: the model {got}; Triton runs one step, so pictures must go in and labels come out: "
-            "export it with  --input uint8 --emit labels"
+            f"{model}: the model takes {card.input.name} ({card.input.dtype}) and returns {card.output.name}; Triton "
+            "runs the network only, so it must take uint8 images and return labels: export it with  --input uint8 "
+            "--emit labels"
         )
     if not is_engine:
         return
     assert card.engine is not None
-    if card.engine.flavour != "tensorrt":
+    if card.engine.backend != "tensorrt":
         raise UserError(
-            f"{model}: an engine for {card.engine.flavour}, which Triton does not run; "
+            f"{model}: an engine for {card.engine.backend}, which Triton does not run; "
             "build one with  build-engine --backend tensorrt"
         )
     needs_library = card.engine.plugin_version and not card.engine.plugin_embedded
@@ -138,8 +151,8 @@ def _check(model: Path, card: ModelCard, options: TritonOptions, is_engine: bool
             f"{model}: the engine needs the DCNv3 plugin, and Triton must load it first; compile it with  build-plugin "
             " against the TensorRT of your Triton image and name the library with --plugin"
         )
-    if options.plugin is not None and not options.plugin.is_file():
-        raise UserError(f"{options.plugin}: no such file; compile the plugin with  build-plugin")
+    if options.plugin is not None:
+        require_file(options.plugin, "a plugin library")
 
 
 def _batch_size(card: ModelCard, options: TritonOptions) -> int:
@@ -147,8 +160,7 @@ def _batch_size(card: ModelCard, options: TritonOptions) -> int:
     if card.batch is not None:
         return 0
     if card.engine is not None:
-        most = [profile["max"][0] for profile in card.engine.profiles if "max" in profile]
-        return min([options.max_batch, *most])
+        return min([options.max_batch, *(profile["max"][0] for profile in card.engine.profiles)])
     return options.max_batch
 
 
@@ -167,8 +179,8 @@ def _warm_up_shape(card: ModelCard, batch: int) -> list[int]:
     return [*([] if batch else [card.batch or 1]), height, width, 3]
 
 
-def _facts(card: ModelCard) -> str:
-    facts = {
+def _metadata(card: ModelCard) -> str:
+    metadata = {
         "architecture": card.architecture,
         "classes": card.classes,
         "palette": card.palette,
@@ -176,16 +188,16 @@ def _facts(card: ModelCard) -> str:
         "size_divisor": card.size_divisor,
         "precision": card.precision,
     }
-    return json.dumps(facts, separators=(",", ":"))
+    return json.dumps(metadata, separators=(",", ":"))
 
 
 def _text(value: str) -> str:
     """A quoted string of protobuf's text format; JSON's escapes of ASCII text are among its own."""
-    out = []
+    escaped = []
     for byte in value.encode():
         char = chr(byte)
-        out.append(f"\\{char}" if char in '"\\' else char if 32 <= byte < 127 else f"\\{byte:03o}")
-    return f'"{"".join(out)}"'
+        escaped.append(f"\\{char}" if char in '"\\' else char if 32 <= byte < 127 else f"\\{byte:03o}")
+    return f'"{"".join(escaped)}"'
 
 
 def _copy(source: Path, target: Path) -> None:

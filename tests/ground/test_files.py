@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from internimage_deploy.errors import UserError
-from internimage_deploy.files import atomic_path, staging_folder
+from internimage_deploy.errors import UserError, one_line
+from internimage_deploy.files import atomic_path, require_file, staging_folder
 
 
 def test_another_files_error_is_not_blamed_on_the_target(tmp_path):
@@ -25,3 +25,17 @@ def test_an_error_in_the_temporary_folder_is_the_targets(tmp_path):
 def test_a_full_disk_is_the_targets_error_where_no_file_is_named(code, tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*/t\.bin"), atomic_path(tmp_path / "t.bin"):
         raise OSError(code, os.strerror(code))
+
+
+def test_a_required_file(tmp_path):
+    (tmp_path / "there").touch()
+    require_file(tmp_path / "there")
+    with pytest.raises(UserError, match=r"/none: no such file$"):
+        require_file(tmp_path / "none")
+    with pytest.raises(UserError, match=r": is a folder, not a model file$"):
+        require_file(tmp_path, "a model file")
+
+
+def test_an_error_on_one_line():
+    assert one_line(ValueError("two\n  lines ")) == "two lines"
+    assert one_line(ValueError()) == "ValueError"

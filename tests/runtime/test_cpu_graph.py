@@ -98,6 +98,6 @@ def test_labels_last_decides_the_same_labels(free):
     x = np.random.default_rng(0).integers(-3, 4, (2, 5, 8, 12)).astype(np.float32)
     expected = run(model, x=x)
     assert cpu_graph.labels_last(model) == 1
-    answer = run(model, x=x)
-    np.testing.assert_array_equal(answer, expected)
-    assert len(np.unique(answer)) > 2
+    labels = run(model, x=x)
+    np.testing.assert_array_equal(labels, expected)
+    assert len(np.unique(labels)) > 2

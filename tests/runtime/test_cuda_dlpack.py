@@ -23,7 +23,7 @@ class Exported:
         return dlpack.CPU, 0
 
     def __dlpack__(self, *, stream=None, **unused):
-        return dlpack.export(self.array.ctypes.data, self.array.shape, self.array.dtype, (dlpack.CPU, 0), self)
+        return dlpack.export_array(self.array.ctypes.data, self.array.shape, self.array.dtype, (dlpack.CPU, 0), self)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "int64", "float16", "float32", "bool"])
@@ -64,45 +64,45 @@ def test_a_capsule_that_nobody_takes_frees_its_owner():
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "float32", "bool"])
 def test_we_read_what_numpy_exports(dtype):
     array = np.arange(6).reshape(2, 3).astype(dtype)
-    taken = dlpack.take(array)
-    assert (taken.address, taken.shape, taken.dtype) == (array.ctypes.data, (2, 3), np.dtype(dtype))
-    assert taken.device[0] == dlpack.CPU
+    imported = dlpack.import_array(array)
+    assert (imported.address, imported.shape, imported.dtype) == (array.ctypes.data, (2, 3), np.dtype(dtype))
+    assert imported.device[0] == dlpack.CPU
 
 
 def test_strided_arrays_are_refused():
     with pytest.raises(ValueError, match="not dense in C order"):
-        dlpack.take(np.zeros((4, 4))[:, ::2])
+        dlpack.import_array(np.zeros((4, 4))[:, ::2])
 
 
 def test_bfloat16_is_named():
     torch = pytest.importorskip("torch")
     with pytest.raises(ValueError, match="bfloat16"):
-        dlpack.take(torch.zeros(2, dtype=torch.bfloat16))
+        dlpack.import_array(torch.zeros(2, dtype=torch.bfloat16))
     with pytest.raises(TypeError, match="DLPack has no element type"):
-        dlpack.export(0, (1,), "datetime64[s]", (dlpack.CPU, 0), None)
+        dlpack.export_array(0, (1,), "datetime64[s]", (dlpack.CPU, 0), None)
 
 
 def test_dlpack_mistakes_are_the_users():
     with pytest.raises(UserError, match="not dense in C order; make it contiguous first"):
         DeviceArray.of(np.zeros((4, 4))[:, ::2])
     locked = np.zeros(4)
-    locked.flags.writeable = False  # NumPy answers BufferError
-    with pytest.raises(UserError, match="cannot be taken through DLPack"):
+    locked.flags.writeable = False  # NumPy raises BufferError
+    with pytest.raises(UserError, match="cannot be imported through DLPack"):
         DeviceArray.of(locked)
 
 
-def facts(**changes):
+def interface(**changes):
     interface = {"shape": (2, 3), "typestr": "<f4", "data": (4096, False), "version": 3, "strides": None} | changes
     return SimpleNamespace(__cuda_array_interface__=interface)
 
 
 def test_the_array_interface_of_others():
-    array = DeviceArray.of(facts(strides=(12, 4), stream=7))
+    array = DeviceArray.of(interface(strides=(12, 4), stream=7))
     assert (array.address, array.shape, array.dtype, array.nbytes, array.stream) == (4096, (2, 3), np.float32, 24, 7)
     assert DeviceArray.of(array) is array
     with pytest.raises(UserError, match="not dense in C order; make it contiguous first"):
-        DeviceArray.of(facts(strides=(4, 8)))
+        DeviceArray.of(interface(strides=(4, 8)))
     with pytest.raises(UserError, match="got list, expected a GPU array"):
         DeviceArray.of([1])
-    with pytest.raises(UserError, match="not on an NVIDIA GPU; give NumPy arrays for the CPU"):
+    with pytest.raises(UserError, match="not on an NVIDIA GPU; pass CPU data as NumPy arrays"):
         DeviceArray.of(np.zeros(3))

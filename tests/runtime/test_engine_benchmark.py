@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be said of benchmarks/gpu/engine.py without a GPU: it starts, plans, and refuses to measure."""
+"""benchmarks/gpu/engine.py without a GPU: it starts, plans, and refuses to measure."""
 
 import os
 import subprocess

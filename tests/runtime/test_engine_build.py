@@ -15,15 +15,17 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from internimage_deploy.card import TensorSpec
 from internimage_deploy.cli import main as cli
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.engine import sidecar
-from internimage_deploy.runtime.engine.build import Options, build
+from internimage_deploy.runtime.engine.build import build
 from internimage_deploy.runtime.engine.compilers import Compiler
-from internimage_deploy.runtime.engine.job import START, Job
-from internimage_deploy.runtime.engine.plugin_nodes import for_plugin
-from internimage_deploy.runtime.engine.process import run
-from support.engine_models import DYNAMIC, STATIC_LOGITS, T, answer, exported, graph_of, normal, official, rtx
+from internimage_deploy.runtime.engine.plugin_nodes import to_plugin_nodes
+from internimage_deploy.runtime.engine.prepare import BuildOptions
+from internimage_deploy.runtime.engine.process import compile_in_process
+from internimage_deploy.runtime.engine.protocol import CompilerChosen, ExpectedTensor, Job, PhaseStarted
+from support.engine_models import DYNAMIC, STATIC_LOGITS, T, compute, exported, graph_of, normal, official, rtx
 
 
 def command(*arguments):
@@ -41,7 +43,7 @@ def test_a_static_model_in_float16(tmp_path, capsys):
     assert f"wrote {engine}" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.glob("*engine*")) == ["model.engine", "model.engine.json"]
     card = sidecar.read(engine)
-    assert (card.precision, card.engine.flavour) == ("fp16", "tensorrt-rtx")
+    assert (card.precision, card.engine.backend) == ("fp16", "tensorrt-rtx")
     assert card.engine.version == rtx().version
     assert card.engine.compute_capabilities == ("8.6", "12.0")
     assert card.engine.profiles == ()
@@ -56,25 +58,26 @@ def test_a_static_model_in_float16(tmp_path, capsys):
 
 
 def test_a_dynamic_model_with_two_profiles(tmp_path):
-    options = Options(least=((1, 64, 64),) * 2, usual=((1, 64, 96), (1, 96, 64)), most=((2, 64, 128), (2, 128, 64)))
+    options = BuildOptions(min=((1, 64, 64),) * 2, opt=((1, 64, 96), (1, 96, 64)), max=((2, 64, 128), (2, 128, 64)))
     built = build(exported(*DYNAMIC), tmp_path / "model.engine", rtx(), options)
-    assert built.inputs == ({"name": "image", "dtype": "uint8", "shape": [-1, -1, -1, 3]},)
-    assert built.outputs == ({"name": "labels", "dtype": "uint8", "shape": [-1, -1, -1]},)
+    # The compiler's network has been compared with them.
+    assert built.card.input == TensorSpec("image", "uint8", ("batch", "height", "width", 3))
+    assert built.card.output == TensorSpec("labels", "uint8", ("batch", "height", "width"))
     assert [profile["max"] for profile in sidecar.read(built.path).engine.profiles] == [(2, 64, 128), (2, 128, 64)]
     assert built.lowered == ("Cast",)
     assert built.card.precision == "fp32"
 
 
 def test_bfloat16_and_another_target(tmp_path):
-    options = Options(precision="bf16", compute_capabilities=("8.9",), optimization_level=1, workspace_mib=512)
+    options = BuildOptions(precision="bf16", compute_capabilities=("8.9",), optimization_level=1, workspace_mib=512)
     built = build(exported(*STATIC_LOGITS), tmp_path / "model.engine", rtx(), options)
-    assert built.outputs == ({"name": "logits", "dtype": "float32", "shape": [1, 19, 16, 24]},)
+    assert built.card.output == TensorSpec("logits", "float32", (1, 19, 16, 24))
     assert built.card.precision == "bf16"
 
 
 def test_turing_has_no_float32_products(tmp_path):
     """The pooling products, float32 elsewhere, follow the rest; a float32 model is refused beforehand."""
-    options = Options(precision="fp16", compute_capabilities=("7.5",))
+    options = BuildOptions(precision="fp16", compute_capabilities=("7.5",))
     built = build(exported(*STATIC_LOGITS), tmp_path / "model.engine", rtx(), options)
     assert not [name for name in built.card.kept_fp32 if "MatMul" in name]
     with pytest.raises(UserError, match=r"no matrix products in float32 .* 7.5 \(Turing\); use --fp16"):
@@ -86,10 +89,10 @@ def test_internimage_t_at_512(tmp_path):
     source = exported(T, "--size", "512x512")
     sizes = {}
     for precision in ("fp16", "fp32"):
-        options = Options(precision=precision, compute_capabilities=("8.6",))
+        options = BuildOptions(precision=precision, compute_capabilities=("8.6",))
         built = build(source, tmp_path / f"{precision}.engine", rtx(), options)
         sizes[precision] = built.size_bytes
-        assert built.outputs == ({"name": "labels", "dtype": "uint8", "shape": [1, 512, 512]},)
+        assert built.card.output == TensorSpec("labels", "uint8", (1, 512, 512))
     assert sizes["fp16"] <= 0.6 * sizes["fp32"]
     peak_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     assert peak_kib < 6 * 2**20
@@ -98,14 +101,14 @@ def test_internimage_t_at_512(tmp_path):
 def test_stopping_a_build_leaves_nothing(tmp_path):
     seen = []
 
-    def follow(event):
+    def stop(event):
         seen.append(event)
-        if event["event"] == START and event["name"] != "Parsing":
+        if isinstance(event, PhaseStarted) and event.name != "Parsing":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(exported(*STATIC_LOGITS), tmp_path / "model.engine", rtx(), Options(precision="fp16"), follow=follow)
-    assert next(event["name"] for event in seen if event["event"] == START) == "Parsing"
+        build(exported(*STATIC_LOGITS), tmp_path / "model.engine", rtx(), BuildOptions(precision="fp16"), on_event=stop)
+    assert seen[:2] == [CompilerChosen(str(rtx())), PhaseStarted("Parsing", None, 1)]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -139,19 +142,20 @@ def test_an_error_names_the_node(tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     with pytest.raises(UserError, match=r"node decode_head.conv_seg/Conv \(Conv\): "):
-        build(broken(tmp_path), folder / "model.engine", rtx(), Options())
+        build(broken(tmp_path), folder / "model.engine", rtx(), BuildOptions())
     assert list(folder.iterdir()) == []
 
 
 def test_a_compiler_that_ends_its_process(tmp_path):
     """A plugin node makes TensorRT-RTX abort; `build` never lets one through, so the job is made by hand."""
     graph = graph_of(exported(*STATIC_LOGITS))
-    for_plugin(graph)
+    to_plugin_nodes(graph)
     path = tmp_path / "plugin.onnx"
     path.write_bytes(graph.model.SerializeToString())
-    job = Job("tensorrt-rtx", str(path), str(path), str(tmp_path / "x.engine"), "input")
+    source = ExpectedTensor("input", "float32", (1, 3, 64, 96))
+    job = Job("tensorrt-rtx", str(path), str(path), str(tmp_path / "x.engine"), source)
     with pytest.raises(UserError, match=r"^(the compiler ended its process \(signal SIG|node )"):
-        run(job, lambda event: None)
+        compile_in_process(job, lambda event: None)
     assert not (tmp_path / "x.engine").exists()
 
 
@@ -174,14 +178,15 @@ REFUSED = [
     (("--compute-capability", "8.7"), 1, "8.7 is Orin"),
     (("--compute-capability", "9.0"), 1, "9.0 is Hopper"),
     (("--compute-capability", "11.0"), 1, "11.0 is Thor"),
-    (("--compute-capability", "5"), 1, "'5' is no compute capability of TensorRT-RTX, expected some of 7.5, "),
+    (("--compute-capability", "5"), 1, "'5' is not a compute capability of TensorRT-RTX, expected some of 7.5, "),
     (("--min", "1x64x64"), 1, "this model takes one size, 1x64x96, so --min, --opt and --max have no effect"),
     (("--version-compatible",), 1, "comes without the lean runtime"),
     (("--timing-cache", "x"), 1, "times no kernels while it compiles"),
     (("--keep-fp32", "Relu"), 1, "--keep-fp32 needs --fp16 or --bf16"),
     (("--classes", "ade20k"), 1, "has a model card, so --classes and --size have no effect"),
-    (("--opt", "64x64"), 2, "'64x64' is no size; expected NxHxW"),
+    (("--opt", "64x64"), 2, "'64x64' is not a size; expected NxHxW"),
     (("--timing-cache", "x", "--no-timing-cache"), 2, "exclude each other"),
+    (("--fp16", "--bf16"), 2, "--fp16 and --bf16 exclude each other"),
     (("-o", "model.onnx"), 2, "named like an ONNX file"),
 ]
 
@@ -204,11 +209,11 @@ def test_without_tensorrt_or_a_gpu(tmp_path, capsys):
 
 
 def test_tensorrt_takes_no_targets(tmp_path):
-    compiler = Compiler("tensorrt", "10.3.0", "tensorrt")
+    compiler = Compiler("tensorrt", "10.3.0")
     with pytest.raises(UserError, match=r"TensorRT compiles for the GPU it runs on, so --compute-capability"):
-        build(exported(*STATIC_LOGITS), tmp_path / "x", compiler, Options(compute_capabilities=("8.6",)))
+        build(exported(*STATIC_LOGITS), tmp_path / "x", compiler, BuildOptions(compute_capabilities=("8.6",)))
     with pytest.raises(UserError, match=r"TensorRT 8.6 does not know bfloat16; use --fp16"):
-        build(exported(*STATIC_LOGITS), tmp_path / "x", Compiler("tensorrt", "8.6.1", "x"), Options(precision="bf16"))
+        build(exported(*STATIC_LOGITS), tmp_path / "x", Compiler("tensorrt", "8.6.1"), BuildOptions(precision="bf16"))
 
 
 def test_a_file_of_the_official_exporter(tmp_path, capsys):
@@ -227,7 +232,7 @@ def test_a_file_of_the_official_exporter(tmp_path, capsys):
     assert card.classes == ("road", "building", "sky", "tree", "car")
     assert (card.input.name, card.input.shape) == ("input", (1, 3, 32, 32))
     assert (card.output.name, card.output.dtype, card.output.shape) == ("labels", "uint8", (1, 32, 32))
-    # The spelled-out normalisation is kept in float32 as the operator is.
+    # The decomposed normalisation is kept in float32 as the operator is.
     assert {"centre", "positive", "divide"} <= set(card.kept_fp32)
     import onnxruntime as ort
 
@@ -242,8 +247,8 @@ def test_a_file_of_the_official_exporter(tmp_path, capsys):
 
 def official_labels():
     """What the official file computes: its nodes as ours, in float32."""
-    from internimage_deploy.runtime.engine.official import modernise
+    from internimage_deploy.runtime.engine.official import upgrade_official
 
     graph = official()
-    modernise(graph)
-    return answer(graph, input=normal(1, 3, 32, 32))[:, 0]
+    upgrade_official(graph)
+    return compute(graph, input=normal(1, 3, 32, 32))[:, 0]

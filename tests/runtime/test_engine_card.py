@@ -2,6 +2,7 @@
 """Profiles from the card, and the checks of the card beside an engine."""
 
 import dataclasses
+import json
 import re
 
 import pytest
@@ -10,32 +11,34 @@ from internimage_deploy.card import EngineInfo, ModelCard, TensorSpec
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import sha256
 from internimage_deploy.runtime.engine import sidecar
-from internimage_deploy.runtime.engine.profiles import Profile, fitting, parse_size, plan, tensor_shape
+from internimage_deploy.runtime.engine.profiles import Profile, best_profile, choose_profiles, parse_size, tensor_shape
 
 FREE = TensorSpec("image", "uint8", ("batch", "height", "width", 3))
 LABELS = TensorSpec("labels", "uint8", ("batch", "height", "width"))
 CARD = ModelCard("net", ("a", "b"), ((0, 0, 0), (1, 1, 1)), FREE, LABELS)
 
 
-def test_default_profiles_hold_what_the_resize_rule_makes():
+def test_default_profiles_include_what_the_resize_rule_makes():
     """ADE20K's (2048, 512): the short side is at most 512, the long one 2048, upright or wide."""
-    wide, upright = plan(dataclasses.replace(CARD, resize=(2048, 512)), (), (), ())
+    wide, upright = choose_profiles(dataclasses.replace(CARD, resize=(2048, 512)), (), (), ())
     assert wide == Profile((1, 64, 64), (1, 512, 704), (1, 512, 2048))
     assert upright == Profile((1, 64, 64), (1, 704, 512), (1, 2048, 512))
     for size in ((1, 512, 704), (1, 256, 2048), (1, 64, 512)):
-        assert fitting((wide, upright), size) == 0
-    assert fitting((wide, upright), (1, 1024, 512)) == 1
-    assert fitting((wide, upright), (2, 512, 512)) is None
-    (cityscapes, _) = plan(dataclasses.replace(CARD, resize=(2048, 1024)), (), (), ())
+        assert best_profile((wide, upright), size) == 0
+    assert best_profile((wide, upright), (1, 1024, 512)) == 1
+    assert best_profile((wide, upright), (2, 512, 512)) is None
+    (cityscapes, _) = choose_profiles(dataclasses.replace(CARD, resize=(2048, 1024)), (), (), ())
     assert cityscapes.opt == (1, 1024, 2048)
-    assert plan(CARD, (), (), ()) == (Profile((1, 64, 64), (1, 512, 512), (1, 1024, 1024)),)
+    assert choose_profiles(CARD, (), (), ()) == (Profile((1, 64, 64), (1, 512, 512), (1, 1024, 1024)),)
 
 
-def test_what_was_left_out_follows_from_the_rest():
-    assert plan(CARD, (), (), ((4, 512, 1024),)) == (Profile((1, 64, 64), (4, 512, 1024), (4, 512, 1024)),)
-    assert plan(CARD, ((2, 32, 32),), ((2, 64, 64),), ()) == (Profile((2, 32, 32), (2, 64, 64), (2, 64, 64)),)
+def test_missing_bounds_follow_from_the_others():
+    assert choose_profiles(CARD, (), (), ((4, 512, 1024),)) == (Profile((1, 64, 64), (4, 512, 1024), (4, 512, 1024)),)
+    assert choose_profiles(CARD, ((2, 32, 32),), ((2, 64, 64),), ()) == (
+        Profile((2, 32, 32), (2, 64, 64), (2, 64, 64)),
+    )
     fixed = dataclasses.replace(CARD, input=TensorSpec("image", "uint8", ("batch", 512, 512, 3)))
-    assert plan(fixed, (), (), ((8, 512, 512),)) == (Profile((1, 512, 512), (8, 512, 512), (8, 512, 512)),)
+    assert choose_profiles(fixed, (), (), ((8, 512, 512),)) == (Profile((1, 512, 512), (8, 512, 512), (8, 512, 512)),)
 
 
 @pytest.mark.parametrize(
@@ -49,20 +52,20 @@ def test_what_was_left_out_follows_from_the_rest():
 )
 def test_profiles_that_cannot_be(sizes, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        plan(CARD, *sizes)
+        choose_profiles(CARD, *sizes)
 
 
 def test_a_fixed_batch_is_kept():
     card = dataclasses.replace(CARD, input=TensorSpec("input", "float32", (4, 3, "height", "width")))
-    (profile,) = plan(card, (), (), ())
+    (profile,) = choose_profiles(card, (), (), ())
     assert profile.max == (4, 1024, 1024)
     assert tensor_shape(card.input, profile.max) == (4, 3, 1024, 1024)
     with pytest.raises(UserError, match=r"has batch \d, but this model's is fixed to 4"):
-        plan(card, (), (), ((2, 64, 64),))
+        choose_profiles(card, (), (), ((2, 64, 64),))
 
 
 @pytest.mark.parametrize("text", ["512x512", "1x0x512", "1x2x3x4", "axbxc"])
-def test_sizes_that_are_none(text):
+def test_texts_that_are_not_sizes(text):
     with pytest.raises(ValueError, match="expected NxHxW, such as 1x512x512"):
         parse_size(text)
 
@@ -86,6 +89,15 @@ def test_a_card_and_its_engine(engine):
     assert sidecar.read(engine).engine.sha256.startswith("64879f7d6b960a01")
 
 
+def test_the_json_of_a_card_keeps_its_keys(engine):
+    data = json.loads(sidecar.path_of(engine).read_text())
+    assert set(data["engine"]) == {
+        *("flavour", "version", "sha256", "compute_capabilities", "profiles"),
+        *("plugin_version", "plugin_embedded", "version_compatible", "device"),
+    }
+    assert data["engine"]["flavour"] == sidecar.read(engine).engine.backend == "tensorrt"
+
+
 def test_files_that_do_not_belong_together(engine):
     engine.write_bytes(b"plan2")
     with pytest.raises(UserError, match="the file is not the one its card describes"):
@@ -104,7 +116,7 @@ def test_files_that_do_not_belong_together(engine):
 
 
 @pytest.mark.parametrize(
-    ("changes", "flavour", "version", "message"),
+    ("changes", "backend", "version", "message"),
     [
         ({}, "tensorrt", "10.3.0", ""),
         ({}, "tensorrt-rtx", "1.7.1", "an engine for TensorRT, and this is TensorRT-RTX 1.7.1; use --backend tensorrt"),
@@ -112,17 +124,17 @@ def test_files_that_do_not_belong_together(engine):
         ({"version_compatible": True}, "tensorrt", "10.16.0", ""),
         ({"version_compatible": True}, "tensorrt", "11.1.0", "which reaches newer versions of the same major number"),
         ({"version_compatible": True}, "tensorrt", "10.1.0", "which reaches newer versions of the same major number"),
-        ({"flavour": "tensorrt-rtx", "version": "1.7.1"}, "tensorrt-rtx", "1.8.0", ""),
+        ({"backend": "tensorrt-rtx", "version": "1.7.1"}, "tensorrt-rtx", "1.8.0", ""),
     ],
-    ids=["same", "flavour", "newer", "compatible", "next major", "older", "rtx asks the header"],
+    ids=["same", "backend", "newer", "compatible", "next major", "older", "rtx asks the header"],
 )
-def test_libraries(changes, flavour, version, message, tmp_path):
+def test_libraries(changes, backend, version, message, tmp_path):
     info = dataclasses.replace(INFO, **changes)
     if not message:
-        sidecar.check_runtime(tmp_path, info, flavour, version)
+        sidecar.check_runtime(tmp_path, info, backend, version)
         return
     with pytest.raises(UserError, match=re.escape(message)):
-        sidecar.check_runtime(tmp_path, info, flavour, version)
+        sidecar.check_runtime(tmp_path, info, backend, version)
 
 
 def test_another_gpu(tmp_path):

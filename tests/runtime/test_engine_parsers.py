@@ -11,8 +11,8 @@ from internimage_deploy.operators import contract
 from internimage_deploy.runtime.engine.compilers import load_module
 from internimage_deploy.runtime.engine.lowering import lower
 from internimage_deploy.runtime.engine.operators import RTX_OPERATORS, Parser, check, parser_of
-from internimage_deploy.runtime.engine.plugin_nodes import for_plugin, rename_official
-from support.engine_models import DYNAMIC, FLOAT, STATIC_LOGITS, answer, exported, graph_of, normal, rtx, single, small
+from internimage_deploy.runtime.engine.plugin_nodes import rename_official, to_plugin_nodes
+from support.engine_models import DYNAMIC, FLOAT, STATIC_LOGITS, compute, exported, graph_of, normal, rtx, single, small
 
 PARSERS = [Parser("tensorrt", version) for version in ((8, 5), (8, 6), (10, 3), (10, 16), (11, 1))]
 RTX = Parser("tensorrt-rtx", (1, 7))
@@ -29,8 +29,8 @@ MODELS = {
 def test_every_exported_operator_can_be_read(parser, model):
     graph = graph_of(exported(*model))
     lower(graph, parser)
-    if parser.flavour == "tensorrt":
-        for_plugin(graph)
+    if parser.backend == "tensorrt":
+        to_plugin_nodes(graph)
     check(graph.model, parser)
 
 
@@ -44,7 +44,7 @@ def test_the_rtx_row_is_what_its_parser_says():
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
-def test_gelu_is_spelled_out_exactly(approximate):
+def test_gelu_is_decomposed_exactly(approximate):
     graph = single("Gelu", {"x": (FLOAT, [64])}, {"y": (FLOAT, [64])}, approximate=approximate)
     x = normal(64, scale=3)
     lower(graph, RTX)
@@ -55,17 +55,17 @@ def test_gelu_is_spelled_out_exactly(approximate):
     exact = [v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in x.astype(float)]
     inner = [math.sqrt(2 / math.pi) * (v + 0.044715 * v**3) for v in x.astype(float)]
     expected = exact if approximate == "none" else [v * (1 + math.tanh(t)) / 2 for v, t in zip(x, inner, strict=True)]
-    np.testing.assert_allclose(answer(graph_8, x=x), expected, atol=2e-6)
+    np.testing.assert_allclose(compute(graph_8, x=x), expected, atol=2e-6)
 
 
-def test_layer_norm_is_spelled_out_for_8_5():
+def test_layer_norm_is_decomposed_for_8_5():
     constants = {"weight": normal(32, seed=1), "bias": normal(32, seed=2)}
     what = {"x": (FLOAT, [2, 5, 32])}, {"y": (FLOAT, [2, 5, 32])}
     graph = single("LayerNormalization", *what, opset=17, constants=constants, epsilon=1e-6)
     x = normal(2, 5, 32, scale=4)
-    expected = answer(graph, x=x)
+    expected = compute(graph, x=x)
     assert lower(graph, PARSERS[0]) == ("LayerNormalization",)
-    np.testing.assert_allclose(answer(graph, x=x), expected, atol=2e-6)
+    np.testing.assert_allclose(compute(graph, x=x), expected, atol=2e-6)
     first = single("LayerNormalization", *what, opset=17, constants=constants, axis=1)
     with pytest.raises(UserError, match="node it: only a LayerNormalization over the last axis"):
         lower(first, PARSERS[0])
@@ -82,7 +82,7 @@ def test_integer_labels_reach_uint8_through_float():
     graph = single("Cast", {"x": (TensorProto.INT64, [256])}, {"y": (TensorProto.UINT8, [256])}, to=TensorProto.UINT8)
     lower(graph, PARSERS[2])
     assert [attribute(node, "to") for node in graph.nodes] == [FLOAT, TensorProto.UINT8]
-    np.testing.assert_array_equal(answer(graph, x=np.arange(256)), np.arange(256))
+    np.testing.assert_array_equal(compute(graph, x=np.arange(256)), np.arange(256))
 
 
 def test_newer_operators_are_brought_down_to_opset_17():
@@ -93,10 +93,10 @@ def test_newer_operators_are_brought_down_to_opset_17():
     shapes = {"x": (FLOAT, [1, 3, 4, 4]), "grid": (FLOAT, [1, 2, 2, 2])}, {"y": (FLOAT, [1, 1, 2, 2])}
     graph = small(nodes, *shapes, constants={"axes": np.int64([1])})
     inputs = {"x": normal(1, 3, 4, 4), "grid": normal(1, 2, 2, 2, scale=0.5)}
-    expected = answer(graph, **inputs)
+    expected = compute(graph, **inputs)
     lower(graph, PARSERS[1])
     assert graph.opset == 17
-    np.testing.assert_array_equal(answer(graph, **inputs), expected)
+    np.testing.assert_array_equal(compute(graph, **inputs), expected)
 
 
 def test_an_operator_without_older_form_is_refused():
@@ -138,7 +138,7 @@ def test_versions():
 
 def test_plugin_nodes_carry_everything_a_parser_reads():
     graph = graph_of(exported(*DYNAMIC))
-    for_plugin(graph)
+    to_plugin_nodes(graph)
     nodes = [node for node in graph.nodes if node.op_type == contract.OP_TYPE]
     assert nodes
     assert not graph.model.functions

@@ -13,7 +13,7 @@ from support.engine_models import (
     DYNAMIC_LOGITS,
     FLOAT,
     STATIC_LOGITS,
-    answer,
+    compute,
     exported,
     graph_of,
     normal,
@@ -114,7 +114,7 @@ def test_no_value_is_cast_twice():
 def test_a_constant_beyond_float16_stays():
     graph = single("Mul", {"x": (FLOAT, [2])}, {"y": (FLOAT, [2])}, constants={"huge": np.float32([1e6, 1.0])})
     assert convert(graph, "fp16") == ("it",)
-    np.testing.assert_array_equal(answer(graph, x=np.float32([2, 3])), [2e6, 3])
+    np.testing.assert_array_equal(compute(graph, x=np.float32([2, 3])), [2e6, 3])
     graph = single("Mul", {"x": (FLOAT, [2])}, {"y": (FLOAT, [2])}, constants={"huge": np.float32([1e6, 1.0])})
     assert convert(graph, "bf16") == ()
 
@@ -142,7 +142,7 @@ def test_sizes_turned_into_coordinates_stay_exact():
     ]
     graph = small(nodes, {"x": (FLOAT, [2050])}, {"y": (FLOAT, [1])}, constants={"three": np.float32(3)})
     assert convert(graph, "fp16") == ("real", "third")
-    np.testing.assert_array_equal(answer(graph, x=normal(2050)), np.float32([2050]) / np.float32(3))
+    np.testing.assert_array_equal(compute(graph, x=normal(2050)), np.float32([2050]) / np.float32(3))
 
 
 def test_keep_takes_names_types_and_patterns():

@@ -8,21 +8,27 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from internimage_deploy import Segmenter
-from internimage_deploy.cli.build_engine import default_timing_cache
+from internimage_deploy.cli.main import LazyGroup, group
 from internimage_deploy.errors import MissingDependency, UserError
+from internimage_deploy.runtime import verification
 from internimage_deploy.runtime.backends import ort_gpu, registry
 from internimage_deploy.runtime.backends import tensorrt as backend_module
 from internimage_deploy.runtime.backends.base import Backend, run_each
+from internimage_deploy.runtime.backends.fastest import sample
 from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.engine import build as build_module
 from internimage_deploy.runtime.engine import sidecar
-from internimage_deploy.runtime.engine.build import Options, build
+from internimage_deploy.runtime.engine.build import build, default_timing_cache
 from internimage_deploy.runtime.engine.compile import compile_engine, network_flags
 from internimage_deploy.runtime.engine.compilers import Compiler, find, load_module
+from internimage_deploy.runtime.engine.prepare import BuildOptions
+from internimage_deploy.runtime.engine.protocol import CompilerWarning
 from internimage_deploy.runtime.gpu import cuda_graph
 from internimage_deploy.runtime.gpu.device import Device, DeviceArray, DeviceBuffer, DeviceError, OutOfDeviceMemory
 from support import fake_cuda, fake_tensorrt
@@ -39,20 +45,22 @@ LACKS = {
 
 @pytest.fixture
 def compile_here(monkeypatch, tmp_path):
-    """Build with a stand-in of a version, in this process; returns (Built, module, its only config)."""
+    """Build with a stand-in of a version, in this process; returns (BuiltEngine, module, its only config)."""
 
     def compile_here(model, version="10.13.0", **options):
         trt = fake_tensorrt.make(version, without=LACKS[version])
         monkeypatch.setattr(
-            build_module, "run", lambda job, follow: compile_engine(trt, job, follow, threading.Event())
+            build_module,
+            "compile_in_process",
+            lambda job, on_event: compile_engine(trt, job, on_event, threading.Event()),
         )
         library = tmp_path / "plugin.so"
-        compiler = Compiler("tensorrt", version, "tensorrt")
+        compiler = Compiler("tensorrt", version)
         monkeypatch.setattr("internimage_deploy.trt_plugins.library.ctypes.CDLL", lambda *a, **k: None)
         library.write_bytes(b"")
         target = tmp_path / f"{version}.engine"
-        options = Options(**options)
-        built = build(model, target, compiler, options, follow=events.append, plugin=lambda: (library, "1"))
+        options = BuildOptions(**options)
+        built = build(model, target, compiler, options, on_event=events.append, find_plugin=lambda: library)
         return built, trt, trt.configs[0]
 
     compile_here.events = events = []
@@ -88,13 +96,13 @@ def test_a_plugin_of_its_own(compile_here):
     assert "needs the DCNv3 plugin where it runs" in built.notes[0]
 
 
-def test_why_the_plugin_does_not_load_is_said(compile_here, monkeypatch, tmp_path):
+def test_the_error_says_why_the_plugin_does_not_load(compile_here, monkeypatch, tmp_path):
     (tmp_path / "cache").mkdir()
     monkeypatch.setenv("INTERNIMAGE_DEPLOY_CACHE", str(tmp_path / "cache"))
     built, trt, _ = compile_here(exported(*DYNAMIC), embed_plugin=False)
     object.__setattr__(trt.get_plugin_registry(), "all_creators", [])  # as in a new process
     fake_cuda.install(monkeypatch, fake_cuda.make_driver())
-    monkeypatch.setattr(backend_module, "load_module", lambda flavour: trt)
+    monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
     monkeypatch.setattr(registry, "installed", lambda entry: True)
     with pytest.raises(UserError, match=r"needs the DCNv3 plugin; the DCNv3 .* compiled for TensorRT 10.13.0: run"):
         load_backend(built.path)
@@ -131,8 +139,9 @@ def test_a_timing_cache_that_cannot_be_written_costs_no_engine(compile_here, tmp
     (tmp_path / "file").touch()
     built, _, _ = compile_here(exported(*DYNAMIC), timing_cache=tmp_path / "file" / "timing.cache")
     assert built.path.is_file()
-    (said,) = (event["text"] for event in compile_here.events if event["event"] == "log")
-    assert said.startswith("the timing cache is not kept (")
+    (warning,) = (event.text for event in compile_here.events if isinstance(event, CompilerWarning))
+    assert built.warnings == (warning,)
+    assert warning.startswith("the timing cache is not kept (")
 
 
 def test_whatever_is_kept_lies_in_the_chosen_folder(monkeypatch, tmp_path, caplog):
@@ -170,13 +179,13 @@ def engine_of(compile_here, monkeypatch, model, *, graphs=None, gpu=None, load=S
     """A `Segmenter` on a stand-in engine of `model`, and the module."""
     built, trt, _ = compile_here(model, **options)
     fake_cuda.install(monkeypatch, gpu or fake_cuda.make_driver(), graphs)
-    monkeypatch.setattr(backend_module, "load_module", lambda flavour: trt)
+    monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
     monkeypatch.setattr(registry, "installed", lambda entry: True)
     return load(built.path), trt
 
 
-def sizes(*most):
-    return {"least": ((1, 32, 32),) * len(most), "most": most}
+def sizes(*largest):
+    return {"min": ((1, 32, 32),) * len(largest), "max": largest}
 
 
 def test_labels_equal_those_of_onnxruntime(compile_here, monkeypatch, tmp_path):
@@ -197,7 +206,7 @@ def test_batches_overlap_and_keep_their_order(compile_here, monkeypatch, tmp_pat
     results = segmenter([np.ascontiguousarray(image[:, chosen]) for chosen in columns])
     for chosen, found in zip(columns, results, strict=True):
         np.testing.assert_array_equal(found.labels, labels[:, chosen])
-    assert len(trt.contexts) == 2  # two lanes in one thread
+    assert len(trt.contexts) == 2  # two execution contexts in one thread
 
 
 def test_submit_returns_before_the_work_is_done(compile_here, monkeypatch, tmp_path):
@@ -234,24 +243,24 @@ def test_each_thread_has_its_own_contexts(compile_here, monkeypatch, tmp_path):
     assert len(trt.contexts) == 4
 
 
-def test_graphs_are_recorded_once_and_replayed(compile_here, monkeypatch, tmp_path):
+def test_graphs_are_captured_once_and_replayed(compile_here, monkeypatch, tmp_path):
     graphs = fake_cuda.make_runtime()
     model = color_model(tmp_path / "m.onnx")
     segmenter, trt = engine_of(compile_here, monkeypatch, model, graphs=graphs, **sizes((1, 128, 128)))
     image, expected = picture(64, 64)
     for _ in range(5):
         np.testing.assert_array_equal(segmenter(image).labels, expected)
-    # The first run is a plain one, the second records, the others replay.
-    assert (graphs.recorded, graphs.launched, sum(context._runs for context in trt.contexts)) == (1, 4, 2)
+    # The first run is a plain one, the second captures, the others replay.
+    assert (graphs.captured, graphs.launched, sum(context._runs for context in trt.contexts)) == (1, 4, 2)
     bigger, expected = picture(128, 128)  # larger buffers: addresses inside the graph are stale
     for _ in range(3):
         np.testing.assert_array_equal(segmenter(bigger).labels, expected)
-    assert (graphs.recorded, graphs.freed) == (2, 1)
+    assert (graphs.captured, graphs.freed) == (2, 1)
     segmenter.close()
     assert graphs.freed == 2
 
 
-def test_what_cannot_be_recorded_runs_all_the_same(compile_here, monkeypatch, tmp_path):
+def test_what_cannot_be_captured_runs_without_graphs(compile_here, monkeypatch, tmp_path):
     graphs = fake_cuda.make_runtime(capturable=False)
     model = color_model(tmp_path / "m.onnx")
     segmenter, _ = engine_of(compile_here, monkeypatch, model, graphs=graphs, **sizes((1, 128, 128)))
@@ -261,12 +270,12 @@ def test_what_cannot_be_recorded_runs_all_the_same(compile_here, monkeypatch, tm
     assert graphs.launched == 0
 
 
-def test_that_cuda_python_is_missing_is_said_once(compile_here, monkeypatch, tmp_path, caplog):
-    cuda_graph._say_what_is_missing.cache_clear()
+def test_that_cuda_python_is_missing_is_logged_once(compile_here, monkeypatch, tmp_path, caplog):
+    cuda_graph._log_missing_package.cache_clear()
     with caplog.at_level(logging.INFO, "internimage_deploy"):
         segmenter, _ = engine_of(compile_here, monkeypatch, color_model(tmp_path / "m.onnx"), **sizes((1, 64, 64)))
-        assert cuda_graph.recorder() is None
-    assert segmenter.backend._recorder is None
+        assert cuda_graph.cuda_runtime() is None
+    assert segmenter.backend._cuda is None
     assert caplog.text.count("pip install cuda-python") == 1
 
 
@@ -280,7 +289,7 @@ def test_graphs_can_be_switched_off(compile_here, monkeypatch, tmp_path):
     segmenter, _ = engine_of(compile_here, monkeypatch, model, graphs=graphs, load=load, **sizes((1, 64, 64)))
     for _ in range(3):
         segmenter(picture(64, 64)[0])
-    assert graphs.recorded == 0
+    assert graphs.captured == 0
 
 
 def test_arrays_on_the_gpu_stay_there(compile_here, monkeypatch, tmp_path):
@@ -289,10 +298,10 @@ def test_arrays_on_the_gpu_stay_there(compile_here, monkeypatch, tmp_path):
     backend = segmenter.backend
     batch = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
     there = DeviceArray(batch.ctypes.data, batch.shape, batch.dtype, batch)  # device memory is host memory here
-    answer = backend.run_on_device(there)
-    facts = answer.__cuda_array_interface__
-    assert (facts["shape"], facts["typestr"], facts["version"]) == ((1, 3, 16, 16), "<f4", 3)
-    found = np.frombuffer(memory(facts["data"][0], answer.nbytes), np.float32).reshape(facts["shape"])
+    output = backend.run_on_device(there)
+    interface = output.__cuda_array_interface__
+    assert (interface["shape"], interface["typestr"], interface["version"]) == ((1, 3, 16, 16), "<f4", 3)
+    found = np.frombuffer(memory(interface["data"][0], output.nbytes), np.float32).reshape(interface["shape"])
     np.testing.assert_array_equal(found, backend.run(batch))
     with pytest.raises(UserError, match="the GPU array holds float32, this model takes uint8"):
         backend.run_on_device(DeviceArray(1, (1, 64, 64, 3), "float32", None))
@@ -338,7 +347,7 @@ def test_engines_that_do_not_fit(compile_here, monkeypatch, tmp_path):
     built, trt, _ = compile_here(color_model(tmp_path / "m.onnx"))
     fake_cuda.install(monkeypatch, fake_cuda.make_driver(capability=(7, 5)))
     monkeypatch.setattr(registry, "installed", lambda entry: True)
-    monkeypatch.setattr(backend_module, "load_module", lambda flavour: trt)
+    monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
 
     def with_info(**changes):
         card = sidecar.read(built.path)
@@ -356,15 +365,55 @@ def test_engines_that_do_not_fit(compile_here, monkeypatch, tmp_path):
         load_backend(built.path, "tensorrt-rtx")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        (("verify",), "64x64, batch 1: (1, 64, 64) uint8"),
+        (("verify", "--size", "64x96", "--against"), "64x96: 100.0000% of the labels agree"),
+        (("benchmark", "--runs", "3", "--no-cuda-graphs"), "tensorrt: median"),
+    ],
+    ids=["verify", "verify against the ONNX file", "benchmark"],
+)
+def test_commands_open_an_engine_with_an_embedded_plugin(arguments, printed, compile_here, monkeypatch):
+    model = exported(*DYNAMIC)
+    built, trt, _ = compile_here(model)
+    assert built.card.engine.plugin_embedded
+    fake_cuda.install(monkeypatch, fake_cuda.make_driver())
+    monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
+    monkeypatch.setattr(registry, "installed", lambda entry: True)
+    name, *options = arguments
+    if "--against" in options:
+        options += [model, "--against-backend", "onnxruntime"]
+    command = LazyGroup().get_command(click.Context(group), name)
+    words = [str(word) for word in (built.path, *options)]
+    refused = CliRunner().invoke(command, words)
+    assert isinstance(refused.exception, UserError)
+    assert "load it with --trust-engine" in str(refused.exception)
+    done = CliRunner().invoke(command, [*words, "--trust-engine"], catch_exceptions=False)
+    assert printed in done.output
+
+
 def test_without_pycuda_or_tensorrt(compile_here, monkeypatch, tmp_path):
     built, trt, _ = compile_here(color_model(tmp_path / "m.onnx"))
     with pytest.raises(MissingDependency, match=r"running 10.13.0.engine needs the package 'tensorrt'.*\[gpu\]"):
         load_backend(built.path)
-    monkeypatch.setattr(backend_module, "load_module", lambda flavour: trt)
+    monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
     monkeypatch.setattr(registry, "installed", lambda entry: True)
     monkeypatch.setitem(__import__("sys").modules, "pycuda", None)
     with pytest.raises(MissingDependency, match=r"needs the package 'pycuda', .*: run  pip install pycuda$"):
         load_backend(built.path)
+
+
+def test_verify_runs_the_batches_that_an_engine_takes(compile_here, monkeypatch, tmp_path):
+    model = color_model(tmp_path / "m.onnx")
+    options = {"min": ((3, 64, 64),), "opt": ((4, 64, 96),), "max": ((8, 96, 96),)}
+    segmenter, _ = engine_of(compile_here, monkeypatch, model, **options)
+    engine = segmenter.backend
+    assert verification.default_sizes(engine.card) == ((64, 64), (64, 96))
+    run = verification.run_alone(engine, (64, 96))
+    assert (run.batch, run.batch_difference) == (3, None)
+    assert sample(engine.card).shape == (3, 64, 96, 3)
+    assert verification.compare(engine, load_backend(model, "onnxruntime"), (64, 96)).agreement == 1
 
 
 def test_stubs_alone_are_no_tensorrt():
@@ -398,11 +447,11 @@ def test_no_gpu_of_that_number(monkeypatch):
 
 
 class Doubling(Backend):
-    """Doubles numbers, as many in flight as it is told; a number in `broken` spoils everything in flight with it."""
+    """Doubles numbers, `in_flight` at a time; a number in `broken` spoils everything in flight with it."""
 
     def __init__(self, in_flight, broken=()):
         self.in_flight, self.broken = in_flight, broken
-        self.most, self.started = 0, []
+        self.peak, self.started = 0, []
 
     def run(self, batch):
         if batch in self.broken:
@@ -411,7 +460,7 @@ class Doubling(Backend):
 
     def submit(self, batch):
         self.started.append(batch)
-        self.most = max(self.most, len(self.started))
+        self.peak = max(self.peak, len(self.started))
 
         def wait():
             beside = list(self.started)
@@ -427,7 +476,7 @@ class Doubling(Backend):
 def test_outputs_come_in_order_and_with_what_they_belong_to(in_flight):
     backend = Doubling(in_flight)
     assert list(run_each(backend, ((f"tag {n}", n) for n in range(5)))) == [(f"tag {n}", 2 * n) for n in range(5)]
-    assert backend.most == in_flight
+    assert backend.peak == in_flight
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 3])

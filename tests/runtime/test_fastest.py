@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
-import time
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from internimage_deploy.runtime.backends import fastest
 from internimage_deploy.runtime.backends.fastest import load_fastest, sample
 from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.backends.registry import installed
+from internimage_deploy.timing import summary
 from support.tiny_models import color_model
 
 NAMES = ("onnxruntime", "openvino")
@@ -18,10 +18,10 @@ NAMES = ("onnxruntime", "openvino")
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """Two backends whose runs take as long as `machine` says; `loaded` counts what was loaded, in order."""
+    """Two backends whose runs take `milliseconds`, None for one that cannot load the file; `loaded` lists the loads."""
     path = color_model(tmp_path / "model.onnx")
     card = read_card(path)
-    seconds = {"onnxruntime": 0.05, "openvino": 0.03}
+    milliseconds = {"onnxruntime": 50.0, "openvino": 30.0}
     loaded = []
 
     class Fake:
@@ -29,76 +29,87 @@ def machine(monkeypatch, tmp_path):
             self.name, self.card = name, card
 
         def run(self, batch):
-            time.sleep(seconds[self.name])
+            clock["ms"] += milliseconds[self.name]
 
         def close(self):
             pass
 
+    def measure(calls, *, runs, warmup):
+        """Like `timing.measure`, by the clock that `run` moves."""
+        assert (list(calls), runs, warmup) == (["run"], 3, 1)
+        times = []
+        for _ in range(runs):
+            start = clock["ms"]
+            calls["run"]()
+            times.append(clock["ms"] - start)
+        return {"run": summary(times)}
+
     def load(path, name, *, threads=None):
         loaded.append(name)
-        if seconds[name] is None:
+        if milliseconds[name] is None:
             raise UserError(f"{name} cannot")
         return Fake(name)
 
+    clock = {"ms": 0.0}
     monkeypatch.setattr(fastest, "open_backend", load)
+    monkeypatch.setattr(fastest, "measure", measure)
     monkeypatch.setattr(fastest, "_key", lambda *about: repr(about))  # no need of both packages
     monkeypatch.setenv("INTERNIMAGE_DEPLOY_CACHE", str(tmp_path / "cache"))
-    return path, seconds, loaded
+    return path, milliseconds, loaded
 
 
 def test_the_faster_backend_is_loaded_and_named(machine, caplog):
     path, _, _ = machine
     with caplog.at_level(logging.INFO, "internimage_deploy"):
         assert load_fastest(path, NAMES).name == "openvino"
-    assert "backend openvino: 3" in caplog.text
-    assert ", onnxruntime 5" in caplog.text
+    assert "backend openvino: 30 ms a run on this machine, onnxruntime 50 ms" in caplog.text
 
 
-def test_what_was_timed_is_remembered_for_the_same_question_only(machine):
-    path, seconds, loaded = machine
+def test_timings_are_cached_for_the_same_model_and_settings_only(machine):
+    path, milliseconds, loaded = machine
     load_fastest(path, NAMES)
-    seconds["onnxruntime"] = 0.021  # the faster one now, but nobody asks
+    milliseconds["onnxruntime"] = 21.0  # the faster one now, but the cache holds the old time
     loaded.clear()
     assert load_fastest(path, NAMES).name == "openvino"
     assert loaded == ["openvino"]
     assert load_fastest(path, NAMES, threads=1).name == "onnxruntime"
 
 
-def test_a_quick_network_needs_no_rival(machine):
-    path, seconds, loaded = machine
-    seconds["onnxruntime"] = 0.001
+def test_a_quick_network_is_not_compared(machine):
+    path, milliseconds, loaded = machine
+    milliseconds["onnxruntime"] = 1.0
     assert load_fastest(path, NAMES).name == "onnxruntime"
     assert loaded == ["onnxruntime"]
 
 
-def test_a_rival_that_cannot_load_the_file_is_left_out(machine, caplog):
-    path, seconds, _ = machine
-    seconds["openvino"] = None
+def test_a_candidate_that_cannot_load_the_file_is_left_out(machine, caplog):
+    path, milliseconds, _ = machine
+    milliseconds["openvino"] = None
     with caplog.at_level(logging.INFO, "internimage_deploy"):
         assert load_fastest(path, NAMES).name == "onnxruntime"
     assert "openvino is left out: openvino cannot" in caplog.text
 
 
 def test_a_file_that_the_first_cannot_load_is_refused(machine):
-    path, seconds, _ = machine
-    seconds["onnxruntime"] = None
+    path, milliseconds, _ = machine
+    milliseconds["onnxruntime"] = None
     with pytest.raises(UserError, match="onnxruntime cannot"):
         load_fastest(path, NAMES)
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"a"', "null"])
-def test_a_broken_memory_is_written_anew(machine, tmp_path, content):
+def test_a_damaged_cache_is_replaced(machine, tmp_path, content):
     path, _, loaded = machine
-    memory = tmp_path / "cache" / "fastest.json"
-    memory.parent.mkdir()
-    memory.write_text(content)
+    cache = tmp_path / "cache" / "fastest.json"
+    cache.parent.mkdir()
+    cache.write_text(content)
     load_fastest(path, NAMES)
     loaded.clear()
     load_fastest(path, NAMES)
     assert loaded == ["openvino"]
 
 
-def test_without_a_place_to_remember_the_first_is_taken(machine, tmp_path, monkeypatch):
+def test_without_a_writable_cache_the_first_is_used(machine, tmp_path, monkeypatch):
     path, _, loaded = machine
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("INTERNIMAGE_DEPLOY_CACHE", str(tmp_path / "file" / "below"))
@@ -106,7 +117,7 @@ def test_without_a_place_to_remember_the_first_is_taken(machine, tmp_path, monke
     assert loaded == ["onnxruntime"]
 
 
-def test_a_changed_file_is_another_question(tmp_path):
+def test_a_changed_file_is_timed_again(tmp_path):
     path = color_model(tmp_path / "model.onnx")
     key = fastest._key(path, NAMES[:1], None)
     assert fastest._key(path, NAMES[:1], None) == key
@@ -133,5 +144,5 @@ def test_auto_times_the_real_ones(tmp_path, monkeypatch, caplog):
         backend = load_backend(path)
     assert f"backend {backend.name}: " in caplog.text
     assert all(name in caplog.text for name in NAMES)
-    given = sample(backend.card, (64, 64))
-    np.testing.assert_allclose(backend.run(given), load_backend(path, "onnxruntime").run(given), atol=1e-3)
+    batch = sample(backend.card, (64, 64))
+    np.testing.assert_allclose(backend.run(batch), load_backend(path, "onnxruntime").run(batch), atol=1e-3)

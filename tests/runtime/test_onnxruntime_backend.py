@@ -21,7 +21,7 @@ def temporary(tmp_path, monkeypatch):
     return folder
 
 
-def answer(path):
+def run(path):
     backend = onnxruntime.load(path, threads=1)
     return backend.run(sample(backend.card, (64, 96)))
 
@@ -32,7 +32,7 @@ def expected(tmp_path, monkeypatch):
     assert cpu_graph.adapt(read_model(path)) == 1
     with monkeypatch.context() as plain:
         plain.setattr(cpu_graph, "adapt", lambda model: 0)
-        labels = answer(path)
+        labels = run(path)
     assert len(np.unique(labels)) == 3
     return labels
 
@@ -46,7 +46,7 @@ def test_weights_pass_through_a_temporary_file(tmp_path, temporary, expected, mo
         seen.extend((path.parent, path.stat().st_size) for path in folder.iterdir())
 
     monkeypatch.setattr(onnxruntime, "_move_weights", moved)
-    np.testing.assert_array_equal(answer(color_model(tmp_path / "model.onnx", labels=True)), expected)
+    np.testing.assert_array_equal(run(color_model(tmp_path / "model.onnx", labels=True)), expected)
     ((folder, size),) = seen
     assert folder.parent == temporary
     assert size > 0
@@ -57,12 +57,12 @@ def test_weights_in_a_file_of_their_own_stay_there(tmp_path, temporary, expected
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     path = color_model(tmp_path / "model.onnx", labels=True, external=True)
     assert len(list(tmp_path.glob("model*"))) == 2
-    np.testing.assert_array_equal(answer(path), expected)
+    np.testing.assert_array_equal(run(path), expected)
 
 
 def test_without_room_for_the_weights_the_file_is_run_as_it_is(tmp_path, temporary, expected, monkeypatch, caplog):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with caplog.at_level(logging.WARNING):
-        labels = answer(color_model(tmp_path / "model.onnx", labels=True))
+        labels = run(color_model(tmp_path / "model.onnx", labels=True))
     np.testing.assert_array_equal(labels, expected)
     assert "runs slower than it could" in caplog.text

@@ -18,16 +18,16 @@ pytest.importorskip("openvino", reason="openvino is not installed: pip install '
 
 
 @pytest.mark.parametrize("labels", [False, True], ids=["logits", "labels"])
-def test_openvino_answers_like_onnx_runtime(tmp_path, labels):
+def test_openvino_agrees_with_onnx_runtime(tmp_path, labels):
     path = tmp_path / "model.onnx"
     color_model(path, labels=labels)
     image, _ = picture(64, 96)
-    answers = {}
+    labels_of = {}
     for backend in ("onnxruntime", "openvino"):
         with Segmenter.load(path, backend=backend, threads=1) as segmenter:
-            answers[backend] = segmenter(image).labels
-    np.testing.assert_array_equal(answers["openvino"], answers["onnxruntime"])
-    assert len(np.unique(answers["openvino"])) == 3
+            labels_of[backend] = segmenter(image).labels
+    np.testing.assert_array_equal(labels_of["openvino"], labels_of["onnxruntime"])
+    assert len(np.unique(labels_of["openvino"])) == 3
 
 
 def test_openvino_inlines_model_local_functions(tmp_path):
@@ -43,8 +43,8 @@ def test_openvino_inlines_model_local_functions(tmp_path):
     model.opset_import.append(helper.make_opsetid("own", 1))
     model.graph.node.append(helper.make_node("Minus", ["before"], [name], domain="own"))
     onnx.save(model, path)
-    answer = load_backend(path, "openvino", threads=1).run(np.ones((1, 3, 64, 64), np.float32))
-    np.testing.assert_allclose(answer, -expected, rtol=1e-5, atol=1e-3)
+    output = load_backend(path, "openvino", threads=1).run(np.ones((1, 3, 64, 64), np.float32))
+    np.testing.assert_allclose(output, -expected, rtol=1e-5, atol=1e-3)
 
 
 def test_openvino_serves_several_threads(tmp_path):

@@ -15,7 +15,7 @@ from internimage_deploy.card import METADATA_KEY, EngineInfo, ModelCard, TensorS
 from internimage_deploy.cli import doctor
 from internimage_deploy.cli import main as cli
 from internimage_deploy.files import sha256
-from internimage_deploy.onnx_tools.cost import UnknownShape, graph_facts, multiply_adds
+from internimage_deploy.onnx_tools.cost import UnknownShape, graph_statistics, multiply_adds
 from internimage_deploy.onnx_tools.model_file import read_model
 from internimage_deploy.runtime.backends import load as load_module
 from internimage_deploy.runtime.backends.load import load_backend
@@ -55,25 +55,25 @@ def scale_weights(factor):
 @pytest.mark.parametrize("labels", [True, False], ids=["labels", "logits"])
 @pytest.mark.parametrize("size", [None, (64, 96)], ids=["dynamic", "static"])
 def test_verify_of_a_sound_model(run, tmp_path, labels, size):
-    code, said, err = run("verify", color_model(tmp_path / "m.onnx", labels=labels, size=size))
+    code, out, err = run("verify", color_model(tmp_path / "m.onnx", labels=labels, size=size))
     assert (code, err) == (0, "")
-    assert "follows the ONNX rules" in said
-    assert said.count("batch 2") == (1 if size else 3)
+    assert "follows the ONNX rules" in out
+    assert out.count("batch 2") == (1 if size else 3)
 
 
-def test_verify_against_its_equal_in_other_clothes(run, tmp_path):
+def test_verify_against_equivalent_models(run, tmp_path):
     """Normalisation inside or outside the graph, labels or logits: the same model."""
     color_model(tmp_path / "a.onnx")
-    code, said, _ = run("verify", tmp_path / "a.onnx", "--against", color_model(tmp_path / "b.onnx", uint8=False))
+    code, out, _ = run("verify", tmp_path / "a.onnx", "--against", color_model(tmp_path / "b.onnx", uint8=False))
     assert code == 0
-    assert said.count("100.0000% of the labels agree, max error") == 3
-    code, said, _ = run("verify", tmp_path / "a.onnx", "--against", color_model(tmp_path / "c.onnx", labels=True))
+    assert out.count("100.0000% of the labels agree, max error") == 3
+    code, out, _ = run("verify", tmp_path / "a.onnx", "--against", color_model(tmp_path / "c.onnx", labels=True))
     assert code == 0
-    assert said.count("of the labels agree") == 3
+    assert out.count("of the labels agree") == 3
     backends = ("--backend", "onnxruntime", "--against-backend", "onnxruntime")
-    code, said, _ = run("verify", tmp_path / "a.onnx", *backends, "--size", "64x32")
+    code, out, _ = run("verify", tmp_path / "a.onnx", *backends, "--size", "64x32")
     assert code == 0
-    assert "64x32: 100.0000% of the labels agree, max error 0" in said
+    assert "64x32: 100.0000% of the labels agree, max error 0" in out
 
 
 def test_verify_sees_other_labels_and_other_logits(run, tmp_path):
@@ -84,9 +84,9 @@ def test_verify_sees_other_labels_and_other_logits(run, tmp_path):
     assert "a.onnx and b.onnx disagree at 64x64: " in err
     # Scaling keeps every label and moves every logit.
     scaled = change(color_model(tmp_path / "c.onnx"), scale_weights(1.01))
-    code, said, err = run("verify", sound, "--against", scaled)
+    code, out, err = run("verify", sound, "--against", scaled)
     assert code == 1
-    assert "100.0000% of the labels agree" in said
+    assert "100.0000% of the labels agree" in out
     assert "expected at most" in err
     assert run("verify", sound, "--against", scaled, "--max-error", "1000")[0] == 0
 
@@ -108,14 +108,14 @@ def test_verify_sees_a_network_that_mixes_up_its_batch(run, tmp_path):
 
     code, _, err = run("verify", change(color_model(tmp_path / "m.onnx"), average_over_batch))
     assert code == 1
-    assert "answers differently to a picture alone and in a batch" in err
+    assert "the network's output for an image differs between a single run and a batch" in err
 
 
 def test_verify_sees_more_labels_than_classes(run, tmp_path):
     two = {"classes": ("red", "green"), "palette": ((255, 0, 0), (0, 255, 0))}
     code, _, err = run("verify", color_model(tmp_path / "m.onnx", labels=True, card_changes=two))
     assert code == 1
-    assert "answered label 2, the card names 2 classes" in err
+    assert "returned label 2, the card names 2 classes" in err
 
 
 @pytest.mark.parametrize("size", ["60x64", "64x100"])
@@ -128,17 +128,17 @@ def test_sizes_that_are_no_multiple_of_32(run, tmp_path, size):
 
 def test_info(run, tmp_path):
     path = color_model(tmp_path / "m.onnx", external=True)
-    code, said, _ = run("info", path, "--json", "--size", "64x96")
+    code, out, _ = run("info", path, "--json", "--size", "64x96")
     assert code == 0
-    facts = json.loads(said)
-    assert facts["card"]["classes"] == ["red", "green", "blue"]
-    assert facts["graph"]["parameters"] == 3 * 3 + 3 + 3 + 3
-    assert facts["graph"]["file_bytes"] == sum(file.stat().st_size for file in tmp_path.iterdir())
-    assert facts["graph"]["operators"]["Conv"] == 1
-    assert facts["multiply_adds"] == {"size": [64, 96], "total": 16 * 24 * 9, "by_operator": {"Conv": 16 * 24 * 9}}
-    code, said, _ = run("info", path)
+    report = json.loads(out)
+    assert report["card"]["classes"] == ["red", "green", "blue"]
+    assert report["graph"]["parameters"] == 3 * 3 + 3 + 3 + 3
+    assert report["graph"]["file_bytes"] == sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert report["graph"]["operators"]["Conv"] == 1
+    assert report["multiply_adds"] == {"size": [64, 96], "total": 16 * 24 * 9, "by_operator": {"Conv": 16 * 24 * 9}}
+    code, out, _ = run("info", path)
     assert code == 0
-    assert "image uint8 (batch, height, width, 3)" in said
+    assert "image uint8 (batch, height, width, 3)" in out
     assert run("info", color_model(tmp_path / "s.onnx", size=(64, 64)), "--size", "96x96")[0] == 1
 
 
@@ -146,11 +146,11 @@ def write_engine(path, **changes):
     """A file that stands for an engine, with its card."""
     path.write_bytes(b"engine")
     info = EngineInfo("tensorrt", "10.13.0", sha256(path), (), device="Thing", plugin_version="1", **changes)
-    source, answer = (
+    source, output = (
         TensorSpec("image", "uint8", ("batch", 64, 96, 3)),
         TensorSpec("labels", "uint8", ("batch", 64, 96)),
     )
-    card = ModelCard("net", ("road", "sky"), ((0, 0, 0),) * 2, source, answer, engine=info)
+    card = ModelCard("net", ("road", "sky"), ((0, 0, 0),) * 2, source, output, engine=info)
     sidecar.path_of(path).write_text(card.to_json())
     return path
 
@@ -158,12 +158,12 @@ def write_engine(path, **changes):
 def test_info_of_an_engine_is_its_card(run, tmp_path):
     shapes = {"min": (1, 64, 96), "opt": (2, 64, 96), "max": (4, 64, 96)}
     path = write_engine(tmp_path / "m.engine", profiles=(shapes,), plugin_embedded=True)
-    code, said, _ = run("info", path)
+    code, out, _ = run("info", path)
     assert code == 0
     for words in ("tensorrt 10.13.0", "Thing", "version 1, inside", "min 1x64x96 opt 2x64x96 max 4x64x96", "road, sky"):
-        assert words in said
-    facts = json.loads(run("info", path, "--json")[1])
-    assert (facts["file_bytes"], facts["card"]["engine"]["sha256"]) == (6, sha256(path))
+        assert words in out
+    report = json.loads(run("info", path, "--json")[1])
+    assert (report["file_bytes"], report["card"]["engine"]["sha256"]) == (6, sha256(path))
     code, _, err = run("info", path, "--size", "64x96")
     assert code == 1
     assert "leave --size out" in err
@@ -180,24 +180,24 @@ def test_benchmark_refuses_a_size_or_batch_that_is_not_the_models(run, tmp_path)
     assert code == 1
     assert "the model takes one size, 64x96, got 96x64" in err
     for batch in ((), ("--batch", "2")):
-        code, said, _ = run("benchmark", fixed, *batch, "--backend", "onnxruntime", "--runs", "3", "--json")
-        assert (code, json.loads(said)["input"]) == (0, [2, 64, 96, 3])
+        code, out, _ = run("benchmark", fixed, *batch, "--backend", "onnxruntime", "--runs", "3", "--json")
+        assert (code, json.loads(out)["input"]) == (0, [2, 64, 96, 3])
 
 
 def write_graph(path, nodes, initializers, size=("height", "width")):
     """A model around `nodes` that map "input" to "logits"."""
     source = TensorSpec("input", "float32", ("batch", 3, *size))
-    answer = TensorSpec("logits", "float32", ("batch", 8, "h4", "w4"))
+    output = TensorSpec("logits", "float32", ("batch", 8, "h4", "w4"))
     graph = helper.make_graph(
         nodes,
         "g",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, source.shape)],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, answer.shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, output.shape)],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in initializers.items()],
     )
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("internimage", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    card = ModelCard("x", ("a",) * 8, ((0, 0, 0),) * 8, source, answer)
+    card = ModelCard("x", ("a",) * 8, ((0, 0, 0),) * 8, source, output)
     helper.set_model_props(model, {METADATA_KEY: card.to_json()})
     onnx.save(model, path)
     return read_model(path), card
@@ -241,12 +241,12 @@ def test_multiply_adds_by_hand(tmp_path):
     }
     in_two = multiply_adds(model, card, (64, 96), tmp_path, batch=2)
     assert in_two == {name: 2 * count for name, count in at_64x96.items()}
-    facts = graph_facts(model, tmp_path / "m.onnx")
-    assert facts.operators["internimage::DCNv3"] == 1
-    assert facts.nodes == len(nodes)
+    statistics = graph_statistics(model, tmp_path / "m.onnx")
+    assert statistics.operators["internimage::DCNv3"] == 1
+    assert statistics.nodes == len(nodes)
 
 
-def test_sizes_that_depend_on_the_data_are_said(tmp_path):
+def test_sizes_that_depend_on_the_data_are_reported(tmp_path):
     nodes = [helper.make_node("NonZero", ["input"], ["found"]), helper.make_node("Cast", ["found"], ["logits"], to=1)]
     model, card = write_graph(tmp_path / "m.onnx", nodes, {})
     with pytest.raises(UnknownShape, match="NonZero"):
@@ -264,28 +264,28 @@ def test_a_backend_that_is_not_installed_names_its_extra(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("provider", "problem", "backend", "told"),
+    ("provider", "problem", "backend", "logged"),
     [
         (True, "", "auto", True),
         (False, "", "auto", False),
         (True, "none", "auto", False),
         (True, "", "onnxruntime", False),
     ],
-    ids=["idle GPU", "CPU package", "no GPU", "asked for the CPU"],
+    ids=["idle GPU", "CPU package", "no GPU", "the CPU by name"],
 )
-def test_a_gpu_that_auto_leaves_idle_is_named(tmp_path, monkeypatch, caplog, provider, problem, backend, told):
+def test_a_gpu_that_auto_leaves_idle_is_named(tmp_path, monkeypatch, caplog, provider, problem, backend, logged):
     there = {"onnxruntime", *(("onnxruntime-cuda",) if provider else ())}
     names = {id(entry): name for name, entry in REGISTRY.items()}
     monkeypatch.setattr(load_module, "installed", lambda entry: names[id(entry)] in there)
     monkeypatch.setattr(load_module, "gpu_problem", lambda: problem)
     with caplog.at_level(logging.INFO, "internimage_deploy"):
         load_backend(color_model(tmp_path / "m.onnx"), backend)
-    assert ("running on the CPU; --backend onnxruntime-cuda uses the GPU" in caplog.text) == told
+    assert ("running on the CPU; --backend onnxruntime-cuda uses the GPU" in caplog.text) == logged
 
 
-def test_the_answer_must_have_the_rank_of_the_card(tmp_path):
-    answer = TensorSpec("logits", "float32", ("batch", 3, "x", "h4", "w4"))
-    backend = load_backend(color_model(tmp_path / "m.onnx", card_changes={"output": answer}), "onnxruntime")
+def test_the_output_must_have_the_rank_of_the_card(tmp_path):
+    output = TensorSpec("logits", "float32", ("batch", 3, "x", "h4", "w4"))
+    backend = load_backend(color_model(tmp_path / "m.onnx", card_changes={"output": output}), "onnxruntime")
     with pytest.raises(UserError, match="expected 5 dimensions"):
         backend.run(np.zeros((1, 64, 64, 3), np.uint8))
 
@@ -303,15 +303,15 @@ def test_doctor_survives_broken_packages(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "broken_package", raising=False)
 
 
-def test_doctor_says_what_is_there(run, monkeypatch):
-    code, said, _ = run("doctor")
+def test_doctor_shows_what_is_installed(run, monkeypatch):
+    code, out, _ = run("doctor")
     assert code == 0
-    assert np.__version__ in said
-    assert "onnxruntime" in said
+    assert np.__version__ in out
+    assert "onnxruntime" in out
     monkeypatch.setattr(doctor, "_present", lambda module: module != "cv2")
-    code, said, _ = run("doctor")
+    code, out, _ = run("doctor")
     assert code == 1
-    assert "pip install opencv-python-headless" in said
+    assert "pip install opencv-python-headless" in out
 
 
 @pytest.mark.parametrize("content", ["raise ImportError('no libcublas.so.12')", "x = 1"], ids=["import", "stub"])
@@ -320,8 +320,8 @@ def test_doctor_survives_a_broken_onnxruntime(run, tmp_path, monkeypatch, conten
     importlib.import_module("onnxruntime")  # the real one, which is put back afterwards
     monkeypatch.delitem(sys.modules, "onnxruntime")
     monkeypatch.syspath_prepend(tmp_path)
-    _, said, _ = run("doctor", "--json")
-    report = json.loads(said)
+    _, out, _ = run("doctor", "--json")
+    report = json.loads(out)
     (found,) = (part for part in report["parts"] if part["title"] == "ONNX Runtime")
     if "raise" in content:
         assert (found["state"], found["detail"]) == ("broken", "(ImportError: no libcublas.so.12)")

@@ -9,9 +9,11 @@ import sys
 import numpy as np
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 from google.protobuf import text_format
 
 from internimage_deploy.card import EngineInfo
+from internimage_deploy.cli.export_triton import export_triton
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import sha256
 from internimage_deploy.onnx_tools.model_file import read_card
@@ -30,11 +32,11 @@ def labels_model(tmp_path):
     return color_model(tmp_path / "labels.onnx", size=(64, 96), labels=True)
 
 
-def engine(tmp_path, card, **facts):
+def engine(tmp_path, card, **info):
     """A stand-in for an engine file with its card; Triton's repository does not look inside."""
     path = tmp_path / "street.engine"
     path.write_bytes(b"engine")
-    info = EngineInfo("tensorrt", "10.14", sha256(path), ("8.6",), **facts)
+    info = EngineInfo("tensorrt", "10.14", sha256(path), ("8.6",), **info)
     (tmp_path / "street.engine.json").write_text(dataclasses.replace(card, engine=info).to_json())
     return path
 
@@ -44,9 +46,9 @@ def test_an_onnx_model_becomes_a_repository(labels_model, tmp_path):
     commands = export(labels_model, repository, TritonOptions("street", max_batch=16, instances=2, delay_us=700))
     parsed = config(repository, "street")
     assert (parsed.name, parsed.platform, parsed.max_batch_size) == ("street", "onnxruntime_onnx", 16)
-    (given,), (answer,) = parsed.input, parsed.output
-    assert (given.name, given.data_type, list(given.dims)) == ("image", grpc.TYPE_UINT8, [64, 96, 3])
-    assert (answer.name, answer.data_type, list(answer.dims)) == ("labels", grpc.TYPE_UINT8, [64, 96])
+    (source,), (output,) = parsed.input, parsed.output
+    assert (source.name, source.data_type, list(source.dims)) == ("image", grpc.TYPE_UINT8, [64, 96, 3])
+    assert (output.name, output.data_type, list(output.dims)) == ("labels", grpc.TYPE_UINT8, [64, 96])
     assert parsed.instance_group[0].count == 2
     assert parsed.instance_group[0].kind == grpc.ModelInstanceGroup.KIND_AUTO
     assert parsed.dynamic_batching.max_queue_delay_microseconds == 700
@@ -61,7 +63,7 @@ def test_an_onnx_model_becomes_a_repository(labels_model, tmp_path):
     assert "LD_PRELOAD" not in commands[0]
 
 
-def test_the_copied_model_takes_and_answers_what_the_configuration_says(labels_model, tmp_path):
+def test_the_copied_model_takes_and_returns_what_the_configuration_says(labels_model, tmp_path):
     export(labels_model, tmp_path / "r", TritonOptions("m"))
     parsed = config(tmp_path / "r", "m")
     session = onnxruntime.InferenceSession(
@@ -69,10 +71,10 @@ def test_the_copied_model_takes_and_answers_what_the_configuration_says(labels_m
     )
     warm_up = np.zeros((2, *parsed.model_warmup[0].inputs["image"].dims), np.uint8)
     image, expected = picture(64, 96)
-    (answer,) = session.run([parsed.output[0].name], {parsed.input[0].name: np.stack([warm_up[0], image])})
-    assert answer.shape == (2, *parsed.output[0].dims)
-    assert answer.dtype == np.uint8
-    assert (answer[1] == expected).mean() > 0.95
+    (output,) = session.run([parsed.output[0].name], {parsed.input[0].name: np.stack([warm_up[0], image])})
+    assert output.shape == (2, *parsed.output[0].dims)
+    assert output.dtype == np.uint8
+    assert (output[1] == expected).mean() > 0.95
 
 
 def test_a_fixed_batch_is_an_ordinary_dimension(tmp_path):
@@ -100,8 +102,8 @@ def test_names_and_classes_with_special_characters_survive(tmp_path):
     classes = ('"quoted"', "back\\slash", "Straße\n")
     model = color_model(tmp_path / "m.onnx", size=(32, 32), labels=True, classes=classes)
     export(model, tmp_path / "r", TritonOptions("m"))
-    facts = json.loads(config(tmp_path / "r", "m").parameters["internimage_deploy"].string_value)
-    assert tuple(facts["classes"]) == classes
+    data = json.loads(config(tmp_path / "r", "m").parameters["internimage_deploy"].string_value)
+    assert tuple(data["classes"]) == classes
 
 
 def test_an_engine_takes_its_plugin_along(labels_model, tmp_path):
@@ -147,9 +149,9 @@ def test_what_triton_cannot_run_is_refused(labels_model, tmp_path):
     with pytest.raises(UserError, match="no such file"):
         export(engine(tmp_path, card, plugin_version="1"), tmp_path / "r", missing)
     path = engine(tmp_path, card)
-    facts = json.loads((tmp_path / "street.engine.json").read_text())
-    facts["engine"]["flavour"] = "tensorrt-rtx"
-    (tmp_path / "street.engine.json").write_text(json.dumps(facts))
+    data = json.loads((tmp_path / "street.engine.json").read_text())
+    data["engine"]["flavour"] = "tensorrt-rtx"
+    (tmp_path / "street.engine.json").write_text(json.dumps(data))
     with pytest.raises(UserError, match="tensorrt-rtx, which Triton does not run"):
         export(path, tmp_path / "r", TritonOptions("m"))
     (tmp_path / "street.engine.json").unlink()
@@ -166,3 +168,29 @@ def test_the_command_writes_and_says_how_to_start(labels_model, tmp_path):
     )  # fmt: skip
     assert config(tmp_path / "r", "a_b").name == "a_b"
     assert "tritonserver --model-repository=/models" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "delay_us", "batch"),
+    [
+        ([], 5000, 8),
+        (["--delay-ms", "0.7", "--batch", "4"], 700, 4),
+        (["--delay", "700", "--max-batch", "4"], 700, 4),
+    ],
+    ids=["defaults", "new names", "names of earlier versions"],
+)
+def test_delay_and_batch_of_the_command(arguments, delay_us, batch, labels_model, tmp_path):
+    command = [str(labels_model), "-o", str(tmp_path / "r"), *arguments]
+    CliRunner().invoke(export_triton, command, catch_exceptions=False)
+    parsed = config(tmp_path / "r", "labels")
+    assert (parsed.dynamic_batching.max_queue_delay_microseconds, parsed.max_batch_size) == (delay_us, batch)
+
+
+def test_the_old_names_are_not_in_the_help_and_not_mixed_with_the_new(labels_model, tmp_path):
+    help_text = CliRunner().invoke(export_triton, ["--help"]).output
+    assert "--delay-ms" in help_text
+    assert not {"--delay", "--max-batch"} & set(help_text.split())
+    both = [str(labels_model), "-o", str(tmp_path / "r"), "--delay", "700", "--delay-ms", "1"]
+    result = CliRunner().invoke(export_triton, both)
+    assert result.exit_code == 2
+    assert "use --delay-ms alone" in result.output

@@ -70,8 +70,8 @@ def small(nodes, inputs, outputs, *, opset=20, constants=None, domains=()):
     return Graph(helper.make_model(graph, opset_imports=imports, ir_version=9), FOLDER)
 
 
-def answer(graph, **inputs):
-    """What ONNX Runtime computes for a graph, its first output."""
+def compute(graph, **inputs):
+    """The first output of a graph in ONNX Runtime."""
     import onnxruntime as ort
 
     onnx.checker.check_model(graph.model)
@@ -88,7 +88,7 @@ def normal(*shape, seed=0, scale=1.0):
 
 
 def official(opset=11):
-    """A small network as the official exporter writes one: old operators, spelled-out norm, `mmdeploy::TRTDCNv3`."""
+    """A small network as the official exporter writes one: old operators, decomposed norm, `mmdeploy::TRTDCNv3`."""
     channels, groups, points = 16, 2, 9
     constants = {
         "stem": normal(channels, 3, 4, 4, scale=0.1),
@@ -123,8 +123,8 @@ def official(opset=11):
         n("TRTDCNv3", ["normal", "offset", "joined"], ["y"], "dcn", domain="mmdeploy", **numbers),
         n("Transpose", ["y"], ["nchw"], "nchw", perm=[0, 3, 1, 2]),
         n("Conv", ["nchw", "classes"], ["scores"], "classify", kernel_shape=[1, 1]),
-        n("Resize", ["scores", "roi", "scales"], ["grown"], "grow", mode="linear"),
-        n("ArgMax", ["grown"], ["output"], "best", axis=1, keepdims=1),
+        n("Resize", ["scores", "roi", "scales"], ["upsampled"], "upsample", mode="linear"),
+        n("ArgMax", ["upsampled"], ["output"], "best", axis=1, keepdims=1),
     ]
     shapes = {"input": (FLOAT, [1, 3, 32, 32])}, {"output": (TensorProto.INT64, [1, 1, 32, 32])}
     return small(nodes, *shapes, opset=opset, constants=constants, domains=("mmdeploy",))

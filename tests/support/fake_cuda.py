@@ -2,7 +2,7 @@
 """Stand-ins for `pycuda.driver` and cuda-python's runtime: the documented names and arguments, over host memory.
 
 "Device" memory is host memory at real addresses. What is put on a stream is done only when somebody waits for it, so
-that a missing wait, or a buffer that is used again too early, changes the answer.
+that a missing wait, or a buffer that is used again too early, changes the output.
 """
 
 import ctypes
@@ -30,14 +30,14 @@ class Stream:
         assert isinstance(flags, int)
         self.queue = []
         self.handle = next(_handles)
-        self.recording = None
+        self.captured = None
         STREAMS[self.handle] = self
 
     def put(self, work):
-        (self.queue if self.recording is None else self.recording).append(work)
+        (self.queue if self.captured is None else self.captured).append(work)
 
     def synchronize(self):
-        if self.recording is not None:
+        if self.captured is not None:
             raise Error("operation not permitted when stream is capturing")
         while self.queue:
             self.queue.pop(0)()
@@ -168,24 +168,24 @@ def make_driver(*, memory=1 << 30, capability=(8, 6), devices=1):
 
 
 def make_runtime(*, capturable=True):
-    """A `cuda.bindings.runtime` with what recording a graph takes; counts launches."""
+    """A `cuda.bindings.runtime` with what capturing a graph takes; counts launches."""
     runtime = ModuleType("cuda.bindings.runtime")
     success, failure = "cudaSuccess", "cudaErrorStreamCaptureUnsupported"
     runtime.cudaError_t = SimpleNamespace(cudaSuccess=success)
     runtime.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
-    runtime.recorded, runtime.launched, runtime.freed = 0, 0, 0
+    runtime.captured, runtime.launched, runtime.freed = 0, 0, 0
 
     def begin(stream, mode):
         assert mode == 1
         if not capturable:
             return (failure,)
-        assert not STREAMS[stream].queue, "recording begins on a stream at rest"
-        STREAMS[stream].recording = []
+        assert not STREAMS[stream].queue, "capturing begins on a stream at rest"
+        STREAMS[stream].captured = []
         return (success,)
 
     def end(stream):
-        work, STREAMS[stream].recording = STREAMS[stream].recording, None
-        runtime.recorded += 1
+        work, STREAMS[stream].captured = STREAMS[stream].captured, None
+        runtime.captured += 1
         return success, work
 
     def launch(graph, stream):

@@ -18,6 +18,9 @@ from types import ModuleType
 import numpy as np
 import onnx
 
+from internimage_deploy.onnx_tools.graph import attribute
+from internimage_deploy.operators import contract
+from internimage_deploy.operators.onnx_function import dcnv3_function
 from support.fake_cuda import STREAMS
 
 NUMPY = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.UINT8: "UINT8", onnx.TensorProto.INT32: "INT32"}
@@ -261,8 +264,8 @@ def _behave(trt):
     def deserialize_cuda_engine(self, serialized_engine):
         head, _, model = bytes(serialized_engine).partition(b"\n")
         engine = trt.ICudaEngine()
-        object.__setattr__(engine, "_facts", json.loads(head))
-        object.__setattr__(engine, "_session", session_of(model))
+        object.__setattr__(engine, "_plan", json.loads(head))
+        object.__setattr__(engine, "_session", session_of(model, Path(engine._plan["folder"]).parent))
         return engine
 
     @hook(trt.ICudaEngine, "create_execution_context")
@@ -277,14 +280,14 @@ def _behave(trt):
     def set_optimization_profile_async(self, profile_index, stream_handle):
         object.__setattr__(self, "_profile", profile_index)
         self._shapes.clear()
-        return profile_index < max(len(self._engine._facts["profiles"]), 1)
+        return profile_index < max(len(self._engine._plan["profiles"]), 1)
 
     @hook(trt.IExecutionContext, "set_input_shape")
     def set_input_shape(self, name, shape):
-        profiles = self._engine._facts["profiles"]
+        profiles = self._engine._plan["profiles"]
         if profiles:
-            least, _, most = profiles[self._profile]
-            if not all(low <= side <= high for low, side, high in zip(least, shape, most, strict=True)):
+            smallest, _, largest = profiles[self._profile]
+            if not all(low <= side <= high for low, side, high in zip(smallest, shape, largest, strict=True)):
                 return False
         self._shapes[name] = tuple(shape)
         return True
@@ -293,7 +296,7 @@ def _behave(trt):
 
     @hook(trt.IExecutionContext, "get_tensor_shape")
     def get_tensor_shape(self, name):
-        return _answer(self, np.zeros(*_input(self))).shape
+        return _compute(self, np.zeros(*_input(self))).shape
 
     @hook(trt.IExecutionContext, "set_tensor_address")
     def set_tensor_address(self, name, memory):
@@ -308,18 +311,31 @@ def _behave(trt):
 
         def work():
             batch = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(source), dtype).reshape(shape)
-            answer = _answer(self, batch)
-            ctypes.memmove(target, answer.ctypes.data, answer.nbytes)
+            output = _compute(self, batch)
+            ctypes.memmove(target, output.ctypes.data, output.nbytes)
 
         object.__setattr__(self, "_runs", self._runs + 1)
         STREAMS[stream_handle].put(work)
         return True
 
 
-def session_of(model):
+def session_of(model, folder):
+    """An ONNX Runtime session of a plan's model, in which the operator's ONNX function plays the plugin."""
     import onnxruntime as ort
 
-    return ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    proto = onnx.load_from_string(model)
+    plugin_nodes = [node for node in proto.graph.node if node.op_type == contract.OP_TYPE]
+    if plugin_nodes and not proto.functions:
+        for node in plugin_nodes:
+            kept = [entry for entry in node.attribute if not entry.name.startswith("plugin_")]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+        opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+        (softmax,) = {attribute(node, "mask_softmax", 0) for node in plugin_nodes}
+        proto.functions.append(dcnv3_function(opset, mask_softmax=bool(softmax)))
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _tensor(trt, value):
@@ -343,5 +359,5 @@ def _input(context):
     return context._shapes[_in(context).name], kind
 
 
-def _answer(context, batch):
+def _compute(context, batch):
     return np.ascontiguousarray(context._engine._session.run(None, {_in(context).name: batch})[0])

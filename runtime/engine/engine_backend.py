@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two backends of engines: each library builds engines and runs those that it built."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+EngineBackend = Literal["tensorrt", "tensorrt-rtx"]
+
+ENGINE_BACKENDS: tuple[EngineBackend, ...] = ("tensorrt", "tensorrt-rtx")
+DISPLAY_NAMES: dict[EngineBackend, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+EXTRAS: dict[EngineBackend, str] = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
+"""The extra of internimage-deploy that installs each."""

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a model file to a graph that the compiler at hand can read: card, profiles, precision, lowering."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from internimage_deploy.card import METADATA_KEY, ModelCard, TensorSpec
+from internimage_deploy.errors import UserError
+from internimage_deploy.files import write_error
+from internimage_deploy.onnx_tools.graph import Graph, save
+from internimage_deploy.onnx_tools.model_file import read_model
+from internimage_deploy.runtime.engine.compilers import Compiler, gpu_problem
+from internimage_deploy.runtime.engine.lowering import lower
+from internimage_deploy.runtime.engine.official import Classes, Palette, adapt_official, upgrade_official
+from internimage_deploy.runtime.engine.operators import Parser, check, parser_of
+from internimage_deploy.runtime.engine.plugin_nodes import dcnv3_nodes, to_plugin_nodes
+from internimage_deploy.runtime.engine.precision import convert
+from internimage_deploy.runtime.engine.profiles import InputSize, Profile, choose_profiles, tensor_shape
+from internimage_deploy.runtime.engine.protocol import ExpectedTensor, Job
+from internimage_deploy.runtime.engine.targets import TURING
+
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Options of an engine build.
+
+    Attributes:
+        precision: fp32 keeps the graph; fp16 and bf16 convert it.
+        keep_fp32: nodes that a conversion leaves in float32; see `precision.convert`.
+        min, opt, max: profiles of a dynamic model: smallest, typical and largest input, one of each per profile.
+        workspace_mib: the compiler's scratch memory in MiB; None for its default.
+        optimization_level: 0 (quick build) to 5 (longest search); None for the compiler's default.
+        compute_capabilities: GPUs that TensorRT-RTX compiles for; empty for its default set.
+        timing_cache: file in which TensorRT keeps measured kernels; None for none.
+        version_compatible: the engine also loads in newer versions of the same major number.
+        strip_weights: leave out weights that can be refitted.
+        embed_plugin: put the plugin's code into the engine.
+        classes, palette, size: the card's entries for a file without a card; see `official.adapt_official`.
+    """
+
+    precision: Precision = "fp32"
+    keep_fp32: tuple[str, ...] = ()
+    min: tuple[InputSize, ...] = ()
+    opt: tuple[InputSize, ...] = ()
+    max: tuple[InputSize, ...] = ()
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    strip_weights: bool = False
+    embed_plugin: bool = True
+    classes: Classes | None = None
+    palette: Palette | None = None
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A graph that the compiler's parser can read, with its card and profiles."""
+
+    graph: Graph
+    card: ModelCard
+    parser: Parser
+    profiles: tuple[Profile, ...]
+    lowered: tuple[str, ...]  # operators that were decomposed because the parser lacks them
+    weights_beside: Path  # the file in whose folder external weights lie, as long as the graph is not saved
+    uses_plugin: bool
+
+    def embeds_plugin(self, options: BuildOptions) -> bool:
+        """True when the engine will carry the plugin's code."""
+        return self.uses_plugin and options.embed_plugin and self.parser.version >= (8, 6)
+
+
+def prepare(model: Path, compiler: Compiler, options: BuildOptions) -> PreparedModel:
+    """Read `model` and convert its graph for `compiler`, in memory.
+
+    Raises:
+        UserError: the file is broken, or the options do not fit it or the compiler.
+    """
+    _check_options(compiler, options)
+    parser = parser_of(compiler.backend, compiler.version)
+    graph = Graph(read_model(model), model.parent)
+    card = _card(graph, model, options)
+    profiles = choose_profiles(card, options.min, options.opt, options.max)
+    if options.precision != "fp32":
+        if card.precision != "fp32":
+            raise UserError(f"{model}: already {card.precision}; export the checkpoint again for another precision")
+        if options.precision == "bf16" and not parser.bfloat16:
+            raise UserError(f"{parser} does not know bfloat16; use --fp16")
+        turing = TURING in options.compute_capabilities
+        kept = convert(graph, options.precision, keep=options.keep_fp32, all_products_low=turing)
+        card = dataclasses.replace(card, precision=options.precision, kept_fp32=kept)
+    elif options.keep_fp32:
+        raise UserError("--keep-fp32 needs --fp16 or --bf16")
+    lowered = lower(graph, parser)
+    uses_plugin = compiler.backend == "tensorrt" and bool(dcnv3_nodes(graph))
+    if uses_plugin:
+        to_plugin_nodes(graph)
+    check(graph.model, parser)
+    return PreparedModel(graph, card, parser, profiles, lowered, model, uses_plugin)
+
+
+def write_graph(prepared: PreparedModel, folder: Path) -> tuple[Path, Path]:
+    """Write the graph to parse into `folder`; returns its path and the path beside which its weights lie."""
+    path = folder / "model.onnx"
+    for entry in prepared.graph.model.metadata_props:
+        if entry.key == METADATA_KEY:
+            entry.value = prepared.card.to_json()
+    try:
+        if prepared.graph.new_weights:
+            save(prepared.graph, path)
+            return path, path
+        path.write_bytes(prepared.graph.model.SerializeToString())
+    except OSError as error:
+        raise write_error(path, error) from error
+    return path, prepared.weights_beside
+
+
+def make_job(
+    prepared: PreparedModel,
+    compiler: Compiler,
+    options: BuildOptions,
+    *,
+    model: Path,
+    weights_beside: Path,
+    output: Path,
+    plugin: Path | None,
+) -> Job:
+    """The compilation of `prepared`, whose graph `write_graph` has written to `model`."""
+    embed = prepared.embeds_plugin(options)
+    flags = []
+    if options.precision != "fp32" and not prepared.parser.strongly_typed:
+        flags.append("FP16")  # 8.x: the graph's types alone do not make it choose float16 kernels
+    if embed or options.version_compatible:
+        flags.append("VERSION_COMPATIBLE")
+    if options.strip_weights:
+        flags.append("STRIP_PLAN")
+    card = prepared.card
+    return Job(
+        backend=compiler.backend,
+        model=str(model.absolute()),
+        weights_beside=str(weights_beside.absolute()),
+        output=str(output.absolute()),
+        input=_expected(card.input),
+        outputs=(_expected(card.output),),
+        profiles=tuple(
+            {bound: tensor_shape(card.input, size) for bound, size in (("min", p.min), ("opt", p.opt), ("max", p.max))}
+            for p in prepared.profiles
+        ),
+        flags=tuple(flags),
+        strongly_typed=prepared.parser.strongly_typed,
+        workspace_mib=options.workspace_mib,
+        optimization_level=options.optimization_level,
+        compute_capabilities=options.compute_capabilities,
+        timing_cache=str(options.timing_cache or ""),
+        plugin=str(plugin.absolute()) if plugin else "",
+        embed_plugin=embed,
+    )
+
+
+def _expected(spec: TensorSpec) -> ExpectedTensor:
+    return ExpectedTensor(spec.name, spec.dtype, tuple(side if isinstance(side, int) else -1 for side in spec.shape))
+
+
+def _check_options(compiler: Compiler, options: BuildOptions) -> None:
+    if compiler.backend == "tensorrt":
+        if options.compute_capabilities:
+            raise UserError(
+                "TensorRT compiles for the GPU it runs on, so --compute-capability has no effect; "
+                "leave it out, or use --backend tensorrt-rtx"
+            )
+        return
+    if options.timing_cache is not None:
+        raise UserError(
+            "TensorRT-RTX times no kernels while it compiles, so --timing-cache has no effect; leave it out"
+        )
+    if options.version_compatible:
+        raise UserError("TensorRT-RTX comes without the lean runtime that --version-compatible needs; leave it out")
+    if options.strip_weights and (problem := gpu_problem()):
+        raise UserError(
+            f"TensorRT-RTX strips weights only where it finds a GPU, and {problem}; leave --strip-weights out"
+        )
+    if TURING in options.compute_capabilities and options.precision != "fp16":
+        raise UserError(
+            "TensorRT-RTX has no matrix products in float32 or bfloat16 for compute capability 7.5 (Turing); "
+            "use --fp16 for it"
+        )
+
+
+def _card(graph: Graph, model: Path, options: BuildOptions) -> ModelCard:
+    for entry in graph.model.metadata_props:
+        if entry.key == METADATA_KEY:
+            if options.classes is not None or options.size is not None:
+                raise UserError(f"{model}: has a model card, so --classes and --size have no effect; leave them out")
+            return ModelCard.from_json(entry.value, str(model))
+    if options.classes is None or options.palette is None:
+        raise UserError(
+            f"{model}: an ONNX file without a model card; export the checkpoint with export-onnx, or, for a file that "
+            "the official repository exported, name its classes: --classes ade20k (or a file with a name a line)"
+        )
+    upgrade_official(graph)
+    return adapt_official(graph, options.classes, options.palette, options.size)

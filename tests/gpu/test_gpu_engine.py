@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines on a GPU, against a float64 reference and ONNX Runtime; the checks themselves run on stand-ins, too."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from internimage_deploy.runtime.backends import registry
+from internimage_deploy.runtime.backends import tensorrt as backend_module
+from internimage_deploy.runtime.backends.fastest import sample
+from internimage_deploy.runtime.backends.load import load_backend
+from internimage_deploy.runtime.engine import build as build_module
+from internimage_deploy.runtime.engine.build import build_engine
+from internimage_deploy.runtime.engine.compile import compile_engine
+from internimage_deploy.runtime.engine.compilers import Compiler
+from internimage_deploy.runtime.gpu.device import Device, DeviceArray
+from internimage_deploy.runtime.verification import compare, run_alone
+from support import fake_cuda, fake_tensorrt
+from support.dcnv3_cases import CASES, assert_close, expected
+from support.engine_checks import assert_two_threads_agree_with_one, one_node_outputs
+from support.engine_models import DYNAMIC_LOGITS, exported
+from support.tiny_models import color_model
+
+SIZE = (64, 96)
+PROFILE = {"min": (1, 64, 64), "opt": (1, *SIZE), "max": (2, 96, 96)}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_plugin_in_an_engine_of_one_node(case, dtype, trt, device, plugin, tmp_path):
+    arrays, outputs = one_node_outputs(trt, device, case, dtype, plugin, tmp_path)
+    for output in outputs:
+        assert_close(output, expected(case, arrays), dtype)
+
+
+@pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])
+def engine(request, tmp_path_factory):
+    """(ONNX file, backend with an engine of it in float32) of a small exported model."""
+    name = request.param
+    device = request.getfixturevalue("device")
+    if name == "tensorrt":
+        request.getfixturevalue("plugin")
+    else:
+        request.getfixturevalue("rtx")
+    model = exported(*DYNAMIC_LOGITS)
+    capabilities = (device.capability,) if name == "tensorrt-rtx" else ()
+    path = tmp_path_factory.mktemp(name) / "model.engine"
+    built = build_engine(model, path, backend=name, compute_capabilities=capabilities, **PROFILE)
+    backend = load_backend(built.path, trust_engine=True)
+    yield model, backend
+    backend.close()
+
+
+@pytest.mark.gpu
+def test_an_engine_agrees_with_onnx_runtime(engine):
+    model, backend = engine
+    run_alone(backend, SIZE)  # shape, type, finite values, single images against a batch
+    # TensorRT multiplies float32 in TF32 where the GPU can, with 10 bits of mantissa, and random weights leave pixels
+    # with nearly equal logits.
+    assert compare(backend, load_backend(model, "onnxruntime"), SIZE).agreement >= 0.98
+
+
+@pytest.mark.gpu
+def test_a_float16_engine_agrees_with_onnx_runtime(plugin, device, tmp_path):
+    model = exported(*DYNAMIC_LOGITS)
+    built = build_engine(model, tmp_path / "half.engine", precision="fp16", backend="tensorrt", **PROFILE)
+    backend = load_backend(built.path, trust_engine=True)
+    assert compare(backend, load_backend(model, "onnxruntime"), SIZE).agreement >= 0.95
+    backend.close()
+
+
+@pytest.mark.gpu
+def test_two_threads_share_an_engine(engine):
+    assert_two_threads_agree_with_one(engine[1], SIZE)
+
+
+@pytest.mark.gpu
+def test_an_array_on_the_gpu_stays_there(engine, device):
+    """As PyTorch and CuPy pass them; here the memory is PyCUDA's."""
+    _, backend = engine
+    batch = sample(backend.card, SIZE)
+    with device.current():
+        memory = device.driver.mem_alloc(batch.nbytes)
+        device.driver.memcpy_htod(memory, batch)
+        output = backend.run_on_device(DeviceArray(int(memory), batch.shape, batch.dtype, memory))
+        found = np.empty(output.shape, output.dtype)
+        device.driver.memcpy_dtoh(found, output.address)
+    np.testing.assert_array_equal(found, backend.run(batch))
+
+
+# Without a GPU
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Stand-ins for TensorRT and CUDA; the module `tensorrt`."""
+    trt = fake_tensorrt.make()
+    fake_cuda.install(monkeypatch, fake_cuda.make_driver(), fake_cuda.make_runtime())
+    monkeypatch.setattr("internimage_deploy.trt_plugins.library.ctypes.CDLL", lambda *a, **k: None)
+    return trt
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_check_of_one_node_on_the_stand_in(case, stand_in, tmp_path):
+    plugin = tmp_path / "plugin.so"
+    plugin.touch()
+    arrays, outputs = one_node_outputs(stand_in, Device(), case, "float32", plugin, tmp_path)
+    for output in outputs:
+        # ONNX's GridSample rounds coordinates in float32, which wide images feel.
+        np.testing.assert_allclose(output, expected(case, arrays), atol=2e-3)
+
+
+def test_the_check_of_two_threads_on_the_stand_in(stand_in, monkeypatch, tmp_path):
+    monkeypatch.setattr(build_module, "choose", lambda backend: Compiler("tensorrt", stand_in.__version__))
+    monkeypatch.setattr(
+        build_module,
+        "compile_in_process",
+        lambda job, on_event: compile_engine(stand_in, job, on_event, threading.Event()),
+    )
+    monkeypatch.setattr(backend_module, "load_module", lambda backend: stand_in)
+    monkeypatch.setattr(registry, "installed", lambda entry: True)
+    model = color_model(tmp_path / "m.onnx")
+    built = build_engine(model, tmp_path / "m.engine", use_timing_cache=False, **PROFILE)
+    backend = load_backend(built.path)
+    assert_two_threads_agree_with_one(backend, SIZE)
+    assert compare(backend, load_backend(model, "onnxruntime"), SIZE).agreement == 1

@@ -19,7 +19,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from internimage_deploy.trt_plugins.build import PLUGIN_SOURCES, SOURCES
+from internimage_deploy.trt_plugins.build import KERNEL_SOURCES, SOURCES
 from internimage_deploy.trt_plugins.toolchain import Nvcc, find_nvcc
 
 RESULTS = Path(__file__).parent / "results" / "ptxas.json"
@@ -61,7 +61,7 @@ def parse(log: str) -> Table:
 
 def compile_all(nvcc: Nvcc, architectures: list[int], jobs: int) -> Table:
     """Compile every kernel for every architecture and collect what ptxas says."""
-    sources = [name for name in PLUGIN_SOURCES if name.endswith(".cu")]
+    sources = [name for name in KERNEL_SOURCES if name.endswith(".cu")]
 
     def one(task: tuple[int, str]) -> str:
         architecture, source = task

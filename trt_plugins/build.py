@@ -21,19 +21,21 @@ LIBRARY = "libinternimage_trt_plugins.so"
 SOURCES = Path(__file__).resolve().parent / "csrc"
 RECORD = "plugin.json"
 
-# CMakeLists.txt lists the same.
+# The kernel, which knows CUDA alone, and the plugin around it, which knows TensorRT too. CMakeLists.txt lists the same.
+KERNEL_SOURCES = (
+    "kernel/dcnv3_bfloat16.cu",
+    "kernel/dcnv3_float16.cu",
+    "kernel/dcnv3_float32.cu",
+    "kernel/dcnv3_launch.cpp",
+    "kernel/dcnv3_variants.cpp",
+)
 PLUGIN_SOURCES = (
-    "dcnv3_attributes.cpp",
-    "dcnv3_bfloat16.cu",
-    "dcnv3_float16.cu",
-    "dcnv3_float32.cu",
-    "dcnv3_launch.cpp",
-    "dcnv3_operator.cpp",
-    "dcnv3_plugin_v2.cpp",
-    "dcnv3_plugin_v3.cpp",
-    "dcnv3_variants.cpp",
-    "plugin_log.cpp",
-    "plugin_registration.cpp",
+    "plugin/dcnv3_attributes.cpp",
+    "plugin/dcnv3_operator.cpp",
+    "plugin/dcnv3_plugin_v2.cpp",
+    "plugin/dcnv3_plugin_v3.cpp",
+    "plugin/plugin_log.cpp",
+    "plugin/plugin_registration.cpp",
 )
 FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-cudart=static", "-diag-suppress=1444,1445"),
@@ -51,7 +53,7 @@ def default_interface(tensorrt_major: int) -> Interface:
 
 def sources_key() -> str:
     """A digest of the C++ and CUDA sources."""
-    return fingerprint((path for path in SOURCES.iterdir() if path.is_file()), [])
+    return fingerprint((path for path in SOURCES.rglob("*") if path.is_file()), [])
 
 
 def cached_libraries(tensorrt: str | None = None, *, any_headers: bool = False) -> list[Path]:
@@ -117,10 +119,10 @@ class Plan:
         """The compiler's command line."""
         return [
             str(self.nvcc.path), *FLAGS, *self._architecture_flags(),
-            "-Xlinker", f"--version-script={SOURCES / 'exports.map'}",
-            f"-DDCNV3_PLUGIN_INTERFACE={self.interface[1]}", "-isystem", str(self.headers.path),
+            "-Xlinker", f"--version-script={SOURCES / 'plugin' / 'exports.map'}",
+            f"-DDCNV3_PLUGIN_INTERFACE={self.interface[1]}", f"-I{SOURCES}", "-isystem", str(self.headers.path),
             "--threads", str(min(os.cpu_count() or 1, 8)),
-            *(str(SOURCES / name) for name in PLUGIN_SOURCES), "-o", str(target),
+            *(str(SOURCES / name) for name in (*KERNEL_SOURCES, *PLUGIN_SOURCES)), "-o", str(target),
         ]  # fmt: skip
 
 

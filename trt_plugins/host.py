@@ -27,6 +27,7 @@ from internimage_deploy.operators.contract import output_size
 from internimage_deploy.trt_plugins.build import SOURCES
 
 HOST_SOURCES = ("dcnv3_host.cpp", "dcnv3_variants.cpp")
+KERNEL = SOURCES / "kernel"
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=default", "-Wall", "-Wextra")
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -75,14 +76,14 @@ def _pair(value: Pair, name: str) -> tuple[int, int]:
 
 def compile_library(target: Path) -> None:
     """Compile the host library to `target`. Raises `UserError` with the compiler's output if that fails."""
-    sources = [str(SOURCES / name) for name in HOST_SOURCES]
+    sources = [str(KERNEL / name) for name in HOST_SOURCES]
     run_compiler([host_compiler(), *FLAGS, *sources, "-o", str(target)], cache_folder() / "host" / "build.log")
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
     """The host library, compiled on the first call of this user with these sources."""
-    key = fingerprint([*SOURCES.glob("*.h"), *(SOURCES / name for name in HOST_SOURCES)], [host_compiler(), *FLAGS])
+    key = fingerprint([*KERNEL.glob("*.h"), *(KERNEL / name for name in HOST_SOURCES)], [host_compiler(), *FLAGS])
     target = cache_folder() / "host" / f"libdcnv3_host-{key}.so"
     build_once(target, compile_library)
     return bind(target)

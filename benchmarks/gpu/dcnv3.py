@@ -33,10 +33,9 @@ import report  # noqa: E402
 from internimage_deploy.cache import run_compiler  # noqa: E402
 from internimage_deploy.exporter.presets import BACKBONES  # noqa: E402
 from internimage_deploy.trt_plugins import host  # noqa: E402
-from internimage_deploy.trt_plugins.build import SOURCES  # noqa: E402
+from internimage_deploy.trt_plugins.build import KERNEL_SOURCES, SOURCES  # noqa: E402
 from internimage_deploy.trt_plugins.toolchain import find_nvcc  # noqa: E402
 
-KERNEL_SOURCES = ("dcnv3_bfloat16.cu", "dcnv3_float16.cu", "dcnv3_float32.cu", "dcnv3_launch.cpp", "dcnv3_variants.cpp")
 SCALAR_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Against float64; storage rounding is what is left when coordinates and sums are float32.
 TOLERANCE = {"float32": 1e-5, "float16": 2e-2, "bfloat16": 1.5e-1}

@@ -105,7 +105,7 @@ def test_key_follows_everything_the_library_depends_on(plan, monkeypatch, tmp_pa
     moved = dataclasses.replace(plan, headers=dataclasses.replace(plan.headers, path=Path("/elsewhere")))
     assert moved.key == plan.key
     shutil.copytree(build.SOURCES, tmp_path / "csrc")
-    with (tmp_path / "csrc" / "dcnv3_math.h").open("a") as file:
+    with (tmp_path / "csrc" / "kernel" / "dcnv3_math.h").open("a") as file:
         file.write("\n")
     monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
     keys.add(plan.key)
@@ -117,9 +117,10 @@ def test_key_follows_everything_the_library_depends_on(plan, monkeypatch, tmp_pa
 def test_compiler_errors_are_shown_whole_and_kept(plan, monkeypatch, tmp_path, empty_cache):
     shutil.copytree(build.SOURCES, tmp_path / "csrc")
     broken = "".join(f"#warning line {n}\n" for n in range(100)) + "#error no such thing\n"
-    (tmp_path / "csrc" / "dcnv3_attributes.cpp").write_text(broken)
+    (tmp_path / "csrc" / "plugin" / "dcnv3_attributes.cpp").write_text(broken)
     monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
-    monkeypatch.setattr(build, "PLUGIN_SOURCES", ("dcnv3_attributes.cpp",))
+    monkeypatch.setattr(build, "KERNEL_SOURCES", ())
+    monkeypatch.setattr(build, "PLUGIN_SOURCES", ("plugin/dcnv3_attributes.cpp",))
     with pytest.raises(UserError) as caught:
         build.build(plan)
     message = str(caught.value)
@@ -247,15 +248,21 @@ def test_no_compiler_says_what_to_install(monkeypatch, tmp_path):
 
 def test_cmake_lists_the_same_sources():
     listed = re.findall(r"csrc/(\S+\.(?:cpp|cu))", (ROOM / "CMakeLists.txt").read_text())
-    assert sorted(listed) == sorted(build.PLUGIN_SOURCES)
+    assert sorted(listed) == sorted((*build.KERNEL_SOURCES, *build.PLUGIN_SOURCES))
 
 
 def test_wheel_holds_every_source(tmp_path):
     configuration = (REPOSITORY / "pyproject.toml").read_text()
     patterns = re.search(r'"internimage_deploy.trt_plugins" = (\[.*?\])', configuration, re.S)[1]
     held = {path for pattern in json.loads(patterns) for path in ROOM.glob(pattern)}
-    wanted = {path for folder in ("csrc", "cmake") for path in (ROOM / folder).iterdir()} | {ROOM / "CMakeLists.txt"}
-    assert held == wanted
+    inside = (path for folder in ("csrc", "cmake") for path in (ROOM / folder).rglob("*"))
+    assert held == {path for path in inside if path.is_file()} | {ROOM / "CMakeLists.txt"}
+
+
+def test_the_kernel_includes_nothing_of_tensorrt_or_the_plugin():
+    for path in (ROOM / "csrc" / "kernel").iterdir():
+        included = re.findall(r'#include [<"](.+)[>"]', path.read_text())
+        assert not [name for name in included if "/" in name or name.startswith(("NvInfer", "plugin"))], path
 
 
 def test_library_lookup_order(plugin, monkeypatch, tmp_path, empty_cache):

@@ -3,7 +3,7 @@
 
     python benchmarks/cpu.py [--quick] [--models t,s] [--sizes 512x512,512x1024] [--threads 2]
 
-Every network answers labels from the same uint8 picture. Peak memory is of a process of its own that loads one file and
+Every network computes labels from the same uint8 image. Peak memory is of a process of its own that loads one file and
 runs it three times.
 """
 
@@ -124,9 +124,9 @@ def row(model: str, size: tuple[int, int], arguments: argparse.Namespace) -> dic
         reference = eager()
         differ = {key: float((call() != reference).mean()) for key, call in calls.items()}
         # Random weights put many logits close together, where bfloat16 decides otherwise.
-        wrong = [key for key, share in differ.items() if share > (0.1 if "bf16" in key else 1e-3)]
+        wrong = [key for key, fraction in differ.items() if fraction > (0.1 if "bf16" in key else 1e-3)]
         if wrong:
-            raise SystemExit(f"{wrong} answer other labels than PyTorch: {differ}")
+            raise SystemExit(f"{wrong}: labels differ from PyTorch's: {differ}")
         times = measure(calls, runs=arguments.runs, warmup=1, seconds=arguments.seconds)
         del calls
         peaks = {
@@ -154,17 +154,14 @@ def preset_of(model: str) -> str:
 
 def exported(name: str, size: tuple[int, int], plain: bool, folder: Path) -> tuple[Path, float]:
     """Export with random weights; the file, and the seconds it took."""
-    from internimage_deploy.exporter.export import ModelFacts, export
-    from internimage_deploy.exporter.models import build_random
+    from internimage_deploy.exporter.export import export_model
     from internimage_deploy.exporter.options import ExportOptions
-    from internimage_deploy.exporter.presets import PRESETS
+    from internimage_deploy.exporter.source import random_model
 
-    classes = PRESETS[name].config.head.num_classes
-    facts = ModelFacts(name, tuple(map(str, range(classes))), tuple((i, i, i) for i in range(classes)))
     path = folder / f"{'plain' if plain else 'ours'}.onnx"
-    segmentor = build_random(PRESETS[name].config)
+    model = random_model(name)
     start = time.perf_counter()
-    export(segmentor, ExportOptions(size=size, batch=1, plain=plain), facts, path, check=None)
+    export_model(model, ExportOptions(size=size, batch=1, plain=plain), path, check=None)
     return path, round(time.perf_counter() - start, 1)
 
 

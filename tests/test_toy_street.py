@@ -20,9 +20,7 @@ from score import Score  # noqa: E402
 
 from internimage_deploy.card import ModelCard, TensorSpec  # noqa: E402
 from internimage_deploy.exporter.checkpoint import read_checkpoint  # noqa: E402
-from internimage_deploy.exporter.export import ModelFacts, export  # noqa: E402
-from internimage_deploy.exporter.models import build_with  # noqa: E402
-from internimage_deploy.exporter.options import ExportOptions  # noqa: E402
+from internimage_deploy.exporter.export import export  # noqa: E402
 from internimage_deploy.onnx_tools.graph import Graph, save  # noqa: E402
 from internimage_deploy.onnx_tools.model_file import read_model  # noqa: E402
 from internimage_deploy.runtime.backends import cpu_graph  # noqa: E402
@@ -118,18 +116,15 @@ def test_checkpoint_is_small_and_holds_plain_data_only():
 
 def test_everything_about_the_model_is_inferred_from_the_checkpoint():
     read = read_checkpoint(CHECKPOINT)
-    assert read.config == recipe.CONFIG
+    assert read.segmentor.config == recipe.CONFIG
     assert read.classes == scenes.CLASSES
     assert read.palette == scenes.PALETTE
     assert read.resize == (scenes.SIZE[1], scenes.SIZE[0])
-    assert not read.report
+    assert not read.notes
 
 
 def exported(path, **options):
-    read = read_checkpoint(CHECKPOINT)
-    facts = ModelFacts(read.architecture, read.classes, read.palette, read.resize, read.source)
-    export(build_with(read.config, read.state_dict), ExportOptions(**options), facts, path)
-    return path
+    return export(CHECKPOINT, path, **options).path
 
 
 @pytest.fixture(scope="module")

@@ -67,13 +67,17 @@ def cached_libraries(tensorrt: str | None = None, *, any_headers: bool = False) 
     for record in (cache_folder() / "plugin").glob(f"*/{RECORD}"):
         library = record.parent / LIBRARY
         try:
-            facts = json.loads(record.read_text())
-            fits = facts["sources"] == sources_key() and facts["machine"] == platform.machine()
+            built = json.loads(record.read_text())
+            fits = built["sources"] == sources_key() and built["machine"] == platform.machine()
             if tensorrt is not None:
-                wanted, built = major(tensorrt), major(facts["tensorrt"])
-                fits = fits and (facts["interface"] == default_interface(wanted) if any_headers else built == wanted)
+                number = major(tensorrt)
+                same_interface, same_major = (
+                    built["interface"] == default_interface(number),
+                    major(built["tensorrt"]) == number,
+                )
+                fits = fits and (same_interface if any_headers else same_major)
             if fits:
-                found.append((len(facts["architectures"]), library.stat().st_mtime, library))
+                found.append((len(built["architectures"]), library.stat().st_mtime, library))
         except (OSError, ValueError, KeyError):
             continue  # not a whole entry: another process may be writing it
     return [library for *_, library in sorted(found, reverse=True)]
@@ -91,9 +95,9 @@ class Plan:
     @property
     def key(self) -> str:
         """A digest of sources, flags, architectures, interface, machine, TensorRT and CUDA versions."""
-        facts = [sources_key(), *FLAGS, *self._architecture_flags(), self.interface, platform.machine()]
-        facts += [f"cuda {self.nvcc.version}", f"tensorrt {self.headers.version}"]
-        return fingerprint([], facts)
+        settings = [sources_key(), *FLAGS, *self._architecture_flags(), self.interface, platform.machine()]
+        settings += [f"cuda {self.nvcc.version}", f"tensorrt {self.headers.version}"]
+        return fingerprint([], settings)
 
     @property
     def target(self) -> Path:
@@ -101,12 +105,12 @@ class Plan:
         return cache_folder() / "plugin" / self.key / LIBRARY
 
     def describe(self) -> list[str]:
-        """What was found and chosen, one line each."""
+        """The tools and settings, one line each."""
         return [
             f"nvcc       {self.nvcc.path} (CUDA {self.nvcc.version})",
             f"TensorRT   {self.headers.version} headers in {self.headers.path} ({self.headers.source})",
             f"interface  {'IPluginV3' if self.interface == 'v3' else 'IPluginV2DynamicExt'}",
-            f"GPUs       {', '.join(f'sm_{number}' for number in self.architectures)}",
+            f"GPUs       compute capability {', '.join(map(_dotted, self.architectures))}",
         ]
 
     def _architecture_flags(self) -> list[str]:
@@ -126,6 +130,11 @@ class Plan:
         ]  # fmt: skip
 
 
+def _dotted(architecture: int) -> str:
+    """87 as "8.7"."""
+    return f"{architecture // 10}.{architecture % 10}"
+
+
 def make_plan(
     *,
     nvcc: Path | None = None,
@@ -133,7 +142,7 @@ def make_plan(
     architectures: Sequence[int] | None = None,
     interface: Interface | None = None,
 ) -> Plan:
-    """Find the tools and choose what was left open: every architecture of the toolkit, the headers' interface.
+    """Find the tools, and take defaults for the rest: every architecture of the toolkit, the headers' interface.
 
     Raises:
         UserError: a tool is missing, an architecture is unknown to the compiler, or the interface to the headers.
@@ -149,7 +158,8 @@ def make_plan(
     unknown = [number for number in architectures or () if number not in compiler.architectures]
     if unknown:
         raise UserError(
-            f"--arch {unknown[0]}: CUDA {compiler.version} makes code for {', '.join(map(str, compiler.architectures))}"
+            f"compute capability {_dotted(unknown[0])}: CUDA {compiler.version} compiles for "
+            f"{', '.join(map(_dotted, compiler.architectures))}"
         )
     chosen = tuple(sorted(set(architectures))) if architectures else compiler.architectures
     return Plan(compiler, headers, chosen, interface)

@@ -10,7 +10,6 @@ import ctypes
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +31,7 @@ FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=default", "-Wall
 DTYPES = ("float32", "float16", "bfloat16")
 
 Pair = int | tuple[int, int]
+Array = npt.NDArray[np.generic]  # of one of DTYPES; NumPy's stubs do not know bfloat16
 
 
 class _Strides(ctypes.Structure):
@@ -104,11 +104,11 @@ def bind(path: Path) -> ctypes.CDLL:
     return loaded
 
 
-def _address_and_strides(array: npt.NDArray[Any]) -> tuple[int, _Strides]:
+def _address_and_strides(array: Array) -> tuple[int, _Strides]:
     return array.ctypes.data, _Strides(*(step // array.itemsize for step in array.strides[:3]))
 
 
-def _ready(array: npt.ArrayLike, name: str) -> npt.NDArray[Any]:
+def _ready(array: npt.ArrayLike, name: str) -> Array:
     ready = np.asarray(array)
     if ready.ndim != 4:
         raise UserError(f"{name} has shape {ready.shape}: expected four dimensions (N, H, W, channels)")
@@ -120,9 +120,9 @@ def _ready(array: npt.ArrayLike, name: str) -> npt.NDArray[Any]:
 
 
 def make_params(
-    input: npt.NDArray[Any],
-    offset: npt.NDArray[Any],
-    mask: npt.NDArray[Any],
+    input: Array,
+    offset: Array,
+    mask: Array,
     *,
     kernel: Pair,
     stride: Pair,
@@ -131,7 +131,7 @@ def make_params(
     group: int,
     offset_scale: float,
     mask_softmax: bool = False,
-) -> tuple[Params, npt.NDArray[Any]]:
+) -> tuple[Params, Array]:
     """The kernel's parameter block, and the output array it writes; both use the arrays' memory.
 
     Raises:
@@ -192,7 +192,7 @@ def dcnv3(
     offset_scale: float,
     mask_softmax: bool = False,
     tactic: int = 0,
-) -> npt.NDArray[Any]:
+) -> Array:
     """DCNv3 as the CUDA kernel computes it.
 
     Args:
@@ -236,7 +236,7 @@ def variants() -> list[Variant]:
     return [Variant(DTYPES[row[0]], int(row[1]), int(row[2]), int(row[3]), bool(row[4])) for row in rows]
 
 
-def bfloat16() -> np.dtype[Any]:
+def bfloat16() -> np.dtype[np.generic]:
     """NumPy's bfloat16, from ml_dtypes. Raises `MissingDependency` if that is not installed."""
     try:
         import ml_dtypes

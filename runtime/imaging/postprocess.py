@@ -28,12 +28,6 @@ _TILE_PIXELS = 96
 Labels = npt.NDArray[np.uint8 | np.int32]
 
 
-def interpolation_matrix(source: int, target: int) -> npt.NDArray[np.float64]:
-    """(target, source) weights of bilinear resizing along one side: half-pixel centres, edges repeated."""
-    first, band = _band(source, target, 0, target)
-    return np.pad(band, ((0, 0), (first, source - first - band.shape[1])))
-
-
 def labels_from_logits(logits: npt.NDArray[Any], geometry: Geometry) -> Labels:
     """Labels (H, W) at the picture's size from the decode head's `logits` (classes, h, w), any float type.
 

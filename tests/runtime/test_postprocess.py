@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from internimage_deploy.runtime.imaging.postprocess import interpolation_matrix, labels_from_labels, labels_from_logits
+from internimage_deploy.runtime.imaging.postprocess import labels_from_labels, labels_from_logits
 from internimage_deploy.runtime.imaging.preprocess import Geometry, fixed_geometry, free_geometry, keep_ratio_size
 
 
@@ -41,14 +41,6 @@ def test_tiles_equal_full_planes(image, network, classes, smooth, seed):
     labels = labels_from_logits(logits, geometry)
     assert labels.shape == image
     np.testing.assert_array_equal(labels[clear], expected[clear])
-
-
-@pytest.mark.parametrize(("source", "target"), [(1, 7), (8, 32), (32, 8), (50, 37), (37, 50)])
-def test_interpolation_matrix_is_opencvs(source, target):
-    line = np.random.default_rng(0).standard_normal((1, source)).astype(np.float32)
-    np.testing.assert_allclose(
-        interpolation_matrix(source, target) @ line[0], cv2.resize(line, (target, 1))[0], atol=1e-5
-    )
 
 
 def test_half_precision_logits_are_read():

@@ -67,27 +67,44 @@ def test_second_build_takes_the_cached_file(plan, plugin):
     assert plugin not in build.cached_libraries("7.0.0")
 
 
-def test_command_copies_the_cached_library_and_says_what_it_found(plan, plugin, tmp_path):
+def test_command_copies_the_cached_library_and_prints_what_it_found(plan, plugin, tmp_path):
     target = tmp_path / "plugin.so"
-    result = CliRunner().invoke(build_plugin, ["--arch", "8.7", "-o", str(target)])
+    result = CliRunner().invoke(build_plugin, ["--compute-capability", "8.7", "-o", str(target)])
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(target)
     assert target.read_bytes() == plugin.read_bytes()
-    for fact in (str(plan.nvcc.path), plan.nvcc.version, plan.headers.version, "IPluginV3", "sm_87", "from the cache"):
-        assert fact in result.stderr
+    for text in (
+        str(plan.nvcc.path),
+        plan.nvcc.version,
+        plan.headers.version,
+        "IPluginV3",
+        "compute capability 8.7",
+        "from the cache",
+    ):
+        assert text in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--compute-capability", "--arch"])
 @pytest.mark.parametrize("text", ["87", "8.7", "sm_87"])
-def test_architectures_are_written_in_any_usual_way(plugin, text):
-    result = CliRunner().invoke(build_plugin, ["--arch", text])
+def test_compute_capabilities_are_written_in_any_usual_way(plugin, text, option):
+    result = CliRunner().invoke(build_plugin, [option, text])
     assert result.stdout.strip() == str(plugin)
 
 
+def test_help_shows_the_options_name_alone():
+    shown = CliRunner().invoke(build_plugin, ["--help"]).stdout
+    assert "--compute-capability" in shown
+    assert "--arch" not in shown
+
+
 def test_wrong_arguments():
-    assert CliRunner().invoke(build_plugin, ["--arch", "fast"]).exit_code == 2
-    unknown = CliRunner().invoke(build_plugin, ["--arch", "12"])
+    for text in ("fast", "8", "8.7.1"):
+        wrong = CliRunner().invoke(build_plugin, ["--compute-capability", text])
+        assert wrong.exit_code == 2
+        assert f"'{text}' is no compute capability" in wrong.output
+    unknown = CliRunner().invoke(build_plugin, ["--compute-capability", "1.2"])
     assert isinstance(unknown.exception, UserError)
-    assert "--arch 12" in str(unknown.exception)
+    assert re.search(r"compute capability 1\.2: CUDA \S+ compiles for .*8\.7", str(unknown.exception))
 
 
 def test_key_follows_everything_the_library_depends_on(plan, monkeypatch, tmp_path):
@@ -236,9 +253,9 @@ def test_architectures_follow_the_toolkit(tmp_path, monkeypatch, release, codes,
     script.write_text(
         f"include({ROOM}/cmake/architectures.cmake)\ndcnv3_architectures({path} found)\nmessage(STATUS ${{found}})\n"
     )
-    said = subprocess.run([tool("cmake"), "-P", script], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([tool("cmake"), "-P", script], capture_output=True, text=True, check=True).stdout
     *real, newest = expected
-    assert "".join(f"{number}-real" for number in real) + str(newest) in said.replace(";", "")
+    assert "".join(f"{number}-real" for number in real) + str(newest) in output.replace(";", "")
 
 
 def test_no_compiler_says_what_to_install(monkeypatch, tmp_path):
@@ -302,8 +319,8 @@ def test_without_headers_of_its_version_the_interface_decides(empty_cache, tenso
         folder = empty_cache / "plugin" / interface
         folder.mkdir(parents=True)
         (folder / build.LIBRARY).write_text("")
-        facts = {"machine": platform.machine(), "tensorrt": "9.0.0", "architectures": [87], "interface": interface}
-        (folder / build.RECORD).write_text(json.dumps({"sources": build.sources_key(), **facts}))
+        built = {"machine": platform.machine(), "tensorrt": "9.0.0", "architectures": [87], "interface": interface}
+        (folder / build.RECORD).write_text(json.dumps({"sources": build.sources_key(), **built}))
     assert library.find_library(tensorrt=tensorrt).parent.name == expected
     (empty_cache / "plugin" / expected / build.LIBRARY).unlink()
     with pytest.raises(UserError, match=f"has not been compiled for TensorRT {tensorrt}: .* --tensorrt-include"):

@@ -17,12 +17,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import report
 from internimage_deploy.timing import measure
+from report import Json
 
 _PEAK = """
 import sys
@@ -74,7 +74,7 @@ def main() -> None:
         report.write(arguments.name, rows, threads=arguments.threads)
 
 
-def row(model: str, size: tuple[int, int], arguments: argparse.Namespace) -> dict[str, Any]:
+def row(model: str, size: tuple[int, int], arguments: argparse.Namespace) -> dict[str, Json]:
     """All contestants for one model and size."""
     import torch
 
@@ -190,7 +190,7 @@ def peak_mb(kind: str, path: Path, size: tuple[int, int], threads: int) -> float
     return round(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout), 0)
 
 
-def show(line: dict[str, Any]) -> None:
+def show(line: dict[str, Json]) -> None:
     """Print one row of the report."""
     height, width = line["size"]
     plain = line["times"]["plain export, ONNX Runtime"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ptxas makes of every kernel: registers, stack and spills per GPU architecture.
+"""Figures of ptxas for every kernel: registers, stack and spills per GPU architecture.
 
     python benchmarks/ptxas.py                       print the table of every architecture
     python benchmarks/ptxas.py --write               and keep it in benchmarks/results/ptxas.json
@@ -60,7 +60,7 @@ def parse(log: str) -> Table:
 
 
 def compile_all(nvcc: Nvcc, architectures: list[int], jobs: int) -> Table:
-    """Compile every kernel for every architecture and collect what ptxas says."""
+    """Compile every kernel for every architecture and collect the figures of ptxas."""
     sources = [name for name in KERNEL_SOURCES if name.endswith(".cu")]
 
     def one(task: tuple[int, str]) -> str:

@@ -71,11 +71,10 @@ def cached_libraries(tensorrt: str | None = None, *, any_headers: bool = False) 
             fits = built["sources"] == sources_key() and built["machine"] == platform.machine()
             if tensorrt is not None:
                 number = major(tensorrt)
-                same_interface, same_major = (
-                    built["interface"] == default_interface(number),
-                    major(built["tensorrt"]) == number,
-                )
-                fits = fits and (same_interface if any_headers else same_major)
+                if any_headers:
+                    fits = fits and built["interface"] == default_interface(number)
+                else:
+                    fits = fits and major(built["tensorrt"]) == number
             if fits:
                 found.append((len(built["architectures"]), library.stat().st_mtime, library))
         except (OSError, ValueError, KeyError):

@@ -29,7 +29,7 @@ HEADERS_VERSION = "10.14"
 
 @dataclass(frozen=True)
 class Nvcc:
-    """A CUDA compiler: its path, version such as "13.0" and the GPU architectures it compiles for (compute capabilities times ten)."""
+    """A CUDA compiler: path, version such as "13.0", and the GPU architectures (such as 87) that it compiles for."""
 
     path: Path
     version: str

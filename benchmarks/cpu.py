@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole networks on the CPU, in turns: PyTorch, torch.compile, the plain export, ours.  Writes results/cpu.json.
+"""Whole networks on the CPU, interleaved: PyTorch, torch.compile, the plain export, ours.  Writes results/cpu.json.
 
     python benchmarks/cpu.py [--quick] [--models t,s] [--sizes 512x512,512x1024] [--threads 2]
 
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="512x512,512x1024")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=40, help="at most, per model and size")
+    parser.add_argument("--seconds", type=float, default=40, help="maximum time per model and size, in seconds")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--name", default="cpu")
     arguments = parser.parse_args()

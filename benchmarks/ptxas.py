@@ -84,7 +84,7 @@ def compile_all(nvcc: Nvcc, architectures: list[int], jobs: int) -> Table:
 
 
 def worse(table: Table, kept: Table, *, same_compiler: bool) -> list[str]:
-    """What is worse in `table` than in `kept`: one line each."""
+    """Figures that are worse in `table` than in `kept`: one line each."""
     complaints = []
     for architecture, kernels in table.items():
         before = kept.get(architecture, {})

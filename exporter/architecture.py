@@ -189,7 +189,7 @@ def _head(state: Mapping[str, Tensor], settings: Mapping[str, object], where: st
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered modules stand under `prefix`, a regular expression, when they are numbered without gaps."""
+    """Number of modules under `prefix`, a regular expression, that are numbered 0, 1, ...; 0 if there are gaps."""
     pattern = re.compile(rf"{prefix}\.(\d{{1,4}})\.")
     found = {int(match[1]) for match in map(pattern.match, state) if match}
     return len(found) if found == set(range(len(found))) else 0

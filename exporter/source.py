@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an export starts from: a segmentor with weights, and what its model card will say about it."""
+"""The input of an export: a segmentor with weights, and the metadata for its model card."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ MIN_AGREEMENT = 0.999
 
 @dataclass(frozen=True)
 class Check:
-    """How to compare: `tolerance` is the maximum of |ONNX - PyTorch| / max(1, largest |logit|) that passes."""
+    """Settings of a comparison; `tolerance` bounds |ONNX - PyTorch| / max(1, largest |logit|)."""
 
     tolerance: float = DEFAULT_TOLERANCE
     seed: int = 0

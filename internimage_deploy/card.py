@@ -48,7 +48,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine was built with, and what it needs to run."""
+    """Metadata of an engine: what it was built with and needs to run."""
 
     flavour: Literal["tensorrt", "tensorrt-rtx"]
     version: str  # of the compiler

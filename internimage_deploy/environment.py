@@ -79,7 +79,7 @@ def _version(package: str) -> str | None:
 
 
 def _output(*command: str, folder: Path | None = None) -> str:
-    """What a command prints; nothing if it is not there or fails."""
+    """The output of a command; empty if it is not installed or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -224,7 +224,7 @@ def dcnv3(
 
 
 def tactics() -> int:
-    """How many launch configurations there are."""
+    """Number of launch configurations."""
     return int(library().dcnv3_host_tactics())
 
 

@@ -92,7 +92,7 @@ class Canvas:
         return columns, rows
 
     def mask(self, box: tuple[slice, slice], polygon: Array) -> NDArray[np.bool_]:
-        """Which pixels of a box a polygon (n, 2) covers."""
+        """Mask of the pixels of a box that a polygon (n, 2) covers."""
         out = np.zeros((box[0].stop - box[0].start, box[1].stop - box[1].start), np.uint8)
         corners = np.clip(polygon - (box[1].start, box[0].start) - 0.5, -20000, 20000)
         cv2.fillPoly(out, [np.round(corners * (1 << _SHIFT)).astype(np.int32)], 1, shift=_SHIFT)

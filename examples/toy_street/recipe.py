@@ -60,7 +60,7 @@ test_pipeline = [
 
 
 def checkpoint(model: Segmentor, steps: int) -> dict[str, dict[str, object]]:
-    """What mmsegmentation would have saved; only plain values and tensors, so that it loads with `weights_only`."""
+    """The checkpoint as mmsegmentation saves it; plain values and tensors, so that it loads with `weights_only`."""
     meta: dict[str, object] = {
         "mmseg_version": "0.27.0",
         "config": _META_CONFIG,

@@ -158,7 +158,7 @@ def _sky(canvas: Canvas, rng: np.random.Generator, zenith: Array) -> None:
 
 
 def _skyline(canvas: Canvas, rng: np.random.Generator) -> None:
-    """What closes the street far away: woods or blocks, pale with distance."""
+    """Paint the far end of the street: woods or blocks, pale with distance."""
     camera, width = canvas.camera, canvas.labels.shape[1]
     z = rng.uniform(90, 140)
     size = camera.scale(z)
@@ -315,7 +315,7 @@ def _furnish(canvas: Canvas, rng: np.random.Generator, street: _Street) -> None:
 
 
 def _photograph(image: Array, rng: np.random.Generator, light: Light) -> NDArray[np.uint8]:
-    """What a camera makes of it: exposure, white balance, contrast, vignette, blur and sensor noise."""
+    """Camera effects: exposure, white balance, contrast, vignette, blur and sensor noise."""
     height, width = image.shape[:2]
     image = np.clip(image, 0, 1.2)
     image = image * np.float32(rng.uniform(0.80, 1.20)) * rng.uniform(0.94, 1.06, 3).astype(np.float32)

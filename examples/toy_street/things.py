@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands along a street: buildings, trees, people, and poles with signs or lamps."""
+"""Objects along a street: buildings, trees, people, and poles with signs or lamps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LEAVES = [
 
 @dataclass(frozen=True)
 class Facade:
-    """How the walls of one building look; lengths in metres."""
+    """Appearance of one building's walls; lengths in metres."""
 
     wall: Array
     trim: Array

@@ -41,7 +41,7 @@ SMALL_CLASSES = ("sidewalk", "grass", "person", "pole")
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train: steps in all, crops per step over all processes, peak learning rates, weight decay."""
+    """Training settings: steps in all, crops per step over all processes, peak learning rates, weight decay."""
 
     steps: int
     batch: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What distinguishes one InternImage segmentation model from another."""
+"""Configuration of an InternImage segmentation model."""
 
 from __future__ import annotations
 

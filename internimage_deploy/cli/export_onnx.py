@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from internimage_deploy.cli.options import Size
-from internimage_deploy.errors import MissingDependency, UserError
+from internimage_deploy.errors import UserError
+from internimage_deploy.exporter import require_packages
 from internimage_deploy.exporter.options import (
     ACTIVATIONS,
     DEFAULT_OPSET,
@@ -197,7 +198,7 @@ def export_onnx(
       export-onnx --ckpt upernet_internimage_t_512_160k_ade20k.pth -o model.onnx
       export-onnx --ckpt model.pth --size 512x1024 --emit logits -o model.onnx
     """
-    _require_torch()
+    require_packages()
     from internimage_deploy.exporter.export import check_paths, export
     from internimage_deploy.exporter.presets import PRESETS
     from internimage_deploy.exporter.rewrites import REWRITES
@@ -245,15 +246,6 @@ def export_onnx(
         progress=_terminal_progress(),
     )
     _print_summary(exported)
-
-
-def _require_torch() -> None:
-    """Raise `MissingDependency` for what the exporter needs and a runtime-only installation lacks."""
-    from importlib.util import find_spec
-
-    for package in ("torch", "onnxscript"):
-        if find_spec(package) is None:
-            raise MissingDependency(package, "export", "exporting a checkpoint")
 
 
 def _require_known(option: str, name: str | None, known: Collection[str], listing: str) -> None:

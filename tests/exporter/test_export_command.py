@@ -62,6 +62,13 @@ def test_released_models_are_listed(capsys):
     assert capsys.readouterr().out.split() == list(PRESETS)
 
 
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, capsys):
+    monkeypatch.setattr("internimage_deploy.exporter.find_spec", lambda name: None)
+    assert call("--list") == 1
+    assert "needs the package 'torch'" in (message := capsys.readouterr().err)
+    assert "pip install 'internimage-deploy[export]'" in message
+
+
 def test_rewrites_are_listed_with_what_they_do(capsys):
     assert call("--list-rewrites") == 0
     lines = capsys.readouterr().out.splitlines()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole networks on the CPU, in turns: PyTorch, torch.compile, the plain export, ours.  Writes results/cpu.json.
+"""Whole networks on the CPU, interleaved: PyTorch, torch.compile, the plain export, ours.  Writes results/cpu.json.
 
     python benchmarks/cpu.py [--quick] [--models t,s] [--sizes 512x512,512x1024] [--threads 2]
 
-Every network answers labels from the same uint8 picture. Peak memory is of a process of its own that loads one file and
+Every network computes labels from the same uint8 image. Peak memory is of a process of its own that loads one file and
 runs it three times.
 """
 
@@ -17,12 +17,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import report
 from internimage_deploy.timing import measure
+from report import Json
 
 _PEAK = """
 import sys
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="512x512,512x1024")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=40, help="at most, per model and size")
+    parser.add_argument("--seconds", type=float, default=40, help="maximum time per model and size, in seconds")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--name", default="cpu")
     arguments = parser.parse_args()
@@ -74,7 +74,7 @@ def main() -> None:
         report.write(arguments.name, rows, threads=arguments.threads)
 
 
-def row(model: str, size: tuple[int, int], arguments: argparse.Namespace) -> dict[str, Any]:
+def row(model: str, size: tuple[int, int], arguments: argparse.Namespace) -> dict[str, Json]:
     """All contestants for one model and size."""
     import torch
 
@@ -124,9 +124,9 @@ def row(model: str, size: tuple[int, int], arguments: argparse.Namespace) -> dic
         reference = eager()
         differ = {key: float((call() != reference).mean()) for key, call in calls.items()}
         # Random weights put many logits close together, where bfloat16 decides otherwise.
-        wrong = [key for key, share in differ.items() if share > (0.1 if "bf16" in key else 1e-3)]
+        wrong = [key for key, fraction in differ.items() if fraction > (0.1 if "bf16" in key else 1e-3)]
         if wrong:
-            raise SystemExit(f"{wrong} answer other labels than PyTorch: {differ}")
+            raise SystemExit(f"{wrong}: labels differ from PyTorch's: {differ}")
         times = measure(calls, runs=arguments.runs, warmup=1, seconds=arguments.seconds)
         del calls
         peaks = {
@@ -154,17 +154,14 @@ def preset_of(model: str) -> str:
 
 def exported(name: str, size: tuple[int, int], plain: bool, folder: Path) -> tuple[Path, float]:
     """Export with random weights; the file, and the seconds it took."""
-    from internimage_deploy.exporter.export import ModelFacts, export
-    from internimage_deploy.exporter.models import build_random
+    from internimage_deploy.exporter.export import export_model
     from internimage_deploy.exporter.options import ExportOptions
-    from internimage_deploy.exporter.presets import PRESETS
+    from internimage_deploy.exporter.source import random_model
 
-    classes = PRESETS[name].config.head.num_classes
-    facts = ModelFacts(name, tuple(map(str, range(classes))), tuple((i, i, i) for i in range(classes)))
     path = folder / f"{'plain' if plain else 'ours'}.onnx"
-    segmentor = build_random(PRESETS[name].config)
+    model = random_model(name)
     start = time.perf_counter()
-    export(segmentor, ExportOptions(size=size, batch=1, plain=plain), facts, path, check=None)
+    export_model(model, ExportOptions(size=size, batch=1, plain=plain), path, check=None)
     return path, round(time.perf_counter() - start, 1)
 
 
@@ -193,7 +190,7 @@ def peak_mb(kind: str, path: Path, size: tuple[int, int], threads: int) -> float
     return round(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout), 0)
 
 
-def show(line: dict[str, Any]) -> None:
+def show(line: dict[str, Json]) -> None:
     """Print one row of the report."""
     height, width = line["size"]
     plain = line["times"]["plain export, ONNX Runtime"]

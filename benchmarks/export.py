@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long an export takes and how much memory it needs.  Writes results/export.json.
+"""Time and memory of an export.  Writes results/export.json.
 
     python benchmarks/export.py [NAME:SIZE ...]
 
 Each export runs in a process of its own, with the verification against PyTorch, as a user would run it; time and peak
-resident memory are what the operating system says of that process. NAME is a released model, SIZE is HxW or "dynamic".
+resident memory are those that the operating system reports for it. NAME is a released model, SIZE is HxW or "dynamic".
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 import report
 from internimage_deploy.exporter.models import DCNv3, dcnv3
 from internimage_deploy.timing import measure
+from report import Json
 
 SIZES = (14, 28, 56, 96, 128)
 HEAD = 16  # channels per head and per group
@@ -43,8 +43,8 @@ class DCNv2(nn.Module):
         parts = self.sampling(x).permute(0, 2, 3, 1)
         offset, mask = parts[..., :18].reshape(n, h, w, 9, 2), parts[..., 18:].sigmoid()
         y, x_ = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-        taps = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2)).float()
-        place = torch.stack((x_, y), -1)[None, :, :, None] + taps + offset
+        points = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2)).float()
+        place = torch.stack((x_, y), -1)[None, :, :, None] + points + offset
         grid = (2 * place + 1) / torch.tensor([w, h]) - 1
         samples = F.grid_sample(x, grid.view(n, h, w * 9, 2), align_corners=False).view(n, c, h, w, 9)
         columns = (samples * mask[:, None]).permute(0, 2, 3, 1, 4).reshape(n, h, w, 9 * c)
@@ -161,7 +161,7 @@ def allocated_mb(call: Callable[[], object]) -> float:
     return sum(max(event.self_cpu_memory_usage, 0) for event in record.key_averages()) / 2**20
 
 
-def plot(rows: list[dict[str, Any]], path: Path, channels: int) -> None:
+def plot(rows: list[dict[str, Json]], path: Path, channels: int) -> None:
     """Cost over image size: multiply-adds and time, both logarithmic."""
     import matplotlib
 

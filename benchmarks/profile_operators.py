@@ -15,12 +15,13 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from cpu import exported
 
 import report
+from report import Json
 
 
 def main() -> None:
@@ -68,10 +69,8 @@ def gemm_rate(threads: int) -> float:
     return 2048**3 / best / 1e9
 
 
-def session(model: bytes | str, threads: int, prefix: str | None = None) -> Any:
-    """An ONNX Runtime session, profiled where a prefix for its log is given."""
-    import onnxruntime as ort
-
+def session(model: bytes | str, threads: int, prefix: str | None = None) -> ort.InferenceSession:
+    """An ONNX Runtime session, profiled if `prefix`, of the log's name, is not None."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -81,7 +80,7 @@ def session(model: bytes | str, threads: int, prefix: str | None = None) -> Any:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def profile(model: str, size: tuple[int, int], arguments: argparse.Namespace) -> dict[str, Any]:
+def profile(model: str, size: tuple[int, int], arguments: argparse.Namespace) -> dict[str, Json]:
     """Milliseconds and G multiply-adds per operator type, before and after."""
     import onnx
 
@@ -90,7 +89,7 @@ def profile(model: str, size: tuple[int, int], arguments: argparse.Namespace) ->
 
     name = next(key for key in PRESETS if key.startswith(f"upernet_internimage_{model}_") and key.endswith("ade20k"))
     image = np.zeros((1, *size, 3), np.uint8)
-    kinds: dict[str, Any] = {}
+    kinds: dict[str, Json] = {}
     for kind in ("plain", "ours"):
         with tempfile.TemporaryDirectory() as folder:
             path, _ = exported(name, size, kind == "plain", Path(folder))
@@ -104,9 +103,9 @@ def profile(model: str, size: tuple[int, int], arguments: argparse.Namespace) ->
     return {"model": model, "size": list(size), **kinds}
 
 
-def summarise(log: Path) -> dict[str, Any]:
-    """The least time of every node over the runs, summed by operator type, and the slowest nodes."""
-    nodes: dict[tuple[str, str], list[Any]] = collections.defaultdict(list)
+def summarise(log: Path) -> dict[str, Json]:
+    """The smallest time of every node over the runs, summed by operator type, and the slowest nodes."""
+    nodes: dict[tuple[str, str], list[Json]] = collections.defaultdict(list)
     for event in json.loads(log.read_text()):
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             nodes[event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]].append(event)
@@ -129,7 +128,7 @@ def summarise(log: Path) -> dict[str, Any]:
     }
 
 
-def multiply_adds(operator: str, arguments: dict[str, Any]) -> int:
+def multiply_adds(operator: str, arguments: dict[str, Json]) -> int:
     """Of a convolution or matrix product, from the shapes in the profile; 0 for anything else."""
     read = [next(iter(shape.values())) for shape in arguments.get("input_type_shape", [])]
     made = [next(iter(shape.values())) for shape in arguments.get("output_type_shape", [])]
@@ -143,7 +142,7 @@ def multiply_adds(operator: str, arguments: dict[str, Any]) -> int:
     return 0
 
 
-def show(row: dict[str, Any], rate: float) -> None:
+def show(row: dict[str, Json], rate: float) -> None:
     """Print the operators of one network, before and after, each with its floor."""
     print(f"== {row['model'].upper()} {row['size'][0]}x{row['size'][1]}")
     for kind in ("plain", "ours"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ptxas makes of every kernel: registers, stack and spills per GPU architecture.
+"""Figures of ptxas for every kernel: registers, stack and spills per GPU architecture.
 
     python benchmarks/ptxas.py                       print the table of every architecture
     python benchmarks/ptxas.py --write               and keep it in benchmarks/results/ptxas.json
@@ -19,7 +19,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from internimage_deploy.trt_plugins.build import PLUGIN_SOURCES, SOURCES
+from internimage_deploy.trt_plugins.build import KERNEL_SOURCES, SOURCES
 from internimage_deploy.trt_plugins.toolchain import Nvcc, find_nvcc
 
 RESULTS = Path(__file__).parent / "results" / "ptxas.json"
@@ -60,8 +60,8 @@ def parse(log: str) -> Table:
 
 
 def compile_all(nvcc: Nvcc, architectures: list[int], jobs: int) -> Table:
-    """Compile every kernel for every architecture and collect what ptxas says."""
-    sources = [name for name in PLUGIN_SOURCES if name.endswith(".cu")]
+    """Compile every kernel for every architecture and collect the figures of ptxas."""
+    sources = [name for name in KERNEL_SOURCES if name.endswith(".cu")]
 
     def one(task: tuple[int, str]) -> str:
         architecture, source = task
@@ -84,7 +84,7 @@ def compile_all(nvcc: Nvcc, architectures: list[int], jobs: int) -> Table:
 
 
 def worse(table: Table, kept: Table, *, same_compiler: bool) -> list[str]:
-    """What is worse in `table` than in `kept`: one line each."""
+    """Figures that are worse in `table` than in `kept`: one line each."""
     complaints = []
     for architecture, kernels in table.items():
         before = kept.get(architecture, {})

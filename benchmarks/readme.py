@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+
+from report import Json
 
 ROOT = Path(__file__).parents[1]
 PLAIN = "plain export, ONNX Runtime"
-OPERATORS = 9  # lines of a profile; the rest is summed
+OPERATORS = 9  # lines of a profile; the others are summed
 
 
 def main() -> None:
@@ -42,19 +43,19 @@ def table(*lines: list[str]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (lines[0], rule, *lines[1:]))
 
 
-def of(row: dict[str, Any]) -> str:
+def of(row: dict[str, Json]) -> str:
     """The model and size of a row."""
     return f"{row['model'].upper()} {'x'.join(map(str, row['size']))}"
 
 
-def machine(report: dict[str, Any]) -> str:
+def machine(report: dict[str, Json]) -> str:
     """Where it was measured, and with what."""
     versions = report["versions"]
     used = ", ".join(f"{name} {versions[name]}" for name in ("torch", "onnxruntime", "openvino") if name in versions)
     return f"{report['machine']['cpu']}, {report['threads']} threads, float32, batch 1; {used}"
 
 
-def speed(report: dict[str, Any]) -> str:
+def speed(report: dict[str, Json]) -> str:
     """Ratios to the plain export first, then milliseconds, then the sizes that go with them."""
     rows = report["rows"]
     names = dict.fromkeys(name for row in rows for name in row["times"])
@@ -63,8 +64,8 @@ def speed(report: dict[str, Any]) -> str:
         cells = []
         for row in rows:
             timing = row["times"].get(name)
-            share = timing and timing["median_ms"] / row["times"][PLAIN]["median_ms"]
-            cells.append(f"**{share:.2f}** ({timing['median_ms']:,.0f} ms)" if timing else "-")
+            ratio = timing and timing["median_ms"] / row["times"][PLAIN]["median_ms"]
+            cells.append(f"**{ratio:.2f}** ({timing['median_ms']:,.0f} ms)" if timing else "-")
         lines.append([name, *cells])
     for label, key, unit in (
         ("file", "file_mb", "MiB"),
@@ -77,13 +78,13 @@ def speed(report: dict[str, Any]) -> str:
     unstable = any(timing["unstable"] for row in rows for timing in row["times"].values())
     busy = " Some runs differ by more than 10 %: take their ratios as rough." if unstable else ""
     return (
-        "Picture (uint8) to labels; median time as a share of the plain export's in ONNX Runtime, which is what plain "
+        "Image (uint8) to labels; median time as a fraction of the plain export's in ONNX Runtime, which is what plain "
         f"`torch.onnx` gives. {machine(report)}. One interleaved run of all contestants for each column.{busy}"
         f"\n\n{table(*lines)}"
     )
 
 
-def profile(report: dict[str, Any]) -> str:
+def profile(report: dict[str, Json]) -> str:
     """Where the time goes before and after, beside the arithmetic floor."""
     parts = []
     for row in sorted(report["rows"], key=lambda row: ("tsl".index(row["model"]), row["size"])):
@@ -99,11 +100,11 @@ def profile(report: dict[str, Any]) -> str:
             work = after.get(name, {"gmacs": 0})["gmacs"]
             floor = 1e3 * work / rate
             lines.append([name, *ms, *(_floor(work, floor, after[name]["ms"]) if work else ["", "", ""])])
-        rest = [
+        others = [
             sum(line["ms"] for name, line in side.items() if name not in both[:OPERATORS]) for side in (before, after)
         ]
         work = sum(line["gmacs"] for line in after.values())
-        lines.append(["others", *(f"{ms:,.0f}" for ms in rest), "", "", ""])
+        lines.append(["others", *(f"{ms:,.0f}" for ms in others), "", "", ""])
         totals = [row[kind]["total_ms"] for kind in ("plain", "ours")]
         lines.append(["all", *(f"{ms:,.0f}" for ms in totals), *_floor(work, 1e3 * work / rate, totals[1])])
         parts.append(table(*lines))
@@ -119,7 +120,7 @@ def _floor(work: float, floor: float, ms: float) -> list[str]:
     return [f"{work:,.1f}", f"{floor:,.0f}", f"{ms / floor:.1f}" if floor else ""]
 
 
-def operators(report: dict[str, Any]) -> str:
+def operators(report: dict[str, Json]) -> str:
     """One line for each operator: parameters, then multiply-adds, memory and time at every size."""
     rows = report["rows"]
     sizes = sorted({row["size"] for row in rows})
@@ -136,8 +137,8 @@ def operators(report: dict[str, Any]) -> str:
     )
 
 
-def serving(report: dict[str, Any]) -> str:
-    """What happened under load, what batching gains, what faults and damaged requests did."""
+def serving(report: dict[str, Json]) -> str:
+    """The service under load, the gain of batching, and its behaviour under faults and damaged requests."""
     load, batching, faults, fuzz = (report[stage] for stage in ("load", "batching", "faults", "fuzz"))
     network = batching["the network alone, pictures per second"]
     service = batching["answered per second"]

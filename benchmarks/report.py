@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one report: a benchmark's rows as JSON, with all that is needed to judge or repeat them."""
+"""Benchmark reports: rows of figures as JSON, with all that is needed to judge or repeat them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from internimage_deploy.environment import environment
 from internimage_deploy.files import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
+Json = Any  # what json.loads returns
 
 
-def write(name: str, rows: Any, **facts: Any) -> Path:
+def write(name: str, rows: object, **more: object) -> Path:
     """Write `rows` to results/NAME.json; returns the path."""
     path = RESULTS / f"{name}.json"
-    write_to(path, rows=rows, **facts)
+    write_to(path, rows=rows, **more)
     return path
 
 
-def kept(name: str, again: Collection[tuple[str, list[int]]]) -> list[dict[str, Any]]:
+def kept(name: str, again: Collection[tuple[str, list[int]]]) -> list[dict[str, Json]]:
     """The rows of results/NAME.json but those of the (model, size) pairs in `again`, to be written with new ones.
 
     Raises:
@@ -36,7 +37,7 @@ def kept(name: str, again: Collection[tuple[str, list[int]]]) -> list[dict[str, 
     return [row for row in then["rows"] if (row["model"], row["size"]) not in again]
 
 
-def write_to(path: Path, **facts: Any) -> None:
-    """Write `facts` to `path`, after what they depend on."""
+def write_to(path: Path, **content: object) -> None:
+    """Write `content` to `path`, after the environment that it was measured in."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps({**environment(Path(__file__).parent), **facts}, indent=1) + "\n")
+    atomic_write(path, json.dumps({**environment(Path(__file__).parent), **content}, indent=1) + "\n")

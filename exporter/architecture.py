@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Telling a model's architecture from the names and shapes of its tensors.
+"""Inferring a model's architecture from the names and shapes of its tensors.
 
-What names and shapes cannot tell (offset_scale, the activation, which blocks the level-2 post-norms follow) comes from
+What names and shapes do not show (offset_scale, the activation, which blocks the level-2 post-norms follow) comes from
 the user, from the training config inside the checkpoint, or from the released variant of the same size.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TypeVar
 
 from torch import Tensor
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.exporter.models.config import BackboneConfig, HeadConfig, SegmentorConfig
+from internimage_deploy.exporter.options import ACTIVATIONS, Activation
 from internimage_deploy.exporter.presets import BACKBONES, Preset, known_variant
 
 _POINTS = 9  # every InternImage samples 3x3 points
-_STEM = "backbone.patch_embed.conv1.weight"
 _CLASSIFIER = "decode_head.conv_seg.weight"
 _WANTED = "expected an InternImage segmentation checkpoint with a UPerHead or SegformerHead"
 
@@ -30,19 +30,19 @@ _OTHER_MODELS = (
     (r"(head|conv_head|fc|clip_projector)\.", "a classification checkpoint"),
 )
 
-_ACTIVATIONS = ("GELU", "GELU_tanh", "ReLU", "SiLU")
+Value = TypeVar("Value")
 
 
 @dataclass
 class Hints:
-    """Where settings come from that tensors do not tell, the strongest first."""
+    """Sources of the settings that tensors do not show, in the order of precedence."""
 
-    user: Mapping[str, Any] = field(default_factory=dict)  # given on the command line
-    preset: Preset | None = None  # named on the command line
-    config: Mapping[str, Any] = field(default_factory=dict)  # the training config's top-level values
-    notes: list[str] = field(default_factory=list)  # what was taken from where, for the report
+    user: Mapping[str, object] = field(default_factory=dict)  # values that the user set
+    preset: Preset | None = None  # the released model that the user named
+    config: Mapping[str, object] = field(default_factory=dict)  # the training config's top-level values
+    notes: list[str] = field(default_factory=list)  # which setting was taken from where, for the user
 
-    def section(self, name: str) -> Mapping[str, Any]:
+    def section(self, name: str) -> Mapping[str, object]:
         """`model.NAME` of the training config, or {}."""
         model = self.config.get("model")
         section = model.get(name) if isinstance(model, dict) else None
@@ -50,10 +50,10 @@ class Hints:
 
 
 def infer(state: Mapping[str, Tensor], hints: Hints, where: str) -> SegmentorConfig:
-    """The architecture that `state`, tensors under mmsegmentation's names, belongs to; `where` names the file.
+    """The architecture that `state`, tensors under mmsegmentation's names, belongs to; `where` is the file's name.
 
     Raises:
-        UserError: it is another kind of model, or a setting cannot be told.
+        UserError: it is another kind of model, or a setting cannot be inferred.
     """
     _refuse_other_models(state, where)
     return SegmentorConfig(_backbone(state, hints, where), _head(state, hints.section("decode_head"), where))
@@ -95,21 +95,20 @@ def _backbone(state: Mapping[str, Tensor], hints: Hints, where: str) -> Backbone
         center_feature_scale=f"{first}.dcn.center_feature_scale_proj_weight" in state,
         norm_layer="BN" if "backbone.patch_embed.norm1.0.running_mean" in state else "LN",
     )
-    told = _Unseen(found, hints, where)
+    setting = _Settings(found, hints, where)
     found = replace(
         found,
-        offset_scale=float(told("offset_scale", int | float, "give --offset-scale (L and XL: 2.0, others: 1.0)")),
+        offset_scale=setting("offset_scale", _number, "set it with --offset-scale (L and XL: 2.0, others: 1.0)"),
         act_layer=_activation(hints, where),
     )
     if found.center_feature_scale and not found.res_post_norm:
         # With centre feature scale, levels have a closing norm either way, so its presence says nothing.
-        found = replace(found, post_norm=bool(told("post_norm", bool, "name the released model with --arch")))
+        found = replace(found, post_norm=setting("post_norm", _flag, "name the released model with --arch"))
     norms = _count(state, r"backbone\.levels\.2\.post_norms")
     if norms:
-        ids = tuple(
-            told("level2_post_norm_block_ids", list | tuple, "give the blocks with --post-norm-blocks 5,11,...")
-        )
-        if len(ids) != norms or not all(isinstance(i, int) and 0 <= i < depths[2] for i in ids):
+        remedy = "set the blocks with --post-norm-blocks 5,11,..."
+        ids = setting("level2_post_norm_block_ids", _integers, remedy)
+        if len(ids) != norms or not all(0 <= i < depths[2] for i in ids):
             raise UserError(
                 f"{where}: level2_post_norm_block_ids {list(ids)} do not fit the weights; "
                 f"expected {norms} block numbers from 0 to {depths[2] - 1} (--post-norm-blocks)"
@@ -118,40 +117,60 @@ def _backbone(state: Mapping[str, Tensor], hints: Hints, where: str) -> Backbone
     return found
 
 
-class _Unseen:
-    """Finds settings that the tensors do not show; remembers in the notes those that were neither given nor stored."""
+class _Settings:
+    """Finds settings that the tensors do not show; notes those that come from a released model."""
 
     def __init__(self, found: BackboneConfig, hints: Hints, where: str) -> None:
         variant = known_variant(found)
         self._hints, self._where = hints, where
         self._stored = hints.section("backbone")
         self._released = hints.preset.config.backbone if hints.preset else BACKBONES[variant] if variant else None
-        self._origin = "as --arch says" if hints.preset else f"as in InternImage-{(variant or '').upper()}"
+        self._origin = f"as in {hints.preset.name}" if hints.preset else f"as in InternImage-{(variant or '').upper()}"
 
-    def __call__(self, name: str, kind: Any, remedy: str) -> Any:
+    def __call__(self, name: str, read: Callable[[object], Value | None], remedy: str) -> Value:
+        """The setting `name`; `read` returns None for what is no value of it, `remedy` is an error's next step."""
         if name in self._hints.user:
-            return self._hints.user[name]
-        if isinstance(self._stored.get(name), kind) and self._hints.preset is None:
-            return self._stored[name]
-        if self._released is None:
+            value = read(self._hints.user[name])
+            if value is None:
+                raise UserError(f"{self._where}: {name} cannot be {self._hints.user[name]!r}; {remedy}")
+            return value
+        if self._hints.preset is None:
+            value = read(self._stored.get(name))
+            if value is not None:
+                return value
+        value = read(getattr(self._released, name, None))
+        if value is None:
             raise UserError(
-                f"{self._where}: {name} is not in the weights, the checkpoint's training config does not give it, "
+                f"{self._where}: {name} is not in the weights, the checkpoint's training config does not state it, "
                 f"and no released model has these sizes; {remedy}"
             )
-        value = getattr(self._released, name)
         self._hints.notes.append(f"{name} = {value}, {self._origin}")
         return value
 
 
-def _activation(hints: Hints, where: str) -> Any:
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _flag(value: object) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _integers(value: object) -> tuple[int, ...] | None:
+    fits = isinstance(value, list | tuple) and all(isinstance(item, int) for item in value)
+    return tuple(value) if fits else None  # type: ignore[arg-type]
+
+
+def _activation(hints: Hints, where: str) -> Activation:
     """No tensor shows the activation; every released model has GELU."""
     name = hints.user.get("act_layer") or hints.section("backbone").get("act_layer", "GELU")
-    if name not in _ACTIVATIONS:
-        raise UserError(f"{where}: the activation is {name!r}; expected one of {', '.join(_ACTIVATIONS)}")
-    return name
+    for activation in ACTIVATIONS:
+        if activation == name:
+            return activation
+    raise UserError(f"{where}: the activation is {name!r}; expected one of {', '.join(ACTIVATIONS)}")
 
 
-def _head(state: Mapping[str, Tensor], settings: Mapping[str, Any], where: str) -> HeadConfig:
+def _head(state: Mapping[str, Tensor], settings: Mapping[str, object], where: str) -> HeadConfig:
     if settings.get("align_corners"):
         raise UserError(f"{where}: the head was trained with align_corners=True; only False is supported")
     classes, channels = (_size(state, _CLASSIFIER, axis, where) for axis in (0, 1))
@@ -166,11 +185,11 @@ def _head(state: Mapping[str, Tensor], settings: Mapping[str, Any], where: str) 
         raise UserError(
             f"{where}: {count} pyramid pooling modules but pool_scales {scales}; expected one scale for each"
         )
-    return HeadConfig("UPerHead", channels, classes, tuple(scales))
+    return HeadConfig("UPerHead", channels, classes, tuple(map(int, scales)))
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered modules stand under `prefix`, a regular expression, when they are numbered without gaps."""
+    """Number of modules under `prefix`, a regular expression, that are numbered 0, 1, ...; 0 if there are gaps."""
     pattern = re.compile(rf"{prefix}\.(\d{{1,4}})\.")
     found = {int(match[1]) for match in map(pattern.match, state) if match}
     return len(found) if found == set(range(len(found))) else 0

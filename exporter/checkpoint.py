@@ -6,9 +6,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +16,9 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.exporter import mmconfig
 from internimage_deploy.exporter.architecture import Hints, infer
 from internimage_deploy.exporter.models.config import SegmentorConfig
-from internimage_deploy.exporter.models.segmentor import Segmentor
+from internimage_deploy.exporter.models.segmentor import Segmentor, build_without_weights
 from internimage_deploy.exporter.presets import PRESETS, Preset
+from internimage_deploy.exporter.source import SourceModel, find_preset
 from internimage_deploy.files import sha256
 
 Color = tuple[int, int, int]
@@ -32,25 +31,6 @@ _FAMILIES = {"UPerHead": "upernet_internimage", "SegformerHead": "segformer_inte
 _LISTED = 8  # names shown in a message before "and N more"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A segmentation checkpoint, read and understood.
-
-    `state_dict` holds float32 tensors under the names of `Segmentor`; `resize` is the test pipeline's (long, short) in
-    pixels and `size` the training crop (height, width), where known; `report` says what was dropped or assumed.
-    """
-
-    config: SegmentorConfig
-    state_dict: dict[str, Tensor]
-    architecture: str
-    classes: tuple[str, ...]
-    palette: tuple[Color, ...]
-    resize: tuple[int, int] | None
-    size: tuple[int, int] | None
-    source: dict[str, str]
-    report: tuple[str, ...]
-
-
 def read_checkpoint(
     path: Path,
     *,
@@ -59,50 +39,52 @@ def read_checkpoint(
     post_norm_blocks: tuple[int, ...] | None = None,
     act_layer: str | None = None,
     ema: bool = False,
-) -> Checkpoint:
+) -> SourceModel:
     """Read an official InternImage segmentation checkpoint (.pth).
 
     Args:
         path: a file that `torch.save` wrote; it is read with `weights_only`, so nothing in it is executed.
-        arch: a preset's name: what the weights do not tell is taken from there, and the rest must agree.
+        arch: a preset's name: what the weights do not show is taken from there, and the weights must fit it.
         offset_scale: DCNv3's offset scale, which no weight shows.
         post_norm_blocks: the blocks of level 2 that a post-norm follows, which no weight shows.
         act_layer: the activation, which no weight shows.
         ema: take the exponential moving average of the weights where the file holds both.
 
+    Returns:
+        The model; its weights are float32, and where the file could be mapped they still lie on disk.
+
     Raises:
         UserError: the file cannot be read, is another kind of checkpoint, or does not fit together.
     """
-    content = _load(path)
-    found, meta, report = _weights(content, path, ema)
-    state, dropped = _usable(found, path)
-    report += dropped
+    stored, meta, notes = _weights(_load(path), path, ema)
+    state, dropped = _usable(stored, path)
+    notes += dropped
     config_text = meta.get("config") or meta.get("cfg")
     training = mmconfig.parse(config_text) if isinstance(config_text, str) else {}
-    preset = _preset(arch)
-    given = {"offset_scale": offset_scale, "level2_post_norm_block_ids": post_norm_blocks, "act_layer": act_layer}
-    hints = Hints({name: value for name, value in given.items() if value is not None}, preset, training, report)
+    preset = find_preset(arch) if arch is not None else None
+    settings = {"offset_scale": offset_scale, "level2_post_norm_block_ids": post_norm_blocks, "act_layer": act_layer}
+    hints = Hints({name: value for name, value in settings.items() if value is not None}, preset, training, notes)
     config = infer(state, hints, path.name)
     if preset:
         _compare_with_preset(config, preset, path)
-    _check_names_and_shapes(config, state, path)
+    segmentor = build_without_weights(config)
+    _check_names_and_shapes(segmentor, state, path)
+    _load_weights(segmentor, state, path)
     known = preset or _released_as(config, path)
     dataset = _dataset(training) or (known.dataset if known else None)
-    names, palette = _classes(meta, dataset, config.head.num_classes, report)
-    return Checkpoint(
-        config=config,
-        state_dict={name: _float32(tensor, name, path) for name, tensor in _with_counters(config, state).items()},
+    classes, palette = _classes(meta, dataset, config.head.num_classes, notes)
+    return SourceModel(
+        segmentor=segmentor,
         architecture=known.name if known else _FAMILIES[config.head.type],
-        classes=names,
+        classes=classes,
         palette=palette,
         resize=mmconfig.test_scale(training) or (known.resize if known else None),
-        size=known.size if known else None,
         source={"file": path.name, "sha256": sha256(path)},
-        report=tuple(report),
+        notes=tuple(notes),
     )
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> object:
     if not path.exists():
         raise UserError(f"{path} does not exist; give the path of a checkpoint (.pth)")
     if path.is_dir():
@@ -125,31 +107,33 @@ def _load(path: Path) -> Any:
         ) from error
 
 
-def _weights(content: Any, path: Path, ema: bool) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+def _weights(
+    content: object, path: Path, ema: bool
+) -> tuple[Mapping[object, object], Mapping[object, object], list[str]]:
     """The state dict inside `content`, the metadata beside it, and notes."""
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a checkpoint, a dictionary of tensors")
     meta = content.get("meta")
-    meta = dict(meta) if isinstance(meta, Mapping) else {}
+    meta = meta if isinstance(meta, Mapping) else {}
     containers = _EMA_CONTAINERS + _PLAIN_CONTAINERS if ema else _PLAIN_CONTAINERS + _EMA_CONTAINERS
     for name in containers:
         if isinstance(content.get(name), Mapping):
             others = [n for n in containers if n != name and isinstance(content.get(n), Mapping)]
             notes = [f"weights taken from '{name}'" + (f", not from {_listed(others)}" if others else "")]
-            return dict(content[name]), meta, notes if others or name in _EMA_CONTAINERS else []
+            return content[name], meta, notes if others or name in _EMA_CONTAINERS else []
     if any(isinstance(value, Tensor) for value in content.values()):
-        return {str(k): v for k, v in content.items() if k != "meta"}, meta, []
+        return {key: value for key, value in content.items() if key != "meta"}, meta, []
     raise UserError(
         f"{path} holds {_listed(list(map(str, content)))} and no weights; "
         "expected tensors, or a 'state_dict' or 'model' of tensors"
     )
 
 
-def _usable(found: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+def _usable(stored: Mapping[object, object], path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors that inference needs, under their plain names, and a note on those that were dropped."""
     state: dict[str, Tensor] = {}
     dropped: dict[str, int] = {}
-    for key, value in found.items():
+    for key, value in stored.items():
         name = str(key)
         while name.startswith(_WRAPPERS):
             name = name.partition(".")[2]
@@ -169,21 +153,13 @@ def _usable(found: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], list[
     return state, [f"dropped {count} training-only tensors: {kind}" for kind, count in dropped.items()]
 
 
-def _preset(arch: str | None) -> Preset | None:
-    if arch is None:
-        return None
-    if arch not in PRESETS:
-        raise UserError(f"--arch {arch}: no such model; expected one of {', '.join(PRESETS)}")
-    return PRESETS[arch]
-
-
 def _released_as(config: SegmentorConfig, path: Path) -> Preset | None:
     """The released model that the file is named after, or the only one with this architecture."""
     same = [preset for preset in PRESETS.values() if preset.config == config]
     return next((p for p in same if p.name in path.name), same[0] if len(same) == 1 else None)
 
 
-def _dataset(training: Mapping[str, Any]) -> str | None:
+def _dataset(training: Mapping[str, object]) -> str | None:
     kind = training.get("dataset_type")
     return kind if isinstance(kind, str) else None
 
@@ -199,9 +175,8 @@ def _compare_with_preset(config: SegmentorConfig, preset: Preset, path: Path) ->
         raise UserError(f"{path.name} has a {config.head.type}; --arch {preset.name} has a {preset.config.head.type}")
 
 
-def _check_names_and_shapes(config: SegmentorConfig, state: dict[str, Tensor], path: Path) -> None:
-    with torch.device("meta"):
-        expected = {k: v.shape for k, v in Segmentor(config).state_dict().items() if not _is_counter(k)}
+def _check_names_and_shapes(segmentor: Segmentor, state: dict[str, Tensor], path: Path) -> None:
+    expected = {name: tensor.shape for name, tensor in segmentor.state_dict().items() if not _is_counter(name)}
     missing = sorted(expected.keys() - state.keys())
     unknown = sorted(state.keys() - expected.keys())
     if missing or unknown:
@@ -217,11 +192,13 @@ def _check_names_and_shapes(config: SegmentorConfig, state: dict[str, Tensor], p
         )
 
 
-def _with_counters(config: SegmentorConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with the batch counters that BatchNorm's state dict wants and inference never reads."""
-    with torch.device("meta"):
-        names = list(Segmentor(config).state_dict())
-    return {name: torch.zeros((), dtype=torch.int64) if _is_counter(name) else state[name] for name in names}
+def _load_weights(segmentor: Segmentor, state: dict[str, Tensor], path: Path) -> None:
+    """Give `segmentor` the tensors of `state` as float32, without a copy where they are."""
+    weights = {name: _float32(tensor, name, path) for name, tensor in state.items()}
+    # BatchNorm's state dict has batch counters, which inference never reads.
+    counters = {name: torch.zeros((), dtype=torch.int64) for name in segmentor.state_dict() if _is_counter(name)}
+    segmentor.load_state_dict(weights | counters, assign=True)
+    segmentor.requires_grad_(False)
 
 
 def _is_counter(name: str) -> bool:
@@ -229,8 +206,6 @@ def _is_counter(name: str) -> bool:
 
 
 def _float32(tensor: Tensor, name: str, path: Path) -> Tensor:
-    if _is_counter(name):
-        return tensor
     if not tensor.is_floating_point():
         raise UserError(f"{path.name}: '{name}' has type {tensor.dtype}; expected floating-point weights")
     tensor = tensor.detach().to(torch.float32)
@@ -240,14 +215,14 @@ def _float32(tensor: Tensor, name: str, path: Path) -> Tensor:
 
 
 def _classes(
-    meta: Mapping[str, Any], dataset: str | None, count: int, report: list[str]
+    meta: Mapping[object, object], dataset: str | None, count: int, notes: list[str]
 ) -> tuple[tuple[str, ...], tuple[Color, ...]]:
     """Names and colours for `count` outputs: the checkpoint's own, else its data set's, else numbered ones.
 
     Where the checkpoint names no data set either, it is guessed from `count`.
     """
-    data = meta.get("dataset_meta") if isinstance(meta.get("dataset_meta"), Mapping) else meta
-    assert isinstance(data, Mapping)
+    dataset_meta = meta.get("dataset_meta")  # mmsegmentation 1.x
+    data = dataset_meta if isinstance(dataset_meta, Mapping) else meta
     names, palette = data.get("CLASSES", data.get("classes")), data.get("PALETTE", data.get("palette"))
     if isinstance(names, list | tuple) and 0 < len(names) <= count:
         names, colors = tuple(map(str, names)), _colors(palette)[: len(names)]
@@ -259,17 +234,17 @@ def _classes(
             how = f"names of {dataset}"
         else:
             how = f"names guessed from the {count} outputs ({', '.join(names[:3])}, ...)"
-        report.append(f"the checkpoint names no classes: {how}")
+        notes.append(f"the checkpoint names no classes: {how}")
     if 0 < len(names) < count:
-        report.append(f"the head has {count} outputs for {len(names)} named classes: the rest are numbered")
+        notes.append(f"the head has {count} outputs for {len(names)} named classes: the rest are numbered")
     # Apart from each other: a checkpoint may name its classes and leave out their colours.
     return class_tables.fitted(names, (), count)[0], class_tables.fitted((), colors, count)[1]
 
 
-def _colors(palette: Any) -> tuple[Color, ...]:
+def _colors(palette: object) -> tuple[Color, ...]:
     """RGB triples out of what a checkpoint may hold; anything else gives ()."""
     try:
-        triples = tuple((int(r), int(g), int(b)) for r, g, b in palette)
+        triples = tuple((int(r), int(g), int(b)) for r, g, b in palette)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         return ()
     return triples if all(0 <= value <= 255 for triple in triples for value in triple) else ()

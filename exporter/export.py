@@ -1,32 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A segmentor in PyTorch to one ONNX file that carries its model card."""
+"""Exporting a checkpoint, or a segmentor in memory, to one ONNX file that carries its model card."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import os
 import platform
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from internimage_deploy._version import __version__
 from internimage_deploy.card import METADATA_KEY, ModelCard, TensorSpec, label_dtype
-from internimage_deploy.exporter import naming as graph
-from internimage_deploy.exporter import rewrites, verify
-from internimage_deploy.exporter.gelu import replace_gelu
-from internimage_deploy.exporter.interrupt import insistent_interrupt
-from internimage_deploy.exporter.models import Segmentor
-from internimage_deploy.exporter.network import Network
-from internimage_deploy.exporter.opset import TRACED_OPSET, lower_opset
-from internimage_deploy.exporter.options import SIZE_DIVISOR, ExportOptions
-from internimage_deploy.exporter.progress import Step, silent
-from internimage_deploy.exporter.symbolic import emit_nodes
+from internimage_deploy.errors import UserError
+from internimage_deploy.exporter import naming, rewrites
+from internimage_deploy.exporter.checkpoint import read_checkpoint
+from internimage_deploy.exporter.interrupt import repeat_keyboard_interrupt
+from internimage_deploy.exporter.opset import lower_opset
+from internimage_deploy.exporter.options import (
+    DEFAULT_OPSET,
+    DEFAULT_TOLERANCE,
+    SIZE_DIVISOR,
+    Activation,
+    Emit,
+    ExportOptions,
+    Input,
+)
+from internimage_deploy.exporter.source import SourceModel, random_model
+from internimage_deploy.exporter.tracing import trace
+from internimage_deploy.exporter.verify import DEFAULT_CHECK, Check, Report, compare, make_references
 from internimage_deploy.files import staging_folder
 
 if TYPE_CHECKING:
@@ -34,126 +39,209 @@ if TYPE_CHECKING:
 
 IR_VERSION = 9  # the first in which a function may declare defaults for its attributes
 EXTERNAL_DATA_ABOVE = 1_900_000_000  # bytes of weights; a protobuf message ends at 2 GiB
-# Small, not square, odd numbers of 32-pixel cells, two pictures: no size in the graph equals another by chance.
-TRACED_BATCH, TRACED_SIZE = 2, (96, 160)
-MAX_SIDE, MAX_BATCH = 32768, 1024
+
+# progress("tracing") is a context manager that lasts as long as the step of that name.
+Progress = Callable[[str], AbstractContextManager[object]]
+
+_log = logging.getLogger("internimage_deploy.exporter")
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """What the model card says that the network itself does not know; see `ModelCard`."""
+class ExportedModel:
+    """The result of an export.
 
-    architecture: str
-    classes: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    resize: tuple[int, int] | None = None
-    source: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What an export wrote: the files, the card inside, and the verification's findings (None: not verified)."""
+    Attributes:
+        path: the ONNX file.
+        external_data: the file beside it that holds the weights, where they are too large for one file.
+        card: the model card inside the file.
+        report: the comparison with PyTorch; None where it was switched off.
+        notes: what was dropped, assumed or guessed while the checkpoint was read, one sentence each.
+    """
 
     path: Path
     external_data: Path | None
     card: ModelCard
-    report: verify.Report | None
+    report: Report | None
+    notes: tuple[str, ...] = ()
+
+
+def no_progress(step: str) -> AbstractContextManager[object]:
+    """Show nothing."""
+    return nullcontext(step)
 
 
 def export(
-    segmentor: Segmentor,
+    checkpoint: str | os.PathLike[str] | None,
+    output: str | os.PathLike[str],
+    *,
+    random: str | None = None,
+    size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    input: Input = "uint8",
+    emit: Emit = "labels",
+    arch: str | None = None,
+    offset_scale: float | None = None,
+    post_norm_blocks: Iterable[int] | None = None,
+    activation: Activation | None = None,
+    ema: bool = False,
+    plain: bool = False,
+    without: Iterable[str] = (),
+    opset: int = DEFAULT_OPSET,
+    verify: bool = True,
+    tolerance: float = DEFAULT_TOLERANCE,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> ExportedModel:
+    """Export an InternImage segmentation checkpoint to one portable ONNX file that carries its model card.
+
+    The file runs in ONNX Runtime as it is, and `build_engine` compiles it for TensorRT. It is checked by ONNX and
+    compared with PyTorch on random input before it takes its place: either every file appears or none.
+
+    Args:
+        checkpoint: the official checkpoint (.pth); None where `random` names a released model.
+        output: the ONNX file to write, its name ending in `.onnx`; an existing one is replaced. Weights of more than
+            1.9 GB go into OUTPUT.data beside it.
+        random: name of a released model to export with random weights, for tests and timing, such as
+            "upernet_internimage_t_512_160k_ade20k".
+        size: fixed (height, width) of the network's input in pixels, multiples of 32. None leaves both free: the file
+            takes every size that is a multiple of 32.
+        batch: fixed number of images per run. None means 1 with a fixed `size`, and a free batch size without.
+        input: "uint8" for an input `image` (N, H, W, 3), RGB 0 to 255, uint8, normalised inside the graph; "float"
+            for an input `input` (N, 3, H, W), float32, already normalised.
+        emit: "labels" for an output `labels` (N, H, W) at network size, uint8 (int32 above 256 classes); "logits" for
+            an output `logits` (N, classes, H/4, W/4), float32.
+        arch: name of the released model that the checkpoint belongs to, for settings that neither the weights nor the
+            training config in the checkpoint show.
+        offset_scale: DCNv3's offset scale, where nothing else states it (L and XL: 2.0, other released models: 1.0).
+        post_norm_blocks: indices of the blocks of level 2 that a post-norm follows, where nothing else states them.
+        activation: the activation function, where nothing else states it.
+        ema: take the exponential moving average of the weights where the checkpoint holds both.
+        plain: leave out every algebraic rewrite, to measure what they gain. One that a free size needs stays.
+        without: names of single rewrites to leave out; `internimage_deploy.exporter.rewrites.REWRITES` has them all.
+        opset: version of the standard operators: 16, 17 or 18.
+        verify: compare the file with PyTorch on random input, at several sizes where the size is free.
+        tolerance: maximum of |ONNX - PyTorch| / max(1, largest |logit|) that passes the comparison.
+        seed: seed of the random weights and of the comparison's input.
+        progress: called with the name of each long step ("loading", "reference", "tracing", "optimising", "writing",
+            "checking", "verifying"); returns a context manager that lasts as long as the step.
+
+    Returns:
+        Where the file is, its card, the comparison with PyTorch and notes on what the checkpoint left open. The notes
+        are also logged.
+
+    Raises:
+        UserError: an argument does not fit, the checkpoint cannot be read or is of another kind of model, the file
+            cannot be written, or it disagrees with PyTorch by more than `tolerance`.
+        MissingDependency: `verify` is set and ONNX Runtime is not installed.
+    """
+    source, target = None if checkpoint is None else Path(checkpoint), Path(output)
+    if (source is None) == (random is None):
+        raise UserError("expected either a checkpoint or the name of a released model in random=, not both or neither")
+    check_paths(source, target)
+    options = ExportOptions(
+        size=size,
+        batch=1 if batch is None and size is not None else batch,
+        input=input,
+        emit=emit,
+        plain=plain,
+        without=tuple(without),
+        opset=opset,
+    )
+    rewrites.select(options)  # refuses what cannot be left out before any work is done
+    with progress("loading"):
+        if source is not None:
+            model = read_checkpoint(
+                source,
+                arch=arch,
+                offset_scale=offset_scale,
+                post_norm_blocks=None if post_norm_blocks is None else tuple(post_norm_blocks),
+                act_layer=activation,
+                ema=ema,
+            )
+        else:
+            assert random is not None
+            model = random_model(random, seed)
+    for note in model.notes:
+        _log.info("note: %s", note)
+    return export_model(model, options, target, check=Check(tolerance, seed) if verify else None, progress=progress)
+
+
+def check_paths(checkpoint: Path | None, output: Path) -> None:
+    """Check that `output` can be the name of the exported file.
+
+    Raises:
+        UserError: the name does not end in .onnx, or it is the checkpoint's own file.
+    """
+    if output.suffix.lower() != ".onnx":
+        raise UserError(f"{output}: the commands that read the file know it by its ending; name it {output}.onnx")
+    if checkpoint is not None and checkpoint.exists() and output.exists() and output.samefile(checkpoint):
+        raise UserError(f"{output} is the checkpoint itself; name another file")
+
+
+def export_model(
+    model: SourceModel,
     options: ExportOptions,
-    facts: ModelFacts,
     target: Path,
     *,
-    check: verify.Check | None = verify.DEFAULT_CHECK,
-    step: Step = silent,
+    check: Check | None = DEFAULT_CHECK,
+    progress: Progress = no_progress,
     external_data_above: int = EXTERNAL_DATA_ABOVE,
-) -> Exported:
-    """Write `segmentor` to the ONNX file `target`, check the file, and compare it with PyTorch.
+) -> ExportedModel:
+    """Write `model` to the ONNX file `target`, check the file, and compare it with PyTorch.
 
     Weights beyond `external_data_above` bytes go into `target` + ".data" beside it. Either every file appears or none.
 
     Args:
-        segmentor: is used up: its layers are replaced by what is exported, so it no longer runs in PyTorch.
+        model: its segmentor is used up: the layers are replaced by what is exported, so it no longer runs in PyTorch.
         options: shape, interface and rewrites.
-        facts: what else the model card tells.
         target: the file to write; an existing one is replaced.
-        check: how to compare with PyTorch; None does not.
-        step: is told about each long step.
+        check: how to compare with PyTorch; None skips the comparison.
+        progress: see `export`.
         external_data_above: in bytes.
 
     Raises:
         UserError: the file cannot be written, or it disagrees with PyTorch by more than the tolerance.
     """
-    with staging_folder(target) as stage, insistent_interrupt():
+    segmentor = model.segmentor
+    with staging_folder(target) as stage, repeat_keyboard_interrupt():
         references = []
         if check is not None:
-            with step("reference"):
-                references = verify.references(segmentor, options, check)
+            with progress("reference"):
+                references = make_references(segmentor, options, check)
         applied = rewrites.apply(segmentor, options)
-        card = _card(segmentor, options, facts, applied)
-        with step("tracing"):
-            model = trace(segmentor, options)
-        with step("optimising"):
-            finish(model, options, card)
-        with step("writing"):
+        card = _card(model, options, applied)
+        with progress("tracing"):
+            graph = trace(segmentor, options)
+        with progress("optimising"):
+            finish(graph, options, card)
+        with progress("writing"):
             path = stage / target.name
-            external = save(model, path, external_data_above)
-        del model
+            external = save(graph, path, external_data_above)
+        del graph
         segmentor.to("meta")  # frees the weights, of which the largest models have gigabytes
-        with step("checking"):
+        with progress("checking"):
             check_file(path)
         report = None
         if check is not None:
-            with step("verifying"):
-                report = verify.compare(path, card, references, check)
-    return Exported(target, target.parent / external.name if external else None, card, report)
-
-
-def trace(segmentor: Segmentor, options: ExportOptions) -> ir.Model:
-    """The graph of `segmentor` as PyTorch's exporter writes it; the segmentor no longer runs afterwards."""
-    emit_nodes(segmentor)
-    replace_gelu(segmentor)
-    network = Network(segmentor, options).eval()
-    batch = options.batch or (TRACED_BATCH if options.batch is None else 1)
-    height, width = options.size or TRACED_SIZE
-    if options.input == "uint8":
-        example = torch.zeros(batch, height, width, 3, dtype=torch.uint8)
-        axes = (1, 2)
-    else:
-        example = torch.zeros(batch, 3, height, width)
-        axes = (2, 3)
-    shapes = {}
-    if options.batch is None:
-        shapes[0] = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    if options.size is None:
-        for axis, name in zip(axes, ("height", "width"), strict=True):
-            shapes[axis] = SIZE_DIVISOR * torch.export.Dim(f"{name}_cells", min=1, max=MAX_SIDE // SIZE_DIVISOR)
-    with _quiet(), torch.no_grad():
-        exported = torch.export.export(network, (example,), dynamic_shapes=(shapes,) if shapes else None, strict=False)
-        program = torch.onnx.export(
-            exported, dynamo=True, opset_version=TRACED_OPSET, optimize=False, verbose=False, profile=False
-        )
-        assert program is not None
-        program.optimize()
-    return program.model
+            with progress("verifying"):
+                report = compare(path, card, references, check)
+    return ExportedModel(target, target.parent / external.name if external else None, card, report, model.notes)
 
 
 def finish(model: ir.Model, options: ExportOptions, card: ModelCard) -> None:
-    """Turn the traced graph into the one that is shipped; see `graph`."""
+    """Turn the traced graph into the one that is shipped; see `naming`."""
     lower_opset(model, options.opset)
-    graph.name_everything(model, card.input.name, card.output.name)
-    graph.name_sizes(model)
-    graph.add_function(model)
-    graph.strip(model)
+    naming.name_everything(model, card.input.name, card.output.name)
+    naming.name_sizes(model)
+    naming.add_function(model)
+    naming.strip(model)
     model.ir_version = IR_VERSION
     model.graph.name = card.architecture
     model.metadata_props[METADATA_KEY] = card.to_json()
 
 
 def save(model: ir.Model, path: Path, external_data_above: int = EXTERNAL_DATA_ABOVE) -> Path | None:
-    """Write `model` to `path`; answers the file of its external data, if it needs one."""
+    """Write `model` to `path`; returns the file of its external data, if it needs one."""
     import onnx_ir as ir
 
     weights = (value.const_value for value in model.graph.initializers.values())
@@ -172,46 +260,33 @@ def check_file(path: Path) -> None:
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def _card(segmentor: Segmentor, options: ExportOptions, facts: ModelFacts, applied: tuple[str, ...]) -> ModelCard:
+def _card(model: SourceModel, options: ExportOptions, applied: tuple[str, ...]) -> ModelCard:
     batch = "batch" if options.batch is None else options.batch
     height, width = options.size or ("height", "width")
     quarter = tuple(side // 4 for side in options.size) if options.size else ("height/4", "width/4")
-    classes = segmentor.config.head.num_classes
-    takes = (
+    config = model.segmentor.config
+    classes = config.head.num_classes
+    input_spec = (
         TensorSpec("image", "uint8", (batch, height, width, 3))
         if options.input == "uint8"
         else TensorSpec("input", "float32", (batch, 3, height, width))
     )
-    gives = (
+    output_spec = (
         TensorSpec("labels", label_dtype(classes).__name__, (batch, height, width))
         if options.emit == "labels"
-        else TensorSpec(graph.LOGITS, "float32", (batch, classes, *quarter))
+        else TensorSpec(naming.LOGITS, "float32", (batch, classes, *quarter))
     )
     tools = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
     return ModelCard(
-        architecture=facts.architecture,
-        classes=facts.classes,
-        palette=facts.palette,
-        input=takes,
-        output=gives,
-        resize=facts.resize,
+        architecture=model.architecture,
+        classes=model.classes,
+        palette=model.palette,
+        input=input_spec,
+        output=output_spec,
+        resize=model.resize,
         size_divisor=SIZE_DIVISOR,
         rewrites=applied,
-        model=segmentor.config.asdict(),
-        source=facts.source,
+        model=config.asdict(),
+        source=model.source,
         tools={"internimage-deploy": __version__, "python": platform.python_version(), **tools},
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hush PyTorch's exporter: it warns of packages we need not and of its own deprecated calls."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C that is heard inside PyTorch's tracer, which runs Python below C++ and drops some exceptions on the way."""
+"""Ctrl-C inside PyTorch's tracer, which runs Python below C++ and drops some exceptions on the way."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _REPEAT_SECONDS = 0.2
 
 
 @contextmanager
-def insistent_interrupt() -> Iterator[None]:
-    """While this lasts, Ctrl-C raises `KeyboardInterrupt` again and again until it arrives.
+def repeat_keyboard_interrupt() -> Iterator[None]:
+    """Inside this context, Ctrl-C raises `KeyboardInterrupt` again and again until it arrives.
 
     It is raised on leaving at the latest. Outside the main thread, where Python handles no signals, nothing happens.
     """
@@ -22,11 +22,11 @@ def insistent_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or not default:
         yield
         return
-    asked = False
+    interrupted = False
 
     def raise_again(signum: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
+        nonlocal interrupted
+        interrupted = True
         if hasattr(signal, "setitimer"):
             signal.signal(signal.SIGALRM, raise_again)
             signal.setitimer(signal.ITIMER_REAL, _REPEAT_SECONDS)
@@ -36,9 +36,9 @@ def insistent_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        if asked and hasattr(signal, "setitimer"):
+        if interrupted and hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)  # first of all: what comes next must not be interrupted
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if asked:
+    if interrupted:
         raise KeyboardInterrupt

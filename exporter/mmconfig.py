@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import ast
-from typing import Any
+from collections.abc import Mapping
 
 # A released config has about 10 kB; more than this is not one.
 _MAX_CHARACTERS = 1_000_000
 
 
-def parse(text: str) -> dict[str, Any]:
+def parse(text: str) -> dict[str, object]:
     """The config's top-level assignments: literals, `dict(...)` calls and names assigned before.
 
     Anything else (calls, arithmetic, imports) is left out, never evaluated. Text that is not Python gives {}.
@@ -21,7 +21,7 @@ def parse(text: str) -> dict[str, Any]:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for node in tree.body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             try:
@@ -31,7 +31,7 @@ def parse(text: str) -> dict[str, Any]:
     return values
 
 
-def test_scale(config: dict[str, Any]) -> tuple[int, int] | None:
+def test_scale(config: Mapping[str, object]) -> tuple[int, int] | None:
     """(long, short) of the test pipeline's resize, in pixels, if the config names one."""
     pipeline = config.get("test_pipeline")
     for step in pipeline if isinstance(pipeline, list) else []:
@@ -41,7 +41,7 @@ def test_scale(config: dict[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def _value(node: ast.expr, names: dict[str, Any]) -> Any:
+def _value(node: ast.expr, names: Mapping[str, object]) -> object:
     match node:
         case ast.Constant(value=value):
             return value

@@ -15,7 +15,7 @@ from internimage_deploy.exporter.options import SIZE_DIVISOR
 from internimage_deploy.operators import contract
 from internimage_deploy.operators.onnx_function import dcnv3_function
 
-LOGITS = "logits"  # the value of this name is the decode head's answer in every export, whatever the output is
+LOGITS = "logits"  # the value of this name is the decode head's output in every export, whatever the model returns
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -100,8 +100,7 @@ def name_sizes(model: ir.Model) -> None:
     for position, dim in enumerate(_dims(model.graph.inputs[0])):
         symbol = re.search(r"[a-z]+\d+", str(dim)) if isinstance(dim, ir.SymbolicDim) else None
         if symbol is not None:
-            picture = _dims(model.graph.inputs[0])
-            height = 1 if picture[-1] == 3 else 2
+            height = 1 if _dims(model.graph.inputs[0])[-1] == 3 else 2
             names[symbol[0]] = "batch" if position == 0 else "height" if position == height else "width"
     for value in _values(model.graph):
         if value.shape is not None:
@@ -151,7 +150,7 @@ def add_function(model: ir.Model) -> None:
 
 
 def strip(model: ir.Model) -> None:
-    """Remove what tells of the machine and the program that traced the model, and sign it."""
+    """Remove traces of the machine and the program that traced the model, and name this program as the producer."""
     model.producer_name, model.producer_version = "internimage-deploy", __version__
     model.doc_string = model.graph.doc_string = None
     model.metadata_props.clear()
@@ -160,7 +159,7 @@ def strip(model: ir.Model) -> None:
         value.metadata_props.clear()
         value.doc_string = None
         if value.is_initializer():
-            value.type = value.shape = None  # the tensor itself says it
+            value.type = value.shape = None  # the tensor has its own
         if value.const_value is not None:
             value.const_value.metadata_props.clear()
     for node in model.graph:

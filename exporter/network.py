@@ -13,7 +13,7 @@ from internimage_deploy.exporter.options import ExportOptions
 
 
 class Network(nn.Module):
-    """A segmentor between the input and the output that `options` asks for; see `ExportOptions`.
+    """A segmentor between the input and the output of `options`; see `ExportOptions`.
 
     The parts keep the segmentor's names, so that names in the graph equal those in the checkpoint.
     """
@@ -50,7 +50,7 @@ class Normalize(nn.Module):
 
 
 class Labels(nn.Module):
-    """Logits (N, classes, H/4, W/4) to the strongest class (N, H, W), as mmsegmentation decides it at network size."""
+    """Logits (N, classes, H/4, W/4) to labels (N, H, W), computed as mmsegmentation does at network size."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()

@@ -52,7 +52,7 @@ def _decompose_layer_norm(node: ir.Node) -> None:
     x, weight, *rest = node.inputs
     bias = rest[0] if rest else None
     if node.attributes.get_int("axis", -1) != -1 or x is None or weight is None:
-        raise ValueError(f"{node.name}: only a LayerNormalization over the last axis can be spelled out")
+        raise ValueError(f"{node.name}: only a LayerNormalization over the last axis can be decomposed")
     epsilon = _constant(node, "epsilon", node.attributes.get_float("epsilon", 1e-5))
 
     def emit(op_type: str, *inputs: ir.Value, **attributes: int | list[int]) -> ir.Value:

@@ -42,23 +42,20 @@ _HEADS = {"upernet": HeadConfig("UPerHead", 512, 150), "segformer": HeadConfig("
 
 @dataclass(frozen=True)
 class Preset:
-    """A released model: its architecture, training crop (height, width), test scale (long, short) and data set."""
+    """A released model: its architecture, test scale (long, short) in pixels and data set."""
 
     name: str
     config: SegmentorConfig
-    size: tuple[int, int]
     resize: tuple[int, int]
     dataset: str
 
 
 def _preset(name: str) -> Preset:
-    """The names say everything: HEAD_internimage_SIZE_CROP_SCHEDULE_DATASET."""
+    """Read the preset from its name, HEAD_internimage_VARIANT_CROP_SCHEDULE_DATASET, CROP being S or HxW."""
     head, _, variant, crop, _, dataset = name.split("_")
-    height, _, width = crop.partition("x")
-    size = (int(height), int(width or height))
     dataset = dataset.removeprefix("mapillary2")
-    resize = (4 * size[0], size[0]) if dataset == "ade20k" else (2048, 1024)
-    return Preset(name, SegmentorConfig(BACKBONES[variant], _HEADS[head]), size, resize, dataset)
+    resize = (4 * int(crop), int(crop)) if dataset == "ade20k" else (2048, 1024)
+    return Preset(name, SegmentorConfig(BACKBONES[variant], _HEADS[head]), resize, dataset)
 
 
 PRESETS = {

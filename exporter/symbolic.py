@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands for the DCNv3 operator while a model is traced: one node `internimage::DCNv3`."""
+"""The node `internimage::DCNv3` that a DCNv3 layer becomes while a model is traced."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch.onnx
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from internimage_deploy.exporter.models.dcnv3 import DCNv3, Pair
 from internimage_deploy.operators import contract
 
-_TYPES = {"int": int, "float": float}
+# What torch.onnx.ops.symbolic takes as an attribute.
+Value = int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]
 
 
 def dcnv3_node(
@@ -38,7 +39,9 @@ def dcnv3_node(
         "offset_scale": offset_scale,
         "mask_softmax": mask_softmax,
     }
-    attributes: dict[str, Any] = {a.name: _TYPES[a.type](values[a.name]) for a in contract.ATTRIBUTES}
+    attributes: dict[str, Value] = {
+        a.name: (int if a.type == "int" else float)(values[a.name]) for a in contract.ATTRIBUTES
+    }
     return torch.onnx.ops.symbolic(
         f"{contract.DOMAIN}::{contract.OP_TYPE}",
         (input, offset, mask),

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the file answer what PyTorch answers?"""
+"""Comparing an exported file with PyTorch on random input."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,21 +16,26 @@ import torch.nn.functional as F
 from internimage_deploy.card import ModelCard
 from internimage_deploy.errors import MissingDependency, UserError
 from internimage_deploy.exporter.naming import LOGITS
-from internimage_deploy.exporter.options import ExportOptions
+from internimage_deploy.exporter.options import DEFAULT_TOLERANCE, ExportOptions
 
 if TYPE_CHECKING:
+    import onnxruntime as ort
+
     from internimage_deploy.exporter.models import Segmentor
 
-# (batch, height, width) tried where they are free: the smallest, then not square, then larger than the traced one.
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+Labels = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
+
+# (batch, height, width) compared where they are free: the smallest, a landscape, one larger than the traced size.
 FREE_SIZES = ((1, 32, 32), (2, 64, 128), (1, 192, 160))
-LEAST_AGREEMENT = 0.999
+MIN_AGREEMENT = 0.999
 
 
 @dataclass(frozen=True)
 class Check:
-    """How to compare: `tolerance` bounds |ONNX - PyTorch| / max(1, largest |logit|)."""
+    """Settings of a comparison; `tolerance` bounds |ONNX - PyTorch| / max(1, largest |logit|)."""
 
-    tolerance: float = 1e-4
+    tolerance: float = DEFAULT_TOLERANCE
     seed: int = 0
 
 
@@ -39,9 +44,9 @@ DEFAULT_CHECK = Check()
 
 @dataclass(frozen=True)
 class Reference:
-    """A random input as the file takes it, and PyTorch's logits (N, classes, H/4, W/4) for it."""
+    """A random input in the file's own form, and PyTorch's logits (N, classes, H/4, W/4) for it."""
 
-    input: npt.NDArray[Any]
+    input: Pixels
     size: tuple[int, int]
     logits: npt.NDArray[np.float32]
     seconds: float
@@ -49,7 +54,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One input's result; `error` is the largest |ONNX - PyTorch| of a logit, `agreement` the share of equal labels."""
+    """`error` is the largest |ONNX - PyTorch| of a logit, `agreement` the fraction of equal labels."""
 
     shape: tuple[int, int, int]  # (batch, height, width)
     error: float
@@ -71,8 +76,8 @@ class Report:
         return max(c.error / max(1.0, c.largest) for c in self.comparisons)
 
 
-def references(segmentor: Segmentor, options: ExportOptions, check: Check = DEFAULT_CHECK) -> list[Reference]:
-    """Random inputs of every size to try, with PyTorch's answers; to be called before the segmentor is used up."""
+def make_references(segmentor: Segmentor, options: ExportOptions, check: Check = DEFAULT_CHECK) -> list[Reference]:
+    """Random inputs of every size to try, with PyTorch's logits; to be called before the segmentor is used up."""
     if options.size is not None:
         sizes: list[tuple[int, int, int]] = [(options.batch or 1, *options.size)]
     else:
@@ -86,17 +91,17 @@ def _reference(
 ) -> Reference:
     from internimage_deploy.exporter.network import Normalize
 
-    given: npt.NDArray[Any]
+    pixels: Pixels
     if options.input == "uint8":
-        given = rng.integers(0, 256, (batch, height, width, 3), np.uint8)
-        x = Normalize()(torch.from_numpy(given))
+        pixels = rng.integers(0, 256, (batch, height, width, 3), np.uint8)
+        x = Normalize()(torch.from_numpy(pixels))
     else:
-        given = rng.standard_normal((batch, 3, height, width), np.float32)
-        x = torch.from_numpy(given)
+        pixels = rng.standard_normal((batch, 3, height, width), np.float32)
+        x = torch.from_numpy(pixels)
     start = time.perf_counter()
     with torch.inference_mode():
         logits = segmentor(x)
-    return Reference(given, (height, width), logits.numpy(), time.perf_counter() - start)
+    return Reference(pixels, (height, width), logits.numpy(), time.perf_counter() - start)
 
 
 def compare(path: Path, card: ModelCard, references: list[Reference], check: Check = DEFAULT_CHECK) -> Report:
@@ -109,13 +114,13 @@ def compare(path: Path, card: ModelCard, references: list[Reference], check: Che
     comparisons = []
     for reference in references:
         start = time.perf_counter()
-        answers = dict(zip(outputs, session.run(outputs, {card.input.name: reference.input}), strict=True))
+        results = dict(zip(outputs, session.run(outputs, {card.input.name: reference.input}), strict=True))
         seconds = time.perf_counter() - start
-        logits = answers[LOGITS]
+        logits = results[LOGITS]
         labels = labels_of(logits, reference.size)
         if card.emits_labels:
-            _expect_labels(answers[card.output.name], labels)
-            labels = answers[card.output.name]
+            _expect_labels(results[card.output.name], labels)
+            labels = results[card.output.name]
         expected = labels_of(reference.logits, reference.size)
         comparisons.append(
             Comparison(
@@ -130,30 +135,30 @@ def compare(path: Path, card: ModelCard, references: list[Reference], check: Che
     report = Report(tuple(comparisons))
     if not report.error <= check.tolerance:
         raise UserError(
-            f"the exported file disagrees with PyTorch: relative error {report.error:.1e}, expected at most "
-            f"{check.tolerance:.0e}; raise --tolerance, or use --no-verify to keep the file all the same"
+            f"the exported file disagrees with PyTorch: its relative error is {report.error:.1e}, expected at most "
+            f"{check.tolerance:.0e}; raise --tolerance, or keep the file unchecked with --no-verify"
         )
     return report
 
 
-def _expect_labels(labels: npt.NDArray[Any], expected: npt.NDArray[np.int64]) -> None:
-    """Check the upsampling and the decision inside the file; rounding may turn a tie."""
+def _expect_labels(labels: Labels, expected: npt.NDArray[np.int64]) -> None:
+    """Check the upsampling and the argmax inside the file; rounding may turn a tie."""
     agreement = float((labels == expected).mean()) if labels.shape == expected.shape else 0.0
-    if agreement < LEAST_AGREEMENT:
+    if agreement < MIN_AGREEMENT:
         raise UserError(
             f"the exported file's labels are not those of its logits: {100 * agreement:.2f} % agree, "
-            f"expected at least {100 * LEAST_AGREEMENT} %; report this with the checkpoint's name"
+            f"expected at least {100 * MIN_AGREEMENT} %; report this with the checkpoint's name"
         )
 
 
 def labels_of(logits: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """The labels (N, H, W) that PyTorch decides from logits (N, classes, H/4, W/4) at network size."""
-    grown = F.interpolate(torch.from_numpy(logits), size=size, mode="bilinear", align_corners=False)
-    return grown.argmax(dim=1).numpy()
+    """The labels (N, H, W) that PyTorch computes from logits (N, classes, H/4, W/4) at network size."""
+    upsampled = F.interpolate(torch.from_numpy(logits), size=size, mode="bilinear", align_corners=False)
+    return upsampled.argmax(dim=1).numpy()
 
 
-def _session(path: Path, card: ModelCard) -> tuple[Any, list[str]]:
-    """A session that also answers the logits, whatever the file's own output is."""
+def _session(path: Path, card: ModelCard) -> tuple[ort.InferenceSession, list[str]]:
+    """A session of the file, and the names of its outputs, the logits among them whatever the file itself returns."""
     try:
         import onnxruntime as ort
     except ImportError as error:

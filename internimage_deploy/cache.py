@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled libraries in the user's cache: one file per fingerprint, made once, however many processes ask."""
+"""The user's cache of compiled libraries: one file per fingerprint, built once, however many processes need it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def cache_folder() -> Path:
     return Path(chosen).absolute() if chosen else platformdirs.user_cache_path("internimage-deploy", appauthor=False)
 
 
-def fingerprint(files: Iterable[Path], facts: Iterable[str]) -> str:
-    """A short digest of the files' names and contents and of facts such as flags and compiler versions."""
+def fingerprint(files: Iterable[Path], settings: Iterable[str]) -> str:
+    """A short digest of the files' names and contents and of settings such as flags and compiler versions."""
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
-    for fact in facts:
-        digest.update(fact.encode() + b"\0")
+    for setting in settings:
+        digest.update(setting.encode() + b"\0")
     return digest.hexdigest()[:20]
 
 

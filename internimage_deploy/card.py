@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model card: everything the runtime must know about a model, carried inside the model's own file.
+"""The model card: the metadata that the runtime needs about a model, carried inside the model's own file.
 
 In an ONNX file it is JSON in `metadata_props` under the key `internimage_deploy`; beside an engine it is
 `MODEL.engine.json`.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -19,6 +20,9 @@ from internimage_deploy.errors import UserError
 
 METADATA_KEY = "internimage_deploy"
 CARD_VERSION = 1
+COLOR_ORDER = "rgb"  # of every model so far; the file states it
+
+Json = Any  # what json.loads returns
 
 Array: TypeAlias = npt.NDArray[Any]
 """An input or output of a network; the model card says of which element type."""
@@ -48,13 +52,13 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine was built with, and what it needs to run."""
+    """Metadata of an engine: what it was built with and needs to run."""
 
     backend: Literal["tensorrt", "tensorrt-rtx"]  # "flavour" in the JSON of a card
     version: str  # of the compiler
     sha256: str  # of the engine file
-    compute_capabilities: tuple[str, ...]  # "8.6", ...; empty for the GPU it was built on
-    profiles: tuple[dict[str, tuple[int, ...]], ...] = ()  # {"min"|"opt"|"max": (N, H, W)} each
+    compute_capabilities: tuple[str, ...]  # such as "8.6"; empty when it runs on the kind of GPU it was built on alone
+    profiles: tuple[dict[str, tuple[int, ...]], ...] = ()  # one per profile: {"min"|"opt"|"max": (N, H, W)}
     plugin_version: str = ""  # empty when the engine holds no plugin
     plugin_embedded: bool = False
     version_compatible: bool = False
@@ -63,7 +67,7 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Facts about a segmentation model, from its architecture to the picture it expects.
+    """Metadata of a segmentation model, from its architecture to the image it expects.
 
     `input` is either `image` (N, H, W, 3) uint8 RGB, or `input` (N, 3, H, W) float, normalised with `mean` and `std`
     (RGB, 0..255 scale). `output` is either `labels` (N, H, W) at network size, or `logits`
@@ -77,16 +81,14 @@ class ModelCard:
     output: TensorSpec
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    color_order: Literal["rgb"] = "rgb"
-    resize: tuple[int, int] | None = None  # (long, short) in pixels, keep-ratio; None = the picture's own size
-    size_divisor: int = 32
+    resize: tuple[int, int] | None = None  # (long, short) in pixels, aspect ratio kept; None: the image's own size
+    size_divisor: int = 32  # a free height and width are multiples of it
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     kept_fp32: tuple[str, ...] = ()  # node names or operator types left in fp32 by a conversion
     rewrites: tuple[str, ...] = ()  # algebraic rewrites that were applied
-    model: dict[str, Any] = field(default_factory=dict)  # backbone and head settings, for people and for `info`
-    source: dict[str, str] = field(
-        default_factory=dict
-    )  # {"file": name without folders, "sha256": ...} or {"random": seed}
+    model: dict[str, dict[str, object]] = field(default_factory=dict)  # backbone and head settings, for `info`
+    # {"file": name without folders, "sha256": ...} of the checkpoint, or {"random": seed}
+    source: dict[str, str] = field(default_factory=dict)
     tools: dict[str, str] = field(default_factory=dict)  # {"torch": "2.13.0", ...}
     engine: EngineInfo | None = None
 
@@ -97,7 +99,7 @@ class ModelCard:
 
     @property
     def emits_labels(self) -> bool:
-        """True when the network answers labels, False when it answers logits."""
+        """True when the network's output is labels, False when it is logits."""
         return self.output.name == "labels"
 
     @property
@@ -119,21 +121,21 @@ class ModelCard:
 
     def to_json(self) -> str:
         """The card as JSON text with its version, stable in order."""
-        data = dataclasses.asdict(self)
-        if data["engine"] is not None:
-            data["engine"]["flavour"] = data["engine"].pop("backend")
-        return json.dumps({"version": CARD_VERSION, **data}, indent=1, sort_keys=True)
+        fields = {"version": CARD_VERSION, "color_order": COLOR_ORDER, **dataclasses.asdict(self)}
+        if fields["engine"] is not None:
+            fields["engine"]["flavour"] = fields["engine"].pop("backend")
+        return json.dumps(fields, indent=1, sort_keys=True)
 
     @staticmethod
     def from_json(text: str, where: str = "model card") -> ModelCard:
         """Read a card; `where` names the file in errors.
 
         Raises:
-            UserError: the text is no card, or its version is one this program does not know.
+            UserError: the text is no card, its version is unknown to this program, or a field cannot be read.
         """
         try:
-            data = json.loads(text)
-            version = data.pop("version")
+            fields = json.loads(text)
+            version = fields.pop("version")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{where}: not a model card ({error}); export the model again") from error
         if version != CARD_VERSION:
@@ -142,32 +144,61 @@ class ModelCard:
                 "use the version of internimage-deploy that wrote it, or export the model again"
             )
         try:
-            return _card(data)
+            return _card(fields)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: broken model card ({error}); export the model again") from error
 
 
-def _card(data: dict[str, Any]) -> ModelCard:
-    data = dict(data)
-    for name in ("input", "output"):
-        spec = data[name]
-        data[name] = TensorSpec(str(spec["name"]), str(spec["dtype"]), tuple(spec["shape"]))
-    for name in ("classes", "mean", "std", "kept_fp32", "rewrites"):
-        if name in data:
-            data[name] = tuple(data[name])
-    data["palette"] = tuple((int(r), int(g), int(b)) for r, g, b in data["palette"])
-    if data.get("resize") is not None:
-        long, short = data["resize"]
-        data["resize"] = (int(long), int(short))
-    if data.get("engine") is not None:
-        engine = dict(data["engine"])
-        engine["backend"] = engine.pop("flavour")
-        engine["compute_capabilities"] = tuple(engine["compute_capabilities"])
-        engine["profiles"] = tuple(
-            {bound: tuple(shape) for bound, shape in profile.items()} for profile in engine.get("profiles", ())
-        )
-        data["engine"] = EngineInfo(**engine)
-    card = ModelCard(**data)
+def _card(fields: dict[str, Json]) -> ModelCard:
+    if fields.pop("color_order", COLOR_ORDER) != COLOR_ORDER:
+        raise ValueError(f"color_order: expected '{COLOR_ORDER}'")
+    values: dict[str, Json] = {name: _READERS.get(name, _as_it_is)(value) for name, value in fields.items()}
+    card = ModelCard(**values)
     if len(card.palette) != len(card.classes):
         raise ValueError(f"{len(card.classes)} classes but {len(card.palette)} colours")
     return card
+
+
+def _tensor_spec(value: Json) -> TensorSpec:
+    return TensorSpec(str(value["name"]), str(value["dtype"]), tuple(value["shape"]))
+
+
+def _palette(value: Json) -> tuple[tuple[int, int, int], ...]:
+    return tuple((int(red), int(green), int(blue)) for red, green, blue in value)
+
+
+def _resize(value: Json) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    long, short = value
+    return int(long), int(short)
+
+
+def _engine(value: Json) -> EngineInfo | None:
+    if value is None:
+        return None
+    fields = dict(value)
+    fields["backend"] = fields.pop("flavour")
+    fields["compute_capabilities"] = tuple(fields["compute_capabilities"])
+    profiles = fields.get("profiles", ())
+    fields["profiles"] = tuple({bound: tuple(shape) for bound, shape in profile.items()} for profile in profiles)
+    return EngineInfo(**fields)
+
+
+def _as_it_is(value: Json) -> Json:
+    return value
+
+
+# What makes a field's value out of JSON's. Each may raise KeyError, TypeError or ValueError.
+_READERS: dict[str, Callable[[Json], object]] = {
+    "classes": tuple,
+    "palette": _palette,
+    "input": _tensor_spec,
+    "output": _tensor_spec,
+    "mean": tuple,
+    "std": tuple,
+    "resize": _resize,
+    "kept_fp32": tuple,
+    "rewrites": tuple,
+    "engine": _engine,
+}

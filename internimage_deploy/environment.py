@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a measurement depends on: machine, versions, commit, command; the same in every report."""
+"""The environment of a measurement, the same in every report: machine, versions, commit, command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 _PACKAGES = (
     "internimage-deploy",
@@ -25,13 +24,13 @@ _PACKAGES = (
 )
 
 
-def environment(repository: Path | None = None) -> dict[str, Any]:
+def environment(repository: Path | None = None) -> dict[str, object]:
     """Plain data for a JSON report.
 
     Args:
-        repository: a folder of the clone whose commit is meant; None where the code is installed.
+        repository: a folder of the clone whose commit is reported; None where the code is installed.
     """
-    machine: dict[str, Any] = {
+    machine: dict[str, object] = {
         "cpu": _cpu(),
         "threads": available_cpus(),
         "system": platform.system(),
@@ -40,18 +39,18 @@ def environment(repository: Path | None = None) -> dict[str, Any]:
         machine["load"] = round(os.getloadavg()[0], 1)
     if gpu := _output("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"):
         machine["gpu"] = gpu
-    facts: dict[str, Any] = {
+    report: dict[str, object] = {
         "machine": machine,
         "versions": {"python": platform.python_version(), **{name: v for name in _PACKAGES if (v := _version(name))}},
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
     if repository and (commit := _output("git", "rev-parse", "--short", "HEAD", folder=repository)):
-        facts["commit"] = commit
-    return facts
+        report["commit"] = commit
+    return report
 
 
 def available_cpus() -> int:
-    """CPUs this process may use: a container's share, where the operating system may count the whole machine."""
+    """CPUs this process may use: a container's quota, where the operating system may count the whole machine."""
     try:
         allowed = len(os.sched_getaffinity(0))
     except AttributeError:  # not on this system
@@ -80,7 +79,7 @@ def _version(package: str) -> str | None:
 
 
 def _output(*command: str, folder: Path | None = None) -> str:
-    """What a command prints; nothing if it is not there or fails."""
+    """The output of a command; empty if it is not installed or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

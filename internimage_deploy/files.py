@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing files so that a reader sees the old file, the new file or none, and never half of one."""
+"""Writing files atomically: a reader sees the old file, the new file or none, never half of one."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
         try:
             yield stage
         except OSError as error:
-            # The body may open other files too; only what befell the stage tells about `target`.
+            # The body may open other files too; only an error about the stage is one about `target`.
             if error.errno in _OUT_OF_SPACE or _lies_in(error.filename, stage):
                 raise write_error(target, error) from error
             raise
@@ -138,7 +138,7 @@ def _lies_in(name: object, folder: Path) -> bool:
 
 
 def _adopt_umask(path: Path) -> None:
-    """Give a file made in a private temporary folder the permissions a plain open() would have given."""
+    """Set the permissions that a plain open() would have set; a private temporary folder's are narrower."""
     umask = os.umask(0)
     os.umask(umask)
     os.chmod(path, 0o666 & ~umask)

@@ -20,9 +20,7 @@ from score import Score  # noqa: E402
 
 from internimage_deploy.card import ModelCard, TensorSpec  # noqa: E402
 from internimage_deploy.exporter.checkpoint import read_checkpoint  # noqa: E402
-from internimage_deploy.exporter.export import ModelFacts, export  # noqa: E402
-from internimage_deploy.exporter.models import build_with  # noqa: E402
-from internimage_deploy.exporter.options import ExportOptions  # noqa: E402
+from internimage_deploy.exporter.export import export  # noqa: E402
 from internimage_deploy.onnx_tools.graph import Graph, save  # noqa: E402
 from internimage_deploy.onnx_tools.model_file import read_model  # noqa: E402
 from internimage_deploy.runtime.backends import cpu_graph  # noqa: E402
@@ -43,7 +41,7 @@ def test_a_seed_gives_the_same_scene_every_time(sample):
 
 
 @pytest.mark.parametrize("size", [scenes.SIZE, (96, 160)], ids=["default size", "other size"])
-def test_image_and_labels_have_the_size_asked_for(size):
+def test_image_and_labels_have_the_requested_size(size):
     made = scenes.scene(3, size)
     assert made.image.shape == (*size, 3)
     assert made.image.dtype == np.uint8
@@ -53,13 +51,13 @@ def test_image_and_labels_have_the_size_asked_for(size):
 
 def test_every_class_occurs_and_none_rules(sample):
     labels = np.concatenate([made.labels.ravel() for made in sample])
-    share = np.bincount(labels, minlength=len(scenes.CLASSES)) / labels.size
-    assert len(share) == len(scenes.CLASSES) == len(scenes.PALETTE)
-    assert share.min() > 0.003
-    assert share.max() < 0.5
+    fractions = np.bincount(labels, minlength=len(scenes.CLASSES)) / labels.size
+    assert len(fractions) == len(scenes.CLASSES) == len(scenes.PALETTE)
+    assert fractions.min() > 0.003
+    assert fractions.max() < 0.5
 
 
-def test_labels_follow_the_picture(sample):
+def test_labels_follow_the_image(sample):
     # Colour edges must be commoner on label borders than inside a region: labels shifted against the image fail this.
     on_border, inside = [], []
     for made in sample:
@@ -85,13 +83,13 @@ def test_painting_in_processes_gives_the_same_scenes(sample):
     assert all(np.array_equal(a.image, b.image) for a, b in zip(made, sample, strict=False))
 
 
-def test_scenes_are_written_as_pictures_with_palette_labels(tmp_path):
+def test_scenes_are_written_as_images_with_indexed_labels(tmp_path):
     command = [sys.executable, str(FOLDER / "scenes.py"), str(tmp_path), "--count", "1", "--first", "7"]
     subprocess.run(command, check=True, capture_output=True)
     from PIL import Image
 
     made = scenes.scene(7)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "pictures" / "7.png")), made.image)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "images" / "7.png")), made.image)
     coded = Image.open(tmp_path / "labels" / "7.png")
     assert np.array_equal(np.asarray(coded), made.labels)
     assert tuple(coded.getpalette()[:3]) == scenes.PALETTE[0]
@@ -101,7 +99,7 @@ def test_score_of_a_worked_example():
     score = Score(("a", "b", "c"))
     score.add(np.array([[0, 0, 1]]), np.array([[0, 1, 1]]))
     score.add(np.array([1]), np.array([0]))
-    # a: 1 pixel right; true 2, answered 2, either 3. b: 1 right; true 2, answered 2, either 3. c: nowhere.
+    # a: 1 pixel right; true 2, predicted 2, either 3. b: 1 right; true 2, predicted 2, either 3. c: nowhere.
     assert score.iou()[:2] == pytest.approx([1 / 3, 1 / 3])
     assert np.isnan(score.iou()[2])
     assert score.mean_iou() == pytest.approx(1 / 3)
@@ -118,18 +116,15 @@ def test_checkpoint_is_small_and_holds_plain_data_only():
 
 def test_everything_about_the_model_is_inferred_from_the_checkpoint():
     read = read_checkpoint(CHECKPOINT)
-    assert read.config == recipe.CONFIG
+    assert read.segmentor.config == recipe.CONFIG
     assert read.classes == scenes.CLASSES
     assert read.palette == scenes.PALETTE
     assert read.resize == (scenes.SIZE[1], scenes.SIZE[0])
-    assert not read.report
+    assert not read.notes
 
 
 def exported(path, **options):
-    read = read_checkpoint(CHECKPOINT)
-    facts = ModelFacts(read.architecture, read.classes, read.palette, read.resize, read.source)
-    export(build_with(read.config, read.state_dict), ExportOptions(**options), facts, path)
-    return path
+    return export(CHECKPOINT, path, **options).path
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +161,7 @@ def test_no_rewrite_changes_a_label(model, plain_labels, size, tmp_path, monkeyp
     assert changed == 0
 
 
-def test_the_half_precision_graph_answers_as_the_float32_one(model, tmp_path):
+def test_the_half_precision_graph_computes_the_labels_of_the_float32_one(model, tmp_path):
     graph = Graph(onnx.load(model), model.parent)
     convert(graph, "fp16")
     half = tmp_path / "half.onnx"
@@ -178,7 +173,7 @@ def test_the_half_precision_graph_answers_as_the_float32_one(model, tmp_path):
     assert abs(evaluate.evaluate(half, 24).mean_iou() - evaluate.evaluate(model, 24).mean_iou()) <= 0.003
 
 
-def test_evaluation_fails_below_the_score_asked_for(model):
+def test_evaluation_fails_below_the_requested_score(model):
     command = [sys.executable, str(FOLDER / "evaluate.py"), str(model), "--count", "2", "--at-least", "1"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
@@ -201,5 +196,5 @@ def test_evaluation_refuses_a_model_of_other_classes(monkeypatch):
             pass
 
     monkeypatch.setattr(Segmenter, "load", lambda *args, **options: Segmenter(Backend()))
-    with pytest.raises(evaluate.UserError, match=r"answers 2 classes.*train one with"):
+    with pytest.raises(evaluate.UserError, match=r"has 2 classes.*train one with"):
         evaluate.evaluate(Path("other.onnx"), 1)

@@ -21,19 +21,21 @@ LIBRARY = "libinternimage_trt_plugins.so"
 SOURCES = Path(__file__).resolve().parent / "csrc"
 RECORD = "plugin.json"
 
-# CMakeLists.txt lists the same.
+# The kernel, which knows CUDA alone, and the plugin around it, which knows TensorRT too. CMakeLists.txt lists the same.
+KERNEL_SOURCES = (
+    "kernel/dcnv3_bfloat16.cu",
+    "kernel/dcnv3_float16.cu",
+    "kernel/dcnv3_float32.cu",
+    "kernel/dcnv3_launch.cpp",
+    "kernel/dcnv3_variants.cpp",
+)
 PLUGIN_SOURCES = (
-    "dcnv3_attributes.cpp",
-    "dcnv3_bfloat16.cu",
-    "dcnv3_float16.cu",
-    "dcnv3_float32.cu",
-    "dcnv3_launch.cpp",
-    "dcnv3_operator.cpp",
-    "dcnv3_plugin_v2.cpp",
-    "dcnv3_plugin_v3.cpp",
-    "dcnv3_variants.cpp",
-    "plugin_log.cpp",
-    "plugin_registration.cpp",
+    "plugin/dcnv3_attributes.cpp",
+    "plugin/dcnv3_operator.cpp",
+    "plugin/dcnv3_plugin_v2.cpp",
+    "plugin/dcnv3_plugin_v3.cpp",
+    "plugin/plugin_log.cpp",
+    "plugin/plugin_registration.cpp",
 )
 FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-cudart=static", "-diag-suppress=1444,1445"),
@@ -51,7 +53,7 @@ def default_interface(tensorrt_major: int) -> Interface:
 
 def sources_key() -> str:
     """A digest of the C++ and CUDA sources."""
-    return fingerprint((path for path in SOURCES.iterdir() if path.is_file()), [])
+    return fingerprint((path for path in SOURCES.rglob("*") if path.is_file()), [])
 
 
 def cached_libraries(tensorrt: str | None = None, *, any_headers: bool = False) -> list[Path]:
@@ -65,13 +67,16 @@ def cached_libraries(tensorrt: str | None = None, *, any_headers: bool = False) 
     for record in (cache_folder() / "plugin").glob(f"*/{RECORD}"):
         library = record.parent / LIBRARY
         try:
-            facts = json.loads(record.read_text())
-            fits = facts["sources"] == sources_key() and facts["machine"] == platform.machine()
+            built = json.loads(record.read_text())
+            fits = built["sources"] == sources_key() and built["machine"] == platform.machine()
             if tensorrt is not None:
-                wanted, built = major(tensorrt), major(facts["tensorrt"])
-                fits = fits and (facts["interface"] == default_interface(wanted) if any_headers else built == wanted)
+                number = major(tensorrt)
+                if any_headers:
+                    fits = fits and built["interface"] == default_interface(number)
+                else:
+                    fits = fits and major(built["tensorrt"]) == number
             if fits:
-                found.append((len(facts["architectures"]), library.stat().st_mtime, library))
+                found.append((len(built["architectures"]), library.stat().st_mtime, library))
         except (OSError, ValueError, KeyError):
             continue  # not a whole entry: another process may be writing it
     return [library for *_, library in sorted(found, reverse=True)]
@@ -89,9 +94,9 @@ class Plan:
     @property
     def key(self) -> str:
         """A digest of sources, flags, architectures, interface, machine, TensorRT and CUDA versions."""
-        facts = [sources_key(), *FLAGS, *self._architecture_flags(), self.interface, platform.machine()]
-        facts += [f"cuda {self.nvcc.version}", f"tensorrt {self.headers.version}"]
-        return fingerprint([], facts)
+        settings = [sources_key(), *FLAGS, *self._architecture_flags(), self.interface, platform.machine()]
+        settings += [f"cuda {self.nvcc.version}", f"tensorrt {self.headers.version}"]
+        return fingerprint([], settings)
 
     @property
     def target(self) -> Path:
@@ -99,12 +104,12 @@ class Plan:
         return cache_folder() / "plugin" / self.key / LIBRARY
 
     def describe(self) -> list[str]:
-        """What was found and chosen, one line each."""
+        """The tools and settings, one line each."""
         return [
             f"nvcc       {self.nvcc.path} (CUDA {self.nvcc.version})",
             f"TensorRT   {self.headers.version} headers in {self.headers.path} ({self.headers.source})",
             f"interface  {'IPluginV3' if self.interface == 'v3' else 'IPluginV2DynamicExt'}",
-            f"GPUs       {', '.join(f'sm_{number}' for number in self.architectures)}",
+            f"GPUs       compute capability {', '.join(map(_dotted, self.architectures))}",
         ]
 
     def _architecture_flags(self) -> list[str]:
@@ -117,11 +122,16 @@ class Plan:
         """The compiler's command line."""
         return [
             str(self.nvcc.path), *FLAGS, *self._architecture_flags(),
-            "-Xlinker", f"--version-script={SOURCES / 'exports.map'}",
-            f"-DDCNV3_PLUGIN_INTERFACE={self.interface[1]}", "-isystem", str(self.headers.path),
+            "-Xlinker", f"--version-script={SOURCES / 'plugin' / 'exports.map'}",
+            f"-DDCNV3_PLUGIN_INTERFACE={self.interface[1]}", f"-I{SOURCES}", "-isystem", str(self.headers.path),
             "--threads", str(min(os.cpu_count() or 1, 8)),
-            *(str(SOURCES / name) for name in PLUGIN_SOURCES), "-o", str(target),
+            *(str(SOURCES / name) for name in (*KERNEL_SOURCES, *PLUGIN_SOURCES)), "-o", str(target),
         ]  # fmt: skip
+
+
+def _dotted(architecture: int) -> str:
+    """87 as "8.7"."""
+    return f"{architecture // 10}.{architecture % 10}"
 
 
 def make_plan(
@@ -131,7 +141,7 @@ def make_plan(
     architectures: Sequence[int] | None = None,
     interface: Interface | None = None,
 ) -> Plan:
-    """Find the tools and choose what was left open: every architecture of the toolkit, the headers' interface.
+    """Find the tools, and take defaults for the rest: every architecture of the toolkit, the headers' interface.
 
     Raises:
         UserError: a tool is missing, an architecture is unknown to the compiler, or the interface to the headers.
@@ -147,7 +157,8 @@ def make_plan(
     unknown = [number for number in architectures or () if number not in compiler.architectures]
     if unknown:
         raise UserError(
-            f"--arch {unknown[0]}: CUDA {compiler.version} makes code for {', '.join(map(str, compiler.architectures))}"
+            f"compute capability {_dotted(unknown[0])}: CUDA {compiler.version} compiles for "
+            f"{', '.join(map(_dotted, compiler.architectures))}"
         )
     chosen = tuple(sorted(set(architectures))) if architectures else compiler.architectures
     return Plan(compiler, headers, chosen, interface)

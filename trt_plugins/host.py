@@ -10,7 +10,6 @@ import ctypes
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +26,12 @@ from internimage_deploy.operators.contract import output_size
 from internimage_deploy.trt_plugins.build import SOURCES
 
 HOST_SOURCES = ("dcnv3_host.cpp", "dcnv3_variants.cpp")
+KERNEL = SOURCES / "kernel"
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=default", "-Wall", "-Wextra")
 DTYPES = ("float32", "float16", "bfloat16")
 
 Pair = int | tuple[int, int]
+Array = npt.NDArray[np.generic]  # of one of DTYPES; NumPy's stubs do not know bfloat16
 
 
 class _Strides(ctypes.Structure):
@@ -75,14 +76,14 @@ def _pair(value: Pair, name: str) -> tuple[int, int]:
 
 def compile_library(target: Path) -> None:
     """Compile the host library to `target`. Raises `UserError` with the compiler's output if that fails."""
-    sources = [str(SOURCES / name) for name in HOST_SOURCES]
+    sources = [str(KERNEL / name) for name in HOST_SOURCES]
     run_compiler([host_compiler(), *FLAGS, *sources, "-o", str(target)], cache_folder() / "host" / "build.log")
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
     """The host library, compiled on the first call of this user with these sources."""
-    key = fingerprint([*SOURCES.glob("*.h"), *(SOURCES / name for name in HOST_SOURCES)], [host_compiler(), *FLAGS])
+    key = fingerprint([*KERNEL.glob("*.h"), *(KERNEL / name for name in HOST_SOURCES)], [host_compiler(), *FLAGS])
     target = cache_folder() / "host" / f"libdcnv3_host-{key}.so"
     build_once(target, compile_library)
     return bind(target)
@@ -103,11 +104,11 @@ def bind(path: Path) -> ctypes.CDLL:
     return loaded
 
 
-def _address_and_strides(array: npt.NDArray[Any]) -> tuple[int, _Strides]:
+def _address_and_strides(array: Array) -> tuple[int, _Strides]:
     return array.ctypes.data, _Strides(*(step // array.itemsize for step in array.strides[:3]))
 
 
-def _ready(array: npt.ArrayLike, name: str) -> npt.NDArray[Any]:
+def _ready(array: npt.ArrayLike, name: str) -> Array:
     ready = np.asarray(array)
     if ready.ndim != 4:
         raise UserError(f"{name} has shape {ready.shape}: expected four dimensions (N, H, W, channels)")
@@ -119,9 +120,9 @@ def _ready(array: npt.ArrayLike, name: str) -> npt.NDArray[Any]:
 
 
 def make_params(
-    input: npt.NDArray[Any],
-    offset: npt.NDArray[Any],
-    mask: npt.NDArray[Any],
+    input: Array,
+    offset: Array,
+    mask: Array,
     *,
     kernel: Pair,
     stride: Pair,
@@ -130,7 +131,7 @@ def make_params(
     group: int,
     offset_scale: float,
     mask_softmax: bool = False,
-) -> tuple[Params, npt.NDArray[Any]]:
+) -> tuple[Params, Array]:
     """The kernel's parameter block, and the output array it writes; both use the arrays' memory.
 
     Raises:
@@ -191,7 +192,7 @@ def dcnv3(
     offset_scale: float,
     mask_softmax: bool = False,
     tactic: int = 0,
-) -> npt.NDArray[Any]:
+) -> Array:
     """DCNv3 as the CUDA kernel computes it.
 
     Args:
@@ -223,7 +224,7 @@ def dcnv3(
 
 
 def tactics() -> int:
-    """How many launch configurations there are."""
+    """Number of launch configurations."""
     return int(library().dcnv3_host_tactics())
 
 
@@ -235,7 +236,7 @@ def variants() -> list[Variant]:
     return [Variant(DTYPES[row[0]], int(row[1]), int(row[2]), int(row[3]), bool(row[4])) for row in rows]
 
 
-def bfloat16() -> np.dtype[Any]:
+def bfloat16() -> np.dtype[np.generic]:
     """NumPy's bfloat16, from ml_dtypes. Raises `MissingDependency` if that is not installed."""
     try:
         import ml_dtypes

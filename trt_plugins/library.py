@@ -23,13 +23,13 @@ def find_library(path: Path | None = None, *, tensorrt: str | None = None, build
     these sources the one for most GPUs; no compiler is needed for that).
 
     Args:
-        path: The library, if the user named one.
+        path: The library's path, if it is known.
         tensorrt: The TensorRT version that is to load it. A library built with headers of its major version is
             preferred; without `build`, one of its interface will do.
         build: Compile the library if the cache has none.
 
     Raises:
-        UserError: there is none; the message says how to make one.
+        UserError: there is none; the message names the command that compiles one.
     """
     named = os.environ.get(LIBRARY_VARIABLE)
     for candidate, source in ((path, "--plugin"), (Path(named) if named else None, LIBRARY_VARIABLE)):
@@ -89,7 +89,7 @@ def load_library(trt: ModuleType, path: Path | None = None, *, build: bool = Fal
     library = find_library(path, tensorrt=trt.__version__, build=build)
     registry = trt.get_plugin_registry()
     if hasattr(registry, "load_library"):
-        # Opening it first gives the loader's own words (a missing library, another machine's file) if that fails.
+        # Opening it first gives the loader's own message (a missing library, another machine's file) if that fails.
         try:
             ctypes.CDLL(str(library))
         except OSError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding nvcc and the TensorRT headers, and saying where they were found."""
+"""Finding nvcc and the TensorRT headers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pathlib import Path
 from internimage_deploy.cache import build_once, cache_folder
 from internimage_deploy.errors import UserError
 
-# Xavier and Turing to Blackwell; Thor is 101 up to CUDA 12.9 and 110 from 13.0. cmake/architectures.cmake says the
-# same.
+# Xavier and Turing to Blackwell; Thor is 101 up to CUDA 12.9 and 110 from 13.0. cmake/architectures.cmake has the same
+# list.
 ARCHITECTURES = (72, 75, 80, 86, 87, 89, 90, 100, 101, 103, 110, 120, 121)
 
 # The wheel on PyPI that carries TensorRT's headers; TensorRT's own wheels have none.
@@ -29,7 +29,7 @@ HEADERS_VERSION = "10.14"
 
 @dataclass(frozen=True)
 class Nvcc:
-    """A CUDA compiler: its path, version such as "13.0" and the GPU architectures it can make code for."""
+    """A CUDA compiler: path, version such as "13.0", and the GPU architectures (such as 87) that it compiles for."""
 
     path: Path
     version: str

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from internimage_deploy.cache import build_once, cache_folder, fingerprint, run_compiler
 from internimage_deploy.trt_plugins import host
-from internimage_deploy.trt_plugins.build import SOURCES
+from internimage_deploy.trt_plugins.build import KERNEL_SOURCES, SOURCES
 from internimage_deploy.trt_plugins.toolchain import find_nvcc
 
 LAUNCH = Path(__file__).resolve().with_name("launch.cpp")
-KERNEL_SOURCES = ("dcnv3_bfloat16.cu", "dcnv3_float16.cu", "dcnv3_float32.cu", "dcnv3_launch.cpp", "dcnv3_variants.cpp")
 
 
 def load_kernel(capability: str) -> ctypes.CDLL:
@@ -30,7 +29,7 @@ def load_kernel(capability: str) -> ctypes.CDLL:
         *(f"-arch=sm_{capability.replace('.', '')}", f"-I{SOURCES}", str(LAUNCH)),
         *(str(SOURCES / name) for name in KERNEL_SOURCES),
     ]
-    headers = (path for path in SOURCES.iterdir() if path.suffix in (".h", ".cuh"))
+    headers = (path for path in SOURCES.rglob("*") if path.suffix in (".h", ".cuh"))
     key = fingerprint([*headers, *(SOURCES / name for name in KERNEL_SOURCES), LAUNCH], [*command, nvcc.version])
     target = cache_folder() / "kernel" / f"dcnv3-{key}.so"
     build_once(target, lambda path: run_compiler([*command, "-o", str(path)], target.with_suffix(".log")))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The plugin's launch through a C interface, for the benchmark.
-#include "dcnv3_launch.h"
+#include "kernel/dcnv3_launch.h"
 
 extern "C" __attribute__((visibility("default"))) int32_t dcnv3_launch(const internimage::Dcnv3Params* p, int32_t dtype,
                                                                        int32_t tactic, void* stream) {

@@ -90,7 +90,7 @@ class _Body:
                         self.paint(self.place(np.stack(ring, axis=1)), (shade,) * 3)
 
     def tyres(self) -> None:
-        """What shows of the wheels below the bumpers."""
+        """Paint the part of the wheels that is visible below the bumpers."""
         for end in (-0.5, 0.5):
             for side in _SIDES:
                 inner, outer = side * 0.31 * self.width, side * 0.44 * self.width

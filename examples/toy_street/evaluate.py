@@ -24,20 +24,20 @@ def evaluate(model: Path, count: int, *, backend: str = "auto", batch: int = 4) 
     """The score of a model file on the first `count` held-out scenes.
 
     Raises:
-        UserError: the file cannot be loaded, or it answers other classes.
+        UserError: the file cannot be loaded, or it has other classes.
     """
     with Segmenter.load(model, backend=backend, batch=batch) as segmenter:
         if segmenter.card.classes != CLASSES:
             raise UserError(
-                f"{model} answers {len(segmenter.card.classes)} classes, {segmenter.card.classes[0]} the first; "
+                f"{model} has {len(segmenter.card.classes)} classes, {segmenter.card.classes[0]} the first; "
                 f"expected a model of {', '.join(CLASSES)}; train one with examples/toy_street/train.py"
             )
         made = scenes(range(FIRST_HELD_OUT, FIRST_HELD_OUT + count))
         score = Score(CLASSES)
         for start in range(0, count, batch):
             part = made[start : start + batch]
-            for truth, answer in zip(part, segmenter([item.image for item in part]), strict=True):
-                score.add(truth.labels, answer.labels)
+            for truth, result in zip(part, segmenter([item.image for item in part]), strict=True):
+                score.add(truth.labels, result.labels)
     return score
 
 
@@ -45,8 +45,8 @@ def main() -> None:
     """Evaluate a model file and print the table."""
     parser = argparse.ArgumentParser(description="Score a model on held-out street scenes.")
     parser.add_argument("model", type=Path)
-    parser.add_argument("--count", type=int, default=200, help="held-out scenes (default: 200)")
-    parser.add_argument("--backend", default="auto", help="what runs the model (default: auto)")
+    parser.add_argument("--count", type=int, default=200, help="number of held-out scenes (default: 200)")
+    parser.add_argument("--backend", default="auto", help="backend that runs the model (default: auto)")
     parser.add_argument("--at-least", type=float, default=0.0, metavar="MIOU", help="exit with 1 below this mIoU")
     args = parser.parse_args()
     if args.count < 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scenes are painted with: a pinhole camera, a canvas that keeps labels beside colours, and textures.
+"""Tools that paint the scenes: a pinhole camera, a canvas that keeps labels beside colours, and textures.
 
 World coordinates are metres: x to the right, y up from the ground, z ahead. Colours are RGB floats, 0..1.
 """
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]  # of floats
+Array = NDArray[Any]  # of floats; NumPy's stubs widen np.floating in most operations
 Vector = Sequence[float] | Array
 Colour = Vector
 
@@ -92,7 +92,7 @@ class Canvas:
         return columns, rows
 
     def mask(self, box: tuple[slice, slice], polygon: Array) -> NDArray[np.bool_]:
-        """Which pixels of a box a polygon (n, 2) covers."""
+        """Mask of the pixels of a box that a polygon (n, 2) covers."""
         out = np.zeros((box[0].stop - box[0].start, box[1].stop - box[1].start), np.uint8)
         corners = np.clip(polygon - (box[1].start, box[0].start) - 0.5, -20000, 20000)
         cv2.fillPoly(out, [np.round(corners * (1 << _SHIFT)).astype(np.int32)], 1, shift=_SHIFT)
@@ -193,10 +193,10 @@ def _texel(value: Array) -> NDArray[np.int64]:
     return np.floor(np.clip(value, -1e6, 1e6)).astype(np.int64) & (TILE - 1)
 
 
-def mix(a: Colour, b: Colour, share: float | Array) -> Array:
-    """`a` where share is 0, `b` where it is 1; an array share (h, w) gives (h, w, 3)."""
+def mix(a: Colour, b: Colour, weight: float | Array) -> Array:
+    """`a` where the weight is 0, `b` where it is 1; an array of weights (h, w) gives (h, w, 3)."""
     first, second = np.asarray(a, np.float32), np.asarray(b, np.float32)
-    amount = np.asarray(share, np.float32)
+    amount = np.asarray(weight, np.float32)
     amount = amount[..., None] if amount.ndim else amount
     return np.asarray(first * (1 - amount) + second * amount, np.float32)
 

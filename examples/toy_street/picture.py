@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make the README's picture: held-out scenes, the labels a model gives them, and the overlay.
+"""Make the README's figure: held-out scenes, the labels that a model computes for them, and the overlay.
 
 python examples/toy_street/picture.py MODEL.onnx docs/toy_street.png [--seed SEED]...
 """
@@ -17,14 +17,14 @@ from scenes import CLASSES, FIRST_HELD_OUT, PALETTE, scene
 
 from internimage_deploy import Segmenter
 
-_GAP = 4  # pixels of white between pictures
+_GAP = 4  # pixels of white between images
 _LEGEND = 22  # height of the strip of class names
 
 
 def strip(segmenter: Segmenter, seed: int) -> NDArray[np.uint8]:
-    """Picture, labels and overlay of one scene, side by side."""
-    answer = segmenter(scene(seed).image)
-    return _join([answer.image, answer.colors(), answer.overlay(0.55)], axis=1)
+    """Image, labels and overlay of one scene, side by side."""
+    result = segmenter(scene(seed).image)
+    return _join([result.image, result.colors(), result.overlay(0.55)], axis=1)
 
 
 def legend(width: int) -> NDArray[np.uint8]:
@@ -46,8 +46,8 @@ def _join(parts: list[NDArray[np.uint8]], axis: int) -> NDArray[np.uint8]:
 
 
 def main() -> None:
-    """Segment the scenes and write the picture."""
-    parser = argparse.ArgumentParser(description="Make the README's picture.")
+    """Segment the scenes and write the figure."""
+    parser = argparse.ArgumentParser(description="Make the README's figure.")
     parser.add_argument("model", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--seed", type=int, action="append", help="a scene to show; may be repeated")

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from scenes import CLASSES, PALETTE, SIZE
 
 from internimage_deploy.card import IMAGENET_MEAN, IMAGENET_STD
@@ -15,7 +13,7 @@ CONFIG = SegmentorConfig(
     HeadConfig("UPerHead", channels=32, num_classes=len(CLASSES)),
 )
 
-# The training config as the official tools store it: from it a reader learns what the weights cannot tell.
+# The training config as the official tools store it: it states what the weights do not show.
 _META_CONFIG = f"""\
 dataset_type = 'ToyStreet'
 model = dict(
@@ -61,9 +59,9 @@ test_pipeline = [
 """
 
 
-def checkpoint(model: Segmentor, steps: int) -> dict[str, Any]:
-    """What mmsegmentation would have saved; only plain values and tensors, so that it loads with `weights_only`."""
-    meta = {
+def checkpoint(model: Segmentor, steps: int) -> dict[str, dict[str, object]]:
+    """The checkpoint as mmsegmentation saves it; plain values and tensors, so that it loads with `weights_only`."""
+    meta: dict[str, object] = {
         "mmseg_version": "0.27.0",
         "config": _META_CONFIG,
         "CLASSES": CLASSES,

@@ -7,7 +7,7 @@ and car), so texture, shape and place must tell them apart. The same seed and si
 
     python examples/toy_street/scenes.py OUTDIR [--count N] [--first SEED]
 
-writes `OUTDIR/pictures/SEED.png`, and its labels as a palette picture to `OUTDIR/labels/SEED.png`.
+writes `OUTDIR/images/SEED.png`, and its labels as an indexed PNG to `OUTDIR/labels/SEED.png`.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _sky(canvas: Canvas, rng: np.random.Generator, zenith: Array) -> None:
 
 
 def _skyline(canvas: Canvas, rng: np.random.Generator) -> None:
-    """What closes the street far away: woods or blocks, pale with distance."""
+    """Paint the far end of the street: woods or blocks, pale with distance."""
     camera, width = canvas.camera, canvas.labels.shape[1]
     z = rng.uniform(90, 140)
     size = camera.scale(z)
@@ -315,7 +315,7 @@ def _furnish(canvas: Canvas, rng: np.random.Generator, street: _Street) -> None:
 
 
 def _photograph(image: Array, rng: np.random.Generator, light: Light) -> NDArray[np.uint8]:
-    """What a camera makes of it: exposure, white balance, contrast, vignette, blur and sensor noise."""
+    """Camera effects: exposure, white balance, contrast, vignette, blur and sensor noise."""
     height, width = image.shape[:2]
     image = np.clip(image, 0, 1.2)
     image = image * np.float32(rng.uniform(0.80, 1.20)) * rng.uniform(0.94, 1.06, 3).astype(np.float32)
@@ -338,7 +338,7 @@ def scenes(seeds: Sequence[int], workers: int | None = None) -> list[Scene]:
 
 
 def save_coded(labels: NDArray[np.uint8], path: Path) -> None:
-    """Write labels (H, W) as a palette picture: its pixels are the class numbers, its colours PALETTE."""
+    """Write labels (H, W) as an indexed PNG: its pixels are the class ids, its colours PALETTE."""
     from PIL import Image
 
     coded = Image.fromarray(labels)
@@ -355,14 +355,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--first", type=int, default=FIRST_HELD_OUT, help="first seed")
     args = parser.parse_args()
-    pictures, labels = args.folder / "pictures", args.folder / "labels"
-    for folder in (pictures, labels):
+    images, labels = args.folder / "images", args.folder / "labels"
+    for folder in (images, labels):
         folder.mkdir(parents=True, exist_ok=True)
     for seed in range(args.first, args.first + args.count):
         made = scene(seed)
-        Image.fromarray(made.image).save(pictures / f"{seed}.png")
+        Image.fromarray(made.image).save(images / f"{seed}.png")
         save_coded(made.labels, labels / f"{seed}.png")
-    print(f"painted {args.count} scenes into {pictures}, their labels into {labels}")
+    print(f"painted {args.count} scenes into {images}, their labels into {labels}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands along a street: buildings, trees, people, and poles with signs or lamps."""
+"""Objects along a street: buildings, trees, people, and poles with signs or lamps."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ LEAVES = [
 
 @dataclass(frozen=True)
 class Facade:
-    """How the walls of one building look; lengths in metres."""
+    """Appearance of one building's walls; lengths in metres."""
 
     wall: Array
     trim: Array
     glass: Array  # (16, 16, 3): the panes, indexed by column and floor
     floor_m: float
     bay_m: float
-    window_share: tuple[float, float]  # of a bay's width and of a floor's height
+    window_fraction: tuple[float, float]  # of a bay's width and of a floor's height
     masonry: float  # strength of the brick or panel joints
     course_m: float
     shop: bool
@@ -53,7 +53,7 @@ class Facade:
         storey, bay = np.floor(up / self.floor_m), np.floor(along / self.bay_m)
         x, y = along / self.bay_m - bay - 0.5, up / self.floor_m - storey - 0.55
         shop = self.shop & (storey == 0)
-        width, height = np.where(shop, 0.86, self.window_share[0]), np.where(shop, 0.66, self.window_share[1])
+        width, height = np.where(shop, 0.86, self.window_fraction[0]), np.where(shop, 0.66, self.window_fraction[1])
         frame = (np.abs(x) < width / 2 + 0.05) & (np.abs(y) < height / 2 + 0.05)
         pane = (np.abs(x) < width / 2) & (np.abs(y) < height / 2) & (np.abs(x) > 0.02)
         out = np.where(frame[..., None], self.trim, out)
@@ -73,8 +73,8 @@ def facade(rng: np.random.Generator, sky: Colour) -> Facade:
     mirrored = np.asarray(sky) * rng.uniform(0.6, 1.0, (16, 16, 1))
     lit = np.asarray((0.95, 0.80, 0.50)) * rng.uniform(0.7, 1.0, (16, 16, 1))
     kind = rng.random((16, 16, 1))
-    mirror_share = rng.choice([0.1, 0.35, 0.9])
-    glass = np.where(kind < mirror_share, mirrored, np.where(kind > 0.96, lit, dark))
+    mirror_fraction = rng.choice([0.1, 0.35, 0.9])
+    glass = np.where(kind < mirror_fraction, mirrored, np.where(kind > 0.96, lit, dark))
     curtain_wall = rng.random() < 0.15
     return Facade(
         wall=wall,
@@ -82,7 +82,7 @@ def facade(rng: np.random.Generator, sky: Colour) -> Facade:
         glass=glass.astype(np.float32),
         floor_m=rng.uniform(2.7, 3.5),
         bay_m=rng.uniform(1.4, 1.9) if curtain_wall else rng.uniform(2.0, 3.6),
-        window_share=(0.84, 0.80) if curtain_wall else (rng.uniform(0.35, 0.62), rng.uniform(0.42, 0.60)),
+        window_fraction=(0.84, 0.80) if curtain_wall else (rng.uniform(0.35, 0.62), rng.uniform(0.42, 0.60)),
         masonry=(0.0, 0.12, 0.28)[rng.integers(3)],
         course_m=(0.22, 0.3, 0.9)[rng.integers(3)],
         shop=bool(rng.random() < 0.3),
@@ -175,9 +175,9 @@ def tree(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
     canvas.limb(foot, top, (width * 1.2, width * 0.6), bark, TREE, z)
     if kind < 0.4:
         for level in range(4):
-            share = 0.3 + 0.2 * level
-            centre = foot + (top - foot) * share * 1.25
-            radius = (1.9 - 1.4 * share) * height / 6 * size
+            fraction = 0.3 + 0.2 * level
+            centre = foot + (top - foot) * fraction * 1.25
+            radius = (1.9 - 1.4 * fraction) * height / 6 * size
             foliage(canvas, rng, centre, (radius, radius * 0.75), np.asarray(leaf) * 0.8, z)
         return
     crown = height * rng.uniform(0.24, 0.34) * size

@@ -41,7 +41,7 @@ SMALL_CLASSES = ("sidewalk", "grass", "person", "pole")
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train: steps in all, crops per step over all processes, peak learning rates, weight decay."""
+    """Training settings: steps in all, crops per step over all processes, peak learning rates, weight decay."""
 
     steps: int
     batch: int
@@ -115,16 +115,16 @@ def full_size_logits(model: nn.Module, images: Tensor) -> Tensor:
 
 def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy plus half a Dice loss; the latter weighs a small class as much as a large one."""
-    log_share = logits.log_softmax(dim=1)
-    log_right = log_share.gather(1, labels[:, None]).flatten()
+    log_probability = logits.log_softmax(dim=1)
+    log_right = log_probability.gather(1, labels[:, None]).flatten()
     classes = logits.shape[1]
     right = log_right.new_zeros(classes).index_add(0, labels.flatten(), log_right.exp())
-    both = log_share.exp().sum(dim=(0, 2, 3)) + labels.flatten().bincount(minlength=classes)
+    both = log_probability.exp().sum(dim=(0, 2, 3)) + labels.flatten().bincount(minlength=classes)
     return -log_right.mean() + 0.5 * (1 - ((2 * right + 1) / (both + 1)).mean())
 
 
 class Optimiser:
-    """Muon for matrices and dense kernels, AdamW for the rest; warm-up, then a cosine down to zero.
+    """Muon for matrices and dense kernels, AdamW for the other tensors; warm-up, then a cosine down to zero.
 
     On a budget of a few thousand steps Muon is what makes the difference. It knows matrices only, so kernels
     (out, in, h, w) are shown to it as views (out, in*h*w). Offsets and masks start at zero and stay with AdamW, as do
@@ -171,7 +171,7 @@ class Optimiser:
 
 
 def work(rank: int, workers: int, meeting: str, plan: Plan, images: Tensor, labels: Tensor, target: str) -> None:
-    """One training process: its share of every batch, gradients averaged with the others; the first one saves."""
+    """One training process: its part of every batch, gradients averaged with the others; the first one saves."""
     warnings.filterwarnings("ignore", message="Grad strides")  # a depthwise kernel's, and only a matter of speed
     torch.set_num_threads(1)
     torch.manual_seed(plan.seed)

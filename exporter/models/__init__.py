@@ -3,7 +3,7 @@
 
 from internimage_deploy.exporter.models.config import BackboneConfig, HeadConfig, SegmentorConfig
 from internimage_deploy.exporter.models.dcnv3 import DCNv3, dcnv3
-from internimage_deploy.exporter.models.segmentor import Segmentor, build, build_random, build_with
+from internimage_deploy.exporter.models.segmentor import Segmentor, build_random, build_with, build_without_weights
 
 __all__ = [
     "BackboneConfig",
@@ -11,8 +11,8 @@ __all__ = [
     "HeadConfig",
     "Segmentor",
     "SegmentorConfig",
-    "build",
     "build_random",
     "build_with",
+    "build_without_weights",
     "dcnv3",
 ]

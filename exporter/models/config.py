@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What distinguishes one InternImage segmentation model from another."""
+"""Configuration of an InternImage segmentation model."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
-Activation = Literal["GELU", "GELU_tanh", "ReLU", "SiLU"]
+from internimage_deploy.exporter.options import Activation
+
 Norm = Literal["LN", "BN"]
 
 
@@ -49,6 +50,6 @@ class SegmentorConfig:
     backbone: BackboneConfig
     head: HeadConfig
 
-    def asdict(self) -> dict[str, Any]:
+    def asdict(self) -> dict[str, dict[str, object]]:
         """Plain nested dict, for the model card."""
         return asdict(self)

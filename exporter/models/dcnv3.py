@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """DCNv3 in plain PyTorch: the operator, and the module that computes its offsets and mask.
 
-Source: InternImage, https://arxiv.org/abs/2211.05778. The operator's contract is `trt_plugins/contract.py`.
+Source: InternImage, https://arxiv.org/abs/2211.05778. `internimage_deploy.operators.contract` states the operator.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from internimage_deploy.exporter.models.config import Activation, Norm
+from internimage_deploy.exporter.models.config import Norm
 from internimage_deploy.exporter.models.layers import activation, norm
+from internimage_deploy.exporter.options import Activation
 
 Pair = int | tuple[int, int]
 
@@ -55,7 +56,7 @@ def dcnv3(
     dtype = torch.promote_types(input.dtype, torch.float32)
     device = input.device
 
-    # Coordinates are shares of the padded input, summed in the order of the official code, so that even the rounding
+    # Coordinates are fractions of the padded input, summed in the order of the official code, so that even the rounding
     # agrees with what the weights were trained under.
     padded = F.pad(input.to(dtype), (0, 0, pw, pw, ph, ph))
     size_y, size_x = height + 2 * ph, width + 2 * pw
@@ -160,10 +161,10 @@ class DCNv3(nn.Module):
         return offset, mask
 
     def blend_centre(self, sampled: Tensor, projected: Tensor, context: Tensor) -> Tensor:
-        """Mix the sampled features with the unsampled ones; one learnt share per group and pixel."""
-        share = F.linear(context, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias).sigmoid()
-        share = share.repeat_interleave(self.channels // self.group, dim=-1)
-        return sampled * (1 - share) + projected * share
+        """Mix the sampled features with the unsampled ones; one learnt weight per group and pixel."""
+        weight = F.linear(context, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias).sigmoid()
+        weight = weight.repeat_interleave(self.channels // self.group, dim=-1)
+        return sampled * (1 - weight) + projected * weight
 
 
 def _pair(value: Pair) -> tuple[int, int]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from internimage_deploy.exporter.models.config import Activation, BackboneConfig, Norm
+from internimage_deploy.exporter.models.config import BackboneConfig, Norm
 from internimage_deploy.exporter.models.dcnv3 import DCNv3
 from internimage_deploy.exporter.models.layers import activation, norm
+from internimage_deploy.exporter.options import Activation
 
 
 class Stem(nn.Module):

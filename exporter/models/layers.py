@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from internimage_deploy.exporter.models.config import Activation, Norm
+from internimage_deploy.exporter.models.config import Norm
+from internimage_deploy.exporter.options import Activation
 
 Layout = Literal["channels_first", "channels_last"]
 

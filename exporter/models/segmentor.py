@@ -30,9 +30,13 @@ class Segmentor(nn.Module):
         return self.decode_head(self.backbone(x))
 
 
-def build(config: SegmentorConfig) -> Segmentor:
-    """A segmentor in evaluation mode with PyTorch's default initial weights."""
-    return Segmentor(config).eval()
+def build_without_weights(config: SegmentorConfig) -> Segmentor:
+    """A segmentor in evaluation mode whose tensors have names and shapes alone (PyTorch's meta device).
+
+    No memory is spent on initial weights: the 1.1 B of InternImage-H count.
+    """
+    with torch.device("meta"):
+        return Segmentor(config).eval()
 
 
 def build_with(config: SegmentorConfig, state_dict: Mapping[str, Tensor]) -> Segmentor:
@@ -41,10 +45,9 @@ def build_with(config: SegmentorConfig, state_dict: Mapping[str, Tensor]) -> Seg
     Raises:
         RuntimeError: the state dict's names or shapes differ from the model's.
     """
-    with torch.device("meta"):  # no memory is spent on initial weights: the 1.1 B of InternImage-H count
-        segmentor = Segmentor(config)
+    segmentor = build_without_weights(config)
     segmentor.load_state_dict(state_dict, assign=True)
-    return segmentor.eval().requires_grad_(False)
+    return segmentor.requires_grad_(False)
 
 
 def build_random(config: SegmentorConfig, seed: int = 0) -> Segmentor:
@@ -53,9 +56,7 @@ def build_random(config: SegmentorConfig, seed: int = 0) -> Segmentor:
     Standard initialisation leaves offsets at zero and masks uniform, so a wrong export could pass unseen. Here
     matrices have unit gain, scales lie around 1, variances above 1, and biases around 0.
     """
-    with torch.device("meta"):
-        segmentor = Segmentor(config)
-    segmentor.to_empty(device="cpu").eval().requires_grad_(False)
+    segmentor = build_without_weights(config).to_empty(device="cpu").requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in segmentor.state_dict().items():
         if name.endswith("num_batches_tracked"):

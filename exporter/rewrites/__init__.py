@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Algebraic rewrites that make the network cheaper without changing its answer.
+"""Algebraic rewrites that make the network cheaper without changing its output.
 
 They work on the PyTorch modules before tracing, so a rewritten segmentor also runs, and can be compared, in PyTorch.
 """
@@ -40,7 +40,7 @@ REWRITES: dict[str, Rewrite] = {
 
 
 def select(options: ExportOptions) -> tuple[str, ...]:
-    """The names of the rewrites that `options` asks for, in order.
+    """The names of the rewrites that `options` selects, in order.
 
     Those that a graph of free size is wrong without are among them even when `options.plain`.
 
@@ -50,12 +50,12 @@ def select(options: ExportOptions) -> tuple[str, ...]:
     without = set(options.without)
     unknown = without - REWRITES.keys()
     if unknown:
-        raise UserError(f"no rewrite '{sorted(unknown)[0]}'; choose among: {', '.join(REWRITES)}")
+        raise UserError(f"no rewrite is called '{sorted(unknown)[0]}'; expected one of {', '.join(REWRITES)}")
     needed = {name for name, rewrite in REWRITES.items() if options.size is None and rewrite.needed_for_free_size}
     if without & needed:
         raise UserError(
-            f"a graph of free size is wrong without the rewrite '{sorted(without & needed)[0]}'; "
-            "leave it in, or fix the size with --size"
+            f"a graph of free size is wrong without the rewrite '{sorted(without & needed)[0]}': "
+            "do not leave it out, or fix the size with --size"
         )
     return tuple(name for name in REWRITES if name in needed or not (options.plain or name in without))
 
@@ -66,6 +66,6 @@ def apply(segmentor: Segmentor, options: ExportOptions) -> tuple[str, ...]:
     The segmentor's tensors are left as they are, its modules are replaced: keep a copy to compare with.
 
     Raises:
-        UserError: `options.without` cannot be met; see `select`.
+        UserError: `options.without` cannot be fulfilled; see `select`.
     """
     return tuple(name for name in select(options) if REWRITES[name].apply(segmentor, options))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rewrite is."""
+"""The type of a rewrite."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Module = TypeVar("Module", bound=nn.Module)
 class Rewrite:
     """An exact change of the network.
 
-    `apply` replaces submodules of a segmentor in evaluation mode, in place, as the export's options need it, and says
-    whether it found any. It makes new tensors and leaves the old ones as they are, so that segmentors which share
-    weights stay independent. `needed_for_free_size` marks a rewrite without which a graph of free height and width is
-    wrong.
+    `apply` replaces submodules of a segmentor in evaluation mode, in place, as the export's options need it, and
+    returns whether it found any. It makes new tensors and leaves the old ones as they are, so that segmentors which
+    share weights stay independent. `summary` is the line that `export-onnx --list-rewrites` shows.
+    `needed_for_free_size` marks a rewrite without which a graph of free height and width is wrong.
     """
 
     name: str

@@ -2,15 +2,15 @@
 """Fusion convolutions at low resolution: UPerNet's fusion and its pyramid-pooling bottleneck.
 
 Identity. The plain layer is conv3x3(concat(f0, up(f1), ...)). A convolution of a concatenation is the sum of the
-convolutions of its parts, and a 3x3 convolution is a sum over its taps (dy, dx) of a 1x1 convolution C[dy, dx] and a
-shift with zero padding. Bilinear upsampling and a shift act on rows and columns of every channel alike, so they commute
-with the 1x1 convolutions, which act on channels:
+convolutions of its parts, and a 3x3 convolution is a sum over its kernel points (dy, dx) of a 1x1 convolution
+C[dy, dx] and a shift with zero padding. Bilinear upsampling and a shift act on rows and columns of every channel
+alike, so they commute with the 1x1 convolutions, which act on channels:
 
     conv3x3(up(f)) = sum_dy R[dy] @ (sum_dx (C[dy, dx] f) @ W[dx])
 
-where R[dy] (H, h) and W[dx] (w, W) are interpolation matrices shifted by the tap; a row that lies outside the image is
-zero, which is the zero padding. So a map of h x w is mixed to 9 * O channels where it is small, and then widened by two
-products with small matrices: `(H, 3h) @ (O, 3h, 3w) @ (3w, W)`.
+where R[dy] (H, h) and W[dx] (w, W) are interpolation matrices shifted by the kernel point; a row that lies outside
+the image is zero, which is the zero padding. So a map of h x w is mixed to 9 * O channels where it is small, and then
+upsampled by two products with small matrices: `(H, 3h) @ (O, 3h, 3w) @ (3w, W)`.
 
 Why exact: linearity only; nothing is approximated, whatever the sizes. The sums run in another order.
 
@@ -43,21 +43,21 @@ class UpsampledConv(nn.Module):
         super().__init__()
         out_channels, in_channels = weight.shape[:2]
         self.mix = nn.Conv2d(in_channels, 9 * out_channels, 1, bias=False, device="meta")
-        taps = weight.detach().permute(0, 2, 3, 1).reshape(9 * out_channels, in_channels, 1, 1)
-        self.mix.weight = nn.Parameter(taps.contiguous(), requires_grad=False)
+        points = weight.detach().permute(0, 2, 3, 1).reshape(9 * out_channels, in_channels, 1, 1)
+        self.mix.weight = nn.Parameter(points.contiguous(), requires_grad=False)
         self.out_channels = out_channels
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         n, _, h, w = x.shape
         rows = shifted_interpolation(h, height, x).transpose(0, 1).reshape(height, 3 * h)
         columns = shifted_interpolation(w, width, x).transpose(1, 2).reshape(3 * w, width)
-        taps = self.mix(x).view(n, self.out_channels, 3, 3, h, w)
-        taps = taps.transpose(3, 4).reshape(n, self.out_channels, 3 * h, 3 * w)
-        return rows @ (taps @ columns)
+        points = self.mix(x).view(n, self.out_channels, 3, 3, h, w)
+        points = points.transpose(3, 4).reshape(n, self.out_channels, 3 * h, 3 * w)
+        return rows @ (points @ columns)
 
 
 class LowResolutionFusion(nn.Module):
-    """A 3x3 `FusionModule` whose maps, all but the first, stay at their own sizes; same call, same answer."""
+    """A 3x3 `FusionModule` whose maps, all but the first, stay at their own sizes; same call, same output."""
 
     def __init__(self, plain: FusionModule, widths: Sequence[int]) -> None:
         """`widths` are the channels of the maps."""
@@ -100,7 +100,9 @@ def fuse_pyramid_pooling(segmentor: Segmentor, options: ExportOptions) -> bool:
     return True
 
 
-UPERNET_FUSION = Rewrite("upernet-fusion", "UPerNet's fusion convolution mixes each map at its own size", fuse_upernet)
+UPERNET_FUSION = Rewrite(
+    "upernet-fusion", "UPerNet's fusion convolution applied to each map before its upsampling", fuse_upernet
+)
 PYRAMID_POOLING = Rewrite(
-    "pyramid-pooling", "the convolution over the pooled maps mixes them before upsampling", fuse_pyramid_pooling
+    "pyramid-pooling", "the convolution over the pooled maps applied before their upsampling", fuse_pyramid_pooling
 )

@@ -28,7 +28,7 @@ def interpolation(source: int, target: int, like: Tensor) -> Tensor:
 
 
 def shifted_interpolation(source: int, target: int, like: Tensor) -> Tensor:
-    """What the three taps of a zero-padded 3-wide kernel read of an interpolated axis: (3, target, source).
+    """Interpolation as seen by the three points of a zero-padded 3-wide kernel: (3, target, source).
 
     Entry d is `interpolation` moved by d - 1 rows. Rows that would lie outside are zero: the kernel's zero padding.
     """

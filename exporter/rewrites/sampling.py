@@ -3,8 +3,8 @@
 
 All three are local to a DCNv3 layer and independent of each other.
 
-`offset-scale`. A point samples at base + (tap + offset) * s, so it equals base + (tap + offset') with
-offset' = s * offset + (s - 1) * tap. The offsets are an affine map of the context: W' = s W, b' = s b + (s - 1) tap.
+`offset-scale`. A point p of the kernel samples at base + (p + offset) * s, which equals base + (p + offset') with
+offset' = s * offset + (s - 1) * p. The offsets are an affine map of the context: W' = s W, b' = s b + (s - 1) p.
 Exact: the substitution is an equality. It removes the multiplication from the operator, 2 per point.
 
 `mask-softmax`. The operator normalises the K mask logits of a point itself (`mask_softmax` in its contract). Exact: the
@@ -37,7 +37,7 @@ def fold_offset_scale(segmentor: Segmentor, options: ExportOptions) -> bool:
         scale, offset = layer.offset_scale, layer.offset
         if scale == 1 or offset is None:
             continue
-        moved = ((scale - 1) * _taps(layer)).to(offset.bias)
+        moved = ((scale - 1) * _kernel_points(layer)).to(offset.bias)
         with torch.no_grad():
             offset.weight = nn.Parameter(scale * offset.weight, requires_grad=False)
             offset.bias = nn.Parameter(scale * offset.bias + moved.repeat(layer.group), requires_grad=False)
@@ -46,7 +46,7 @@ def fold_offset_scale(segmentor: Segmentor, options: ExportOptions) -> bool:
     return found
 
 
-def give_operator_the_softmax(segmentor: Segmentor, options: ExportOptions) -> bool:
+def fold_softmax_into_op(segmentor: Segmentor, options: ExportOptions) -> bool:
     """Let the operator of every DCNv3 layer take mask logits."""
     for layer in modules_of(segmentor, DCNv3):
         layer.mask_softmax = True
@@ -67,7 +67,7 @@ def join_offset_and_mask(segmentor: Segmentor, options: ExportOptions) -> bool:
     return True
 
 
-def _taps(layer: DCNv3) -> Tensor:
+def _kernel_points(layer: DCNv3) -> Tensor:
     """(K*2,): pairs (x, y) of the kernel's own points in pixels, x outer, y inner."""
     (kernel_h, kernel_w), (dilation_h, dilation_w) = layer.kernel, layer.dilation
     x = torch.arange(kernel_w) * dilation_w - dilation_w * (kernel_w - 1) // 2
@@ -75,6 +75,10 @@ def _taps(layer: DCNv3) -> Tensor:
     return torch.cartesian_prod(x, y).flatten()
 
 
-OFFSET_SCALE = Rewrite("offset-scale", "offset_scale folded into the projection of the offsets", fold_offset_scale)
-MASK_SOFTMAX = Rewrite("mask-softmax", "the mask's softmax inside the operator", give_operator_the_softmax)
-OFFSET_MASK_GEMM = Rewrite("offset-mask-gemm", "offsets and mask in one matrix product", join_offset_and_mask)
+OFFSET_SCALE = Rewrite(
+    "offset-scale", "offset_scale folded into the projection that computes the offsets", fold_offset_scale
+)
+MASK_SOFTMAX = Rewrite(
+    "mask-softmax", "the softmax of the mask computed inside the DCNv3 operator", fold_softmax_into_op
+)
+OFFSET_MASK_GEMM = Rewrite("offset-mask-gemm", "offsets and mask computed by one matrix product", join_offset_and_mask)

@@ -25,7 +25,7 @@ from internimage_deploy.exporter.rewrites.base import Rewrite
 
 
 class MixedBeforeUpsampling(nn.Module):
-    """A 1x1 `FusionModule` that mixes each map at its own size; same call, same answer."""
+    """A 1x1 `FusionModule` that mixes each map at its own size; same call, same output."""
 
     def __init__(self, plain: FusionModule, widths: Sequence[int]) -> None:
         """`widths` are the channels of the maps."""
@@ -57,4 +57,6 @@ def fuse_segformer(segmentor: Segmentor, options: ExportOptions) -> bool:
     return True
 
 
-SEGFORMER_FUSION = Rewrite("segformer-fusion", "SegFormer's fusion convolution before the upsampling", fuse_segformer)
+SEGFORMER_FUSION = Rewrite(
+    "segformer-fusion", "SegFormer's fusion convolution applied to each map before its upsampling", fuse_segformer
+)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The input's standard deviation folded into the first convolution.
 
-Identity. The network sees (p - mean) / std of a picture p. The first convolution is linear:
+Identity. The network sees (p - mean) / std of an image p. The first convolution is linear:
 K ((p - mean) / std) = (K / std) (p - mean), dividing the kernel's columns of each colour.
 
 Why exact: the convolution pads with zeros, and zero stands for the mean colour. Folding the mean as well would pad with

@@ -3,20 +3,24 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Literal
 
 import click
 
+from internimage_deploy.cli.options import Option
+
 
 def _architectures(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> list[int]:
+    """Compute capabilities "8.7", "87" or "sm_87", separated by commas, as the compiler's numbers: 87."""
     numbers = []
     for text in (part.strip() for value in values for part in value.split(",")):
-        number = text.removeprefix("sm_").replace(".", "")
-        if not number.isdigit():
-            raise click.BadParameter(f"'{text}' is not an architecture such as 87, 8.7 or sm_87")
-        numbers.append(int(number))
+        match = re.fullmatch(r"(?:sm_)?(\d+)\.?(\d)", text)
+        if match is None:
+            raise click.BadParameter(f"'{text}' is no compute capability; expected one such as 8.7")
+        numbers.append(int(match[1] + match[2]))
     return numbers
 
 
@@ -26,32 +30,35 @@ def _architectures(_context: click.Context, _option: click.Parameter, values: tu
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE.so",
-    help="Copy the library here; it is always kept in the user's cache, where build-engine finds it.",
+    help="Copy the library to this file. Either way it is kept in the user's cache, where build-engine finds it.",
 )
 @click.option(
-    "--arch",
+    "--compute-capability",
     "architectures",
+    cls=Option,
+    aliases=("--arch",),
     multiple=True,
     callback=_architectures,
-    metavar="87,89,...",
-    help="GPU architectures; default: every one that the CUDA compiler knows.",
+    metavar="8.7,8.9,...",
+    help="Compute capabilities of the GPUs to compile for.  [default: every one that the CUDA compiler knows]",
 )
 @click.option(
     "--tensorrt-include",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Folder of NvInfer.h; default: $TENSORRT_ROOT/include, the system, else a download.",
+    help="Folder of TensorRT's headers (NvInfer.h).  [default: $TENSORRT_ROOT/include, the system's folders, else a "
+    "download]",
 )
 @click.option(
     "--nvcc",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="CUDA compiler; default: $CUDACXX, $CUDA_HOME, the PATH, /usr/local/cuda, the PyPI wheels.",
+    help="CUDA compiler.  [default: the first of $CUDACXX, $CUDA_HOME, the PATH, /usr/local/cuda, the PyPI wheels]",
 )
 @click.option(
     "--interface",
     type=click.Choice(["v2", "v3"]),
-    help="Plugin interface; default: v3 with TensorRT 10 and later, v2 before.",
+    help="Plugin interface of TensorRT.  [default: v3 for TensorRT 10 and later, v2 for older ones]",
 )
 def build_plugin(
     output: Path | None,
@@ -62,8 +69,8 @@ def build_plugin(
 ) -> None:
     """Compile the DCNv3 TensorRT plugin and print the library's path.
 
-    Needs a CUDA compiler and TensorRT's headers, neither a GPU nor TensorRT itself. What was compiled before with the
-    same sources, versions and architectures comes from the cache.
+    Needs a CUDA compiler and TensorRT's headers, but neither a GPU nor TensorRT itself. A library that was compiled
+    before from the same sources, versions and compute capabilities is taken from the cache.
     """
     from internimage_deploy.trt_plugins.build import build, copy_library, make_plan
 

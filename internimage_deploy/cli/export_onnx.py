@@ -4,20 +4,30 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from internimage_deploy.cli.options import Size
-from internimage_deploy.errors import MissingDependency
-from internimage_deploy.exporter.options import DEFAULT_OPSET, OPSETS, SIZE_DIVISOR, ExportOptions
+from internimage_deploy.errors import UserError
+from internimage_deploy.exporter import require_packages
+from internimage_deploy.exporter.options import (
+    ACTIVATIONS,
+    DEFAULT_OPSET,
+    DEFAULT_TOLERANCE,
+    OPSETS,
+    SIZE_DIVISOR,
+    Activation,
+    Emit,
+    Input,
+)
 
 if TYPE_CHECKING:
-    from internimage_deploy.exporter.export import Exported, ModelFacts
-    from internimage_deploy.exporter.models import Segmentor
-
-_ACTIVATIONS = ("GELU", "GELU_tanh", "ReLU", "SiLU")
+    from internimage_deploy.exporter.export import ExportedModel, Progress
 
 
 class NetworkSize(Size):
@@ -54,59 +64,123 @@ class Integers(click.ParamType):
 
 
 @click.command(name="export-onnx", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--ckpt", type=click.Path(path_type=Path), help="Official segmentation checkpoint (.pth).")
-@click.option("--random", "preset", metavar="NAME", help="Random weights for the released model NAME.")
-@click.option("--list", "list_presets", is_flag=True, help="List the released models and exit.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The ONNX file to write.")
-@click.option("--size", type=NetworkSize(), help="Fixed network size, multiples of 32.")
-@click.option("--dynamic", is_flag=True, help="Free height and width (multiples of 32). The default without --size.")
-@click.option("--batch", type=click.IntRange(1, 1024), help="Fixed batch. Default: 1 with --size, free with --dynamic.")
+@click.option("--ckpt", type=click.Path(path_type=Path), help="Checkpoint of a segmentation model (.pth).")
+@click.option(
+    "--random",
+    metavar="NAME",
+    help="Export the released model NAME with random weights instead of a checkpoint, for tests and timing.",
+)
+@click.option("--list", "list_presets", is_flag=True, help="List the names of the released models and exit.")
+@click.option("--list-rewrites", is_flag=True, help="List the algebraic rewrites and exit.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="ONNX file to write.")
+@click.option(
+    "--size",
+    type=NetworkSize(),
+    help="Fixed height and width of the network's input in pixels, multiples of 32.  [default: free]",
+)
+@click.option(
+    "--dynamic",
+    is_flag=True,
+    help="Leave height and width free, so that the file takes every multiple of 32. The default without --size.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 1024),
+    help="Fixed number of images per run.  [default: 1 with --size, free without]",
+)
 @click.option(
     "--input",
-    "takes",
     type=click.Choice(("uint8", "float")),
     default="uint8",
     show_default=True,
-    help="uint8: image (N,H,W,3) RGB, normalised in the graph; float: input (N,3,H,W), normalised.",
+    help="Form of the network's input. uint8: image (N,H,W,3), RGB, normalised inside the graph; float: input "
+    "(N,3,H,W), already normalised.",
 )
 @click.option(
     "--emit",
     type=click.Choice(("labels", "logits")),
     default="labels",
     show_default=True,
-    help="labels: (N,H,W) at network size; logits: (N,classes,H/4,W/4).",
+    help="Output of the network. labels: class ids (N,H,W) at network size; logits: (N,classes,H/4,W/4), for sliding "
+    "windows and for labels computed at the image's own size.",
 )
-@click.option("--arch", metavar="NAME", help="The released model that the checkpoint is of, where it does not tell.")
-@click.option("--offset-scale", type=float, help="DCNv3's offset scale, where the checkpoint does not tell.")
-@click.option("--post-norm-blocks", type=Integers(), help="Level-2 blocks with a post-norm, where it does not tell.")
-@click.option("--activation", type=click.Choice(_ACTIVATIONS), help="The activation, where it does not tell.")
-@click.option("--ema", is_flag=True, help="Take the averaged weights where the checkpoint holds both.")
-@click.option("--plain", is_flag=True, help="Switch every algebraic rewrite off.")
-@click.option("--without", multiple=True, metavar="REWRITE", help="Switch one rewrite off; may be repeated.")
-@click.option("--opset", type=click.Choice([str(o) for o in OPSETS]), default=str(DEFAULT_OPSET), show_default=True)
-@click.option("--verify/--no-verify", default=True, show_default=True, help="Compare with PyTorch on random input.")
+@click.option(
+    "--arch",
+    metavar="NAME",
+    help="Released model that the checkpoint belongs to. Needed only where the checkpoint lacks its training config "
+    "and its weights alone do not show the architecture.",
+)
+@click.option(
+    "--offset-scale",
+    type=float,
+    help="Offset scale of DCNv3: 2.0 for InternImage-L and XL, 1.0 for the other released models.  [default: from the "
+    "checkpoint]",
+)
+@click.option(
+    "--post-norm-blocks",
+    type=Integers(),
+    help="Indices of the blocks of level 2 that a post-norm follows, for models like InternImage-H.  [default: from "
+    "the checkpoint]",
+)
+@click.option(
+    "--activation", type=click.Choice(ACTIVATIONS), help="Activation function.  [default: from the checkpoint]"
+)
+@click.option(
+    "--ema", is_flag=True, help="Export the exponential moving average of the weights where the checkpoint holds both."
+)
+@click.option(
+    "--plain",
+    is_flag=True,
+    help="Export the network without algebraic rewrites, to measure what they gain; results are the same either way.",
+)
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="REWRITE",
+    help="Leave out one algebraic rewrite; may be repeated. --list-rewrites shows their names.",
+)
+@click.option(
+    "--opset",
+    type=click.Choice([str(opset) for opset in OPSETS]),
+    default=str(DEFAULT_OPSET),
+    show_default=True,
+    help="Version of the standard ONNX operators; 16 is for TensorRT 8.5.",
+)
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Compare the file with PyTorch on random input before it is kept.",
+)
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0, min_open=True),
-    default=1e-4,
+    default=DEFAULT_TOLERANCE,
     show_default=True,
-    help="Largest |ONNX - PyTorch| / max(1, largest |logit|) that the comparison lets pass.",
+    help="Maximum difference between the logits of the file and of PyTorch, as a fraction of the largest logit.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of random weights and of the comparison's input.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of the random weights and of the random input of the comparison.",
+)
 def export_onnx(
     ckpt: Path | None,
-    preset: str | None,
+    random: str | None,
     list_presets: bool,
+    list_rewrites: bool,
     output: Path | None,
     size: tuple[int, int] | None,
     dynamic: bool,
     batch: int | None,
-    takes: Literal["uint8", "float"],
-    emit: Literal["labels", "logits"],
+    input: Input,
+    emit: Emit,
     arch: str | None,
     offset_scale: float | None,
     post_norm_blocks: tuple[int, ...] | None,
-    activation: str | None,
+    activation: Activation | None,
     ema: bool,
     plain: bool,
     without: tuple[str, ...],
@@ -115,100 +189,89 @@ def export_onnx(
     tolerance: float,
     seed: int,
 ) -> None:
-    """Write a checkpoint as one portable ONNX file that carries all the runtime needs to know.
+    """Export a checkpoint to one portable ONNX file that carries everything the other commands need to know.
 
     Without --size the file takes every height and width that are multiples of 32.
+
+    \b
+    Examples:
+      export-onnx --ckpt upernet_internimage_t_512_160k_ade20k.pth -o model.onnx
+      export-onnx --ckpt model.pth --size 512x1024 --emit logits -o model.onnx
     """
-    _need_torch()
+    require_packages()
+    from internimage_deploy.exporter.export import check_paths, export
     from internimage_deploy.exporter.presets import PRESETS
-    from internimage_deploy.exporter.rewrites import REWRITES, select
+    from internimage_deploy.exporter.rewrites import REWRITES
 
     if list_presets:
         click.echo("\n".join(PRESETS))
         return
-    if (ckpt is None) == (preset is None):
+    if list_rewrites:
+        width = max(map(len, REWRITES))
+        click.echo("\n".join(f"{name:{width}}  {rewrite.summary}" for name, rewrite in REWRITES.items()))
+        return
+    if (ckpt is None) == (random is None):
         raise click.UsageError("give one of --ckpt FILE.pth and --random NAME")
     if output is None:
         raise click.UsageError("name the file to write with -o MODEL.onnx")
-    if output.suffix.lower() != ".onnx":
-        raise click.UsageError(f"-o {output}: the commands that read it know it by its ending; name it {output}.onnx")
-    if ckpt is not None and ckpt.exists() and output.exists() and output.samefile(ckpt):
-        raise click.UsageError(f"-o {output} is the checkpoint itself; name another file")
+    try:
+        check_paths(ckpt, output)
+    except UserError as error:
+        raise click.UsageError(f"-o {error}") from error
     if size is not None and dynamic:
         raise click.UsageError("--size and --dynamic exclude each other")
-    _expect_known("--random", preset, PRESETS, "export-onnx --list names the released models")
-    _expect_known("--arch", arch, PRESETS, "export-onnx --list names the released models")
+    _require_known("--random", random, PRESETS, "--list")
+    _require_known("--arch", arch, PRESETS, "--list")
     for name in without:
-        _expect_known("--without", name, REWRITES, f"expected one of {', '.join(REWRITES)}")
-    options = ExportOptions(
+        _require_known("--without", name, REWRITES, "--list-rewrites")
+    exported = export(
+        ckpt,
+        output,
+        random=random,
         size=size,
-        batch=1 if batch is None and size is not None else batch,
-        input=takes,
+        batch=batch,
+        input=input,
         emit=emit,
+        arch=arch,
+        offset_scale=offset_scale,
+        post_norm_blocks=post_norm_blocks,
+        activation=activation,
+        ema=ema,
         plain=plain,
         without=without,
         opset=int(opset),
+        verify=verify,
+        tolerance=tolerance,
+        seed=seed,
+        progress=_terminal_progress(),
     )
-    select(options)  # tells of rewrites that cannot be left out before any work is done
-
-    from internimage_deploy.exporter.export import export
-    from internimage_deploy.exporter.progress import on_terminal
-    from internimage_deploy.exporter.verify import Check
-
-    step = on_terminal()
-    with step("loading"):
-        if ckpt is not None:
-            hints = {"arch": arch, "offset_scale": offset_scale, "post_norm_blocks": post_norm_blocks}
-            segmentor, facts, notes = _from_checkpoint(ckpt, act_layer=activation, ema=ema, **hints)
-        else:
-            assert preset is not None
-            segmentor, facts, notes = _from_preset(preset, seed)
-    for note in notes:
-        click.echo(f"note: {note}", err=True)
-    check = Check(tolerance, seed) if verify else None
-    _tell(export(segmentor, options, facts, output, check=check, step=step))
+    _print_summary(exported)
 
 
-def _need_torch() -> None:
-    """Raise `MissingDependency` for what the exporter needs and a runtime-only installation lacks."""
-    from importlib.util import find_spec
-
-    for package in ("torch", "onnxscript"):
-        if find_spec(package) is None:
-            raise MissingDependency(package, "export", "exporting a checkpoint")
-
-
-def _expect_known(option: str, name: str | None, known: Any, remedy: str) -> None:
+def _require_known(option: str, name: str | None, known: Collection[str], listing: str) -> None:
     if name is not None and name not in known:
-        raise click.BadParameter(f"'{name}' does not exist; {remedy}", param_hint=f"'{option}'")
+        raise click.BadParameter(
+            f"'{name}' does not exist; export-onnx {listing} shows the names", param_hint=f"'{option}'"
+        )
 
 
-def _from_checkpoint(path: Path, **hints: Any) -> tuple[Segmentor, ModelFacts, tuple[str, ...]]:
-    from internimage_deploy.exporter.checkpoint import read_checkpoint
-    from internimage_deploy.exporter.export import ModelFacts
-    from internimage_deploy.exporter.models import build_with
+def _terminal_progress() -> Progress:
+    """Shows each step on standard error: a spinner while it runs (on a terminal), then its name and seconds."""
+    from rich.console import Console
 
-    checkpoint = read_checkpoint(path, **hints)
-    facts = ModelFacts(
-        checkpoint.architecture, checkpoint.classes, checkpoint.palette, checkpoint.resize, checkpoint.source
-    )
-    return build_with(checkpoint.config, checkpoint.state_dict), facts, checkpoint.report
+    console = Console(stderr=True, highlight=False)
 
+    @contextmanager
+    def progress(step: str) -> Iterator[None]:
+        start = time.monotonic()
+        with console.status(step):
+            yield
+        console.print(f"{step:<12}[dim]{time.monotonic() - start:6.1f} s[/dim]", soft_wrap=True)
 
-def _from_preset(name: str, seed: int) -> tuple[Segmentor, ModelFacts, tuple[str, ...]]:
-    from internimage_deploy.datasets import classes
-    from internimage_deploy.exporter.export import ModelFacts
-    from internimage_deploy.exporter.models import build_random
-    from internimage_deploy.exporter.presets import PRESETS
-
-    preset = PRESETS[name]
-    table = classes.lookup(preset.dataset) or ((), ())
-    names, palette = classes.fitted(*table, preset.config.head.num_classes)
-    facts = ModelFacts(name, names, palette, preset.resize, {"random": str(seed)})
-    return build_random(preset.config, seed), facts, ("random weights: the labels mean nothing",)
+    return progress
 
 
-def _tell(exported: Exported) -> None:
+def _print_summary(exported: ExportedModel) -> None:
     card = exported.card
     for c in exported.report.comparisons if exported.report else ():
         batch, height, width = c.shape
@@ -217,10 +280,10 @@ def _tell(exported: Exported) -> None:
             f"labels equal {100 * c.agreement:.3f} %, PyTorch {c.torch_seconds:.2f} s, "
             f"ONNX Runtime {c.onnx_seconds:.2f} s"
         )
-    takes, gives = (
+    input_text, output_text = (
         f"{spec.name} {spec.dtype} ({', '.join(map(str, spec.shape))})" for spec in (card.input, card.output)
     )
     files = [path for path in (exported.path, exported.external_data) if path is not None]
     sizes = ", ".join(f"{path} ({path.stat().st_size / 1e6:.1f} MB)" for path in files)
     rewrites = f"; rewrites: {', '.join(card.rewrites)}" if card.rewrites else ""
-    click.echo(f"wrote {sizes}: {card.architecture}, {takes} -> {gives}{rewrites}")
+    click.echo(f"wrote {sizes}: {card.architecture}, {input_text} -> {output_text}{rewrites}")

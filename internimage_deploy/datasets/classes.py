@@ -50,7 +50,8 @@ _COUNTS = {
 def lookup(what: str | int) -> tuple[Classes, Palette] | None:
     """The table of a data set, by its name or by the number of classes; None where there is none.
 
-    Names are read generously: "ADE20K", "ADE20KDataset", "coco_stuff164k", "Pascal-Context-59".
+    Case, punctuation and a trailing "Dataset" do not matter: "ADE20K", "ADE20KDataset", "coco_stuff164k",
+    "Pascal-Context-59".
     """
     if isinstance(what, int):
         if what not in _COUNTS:
@@ -67,7 +68,7 @@ def generic(count: int) -> tuple[Classes, Palette]:
 
 
 def fitted(classes: Classes, palette: Palette, count: int) -> tuple[Classes, Palette]:
-    """A table cut or filled up with generic entries to `count` classes.
+    """A table cut to `count` classes, or padded with generic entries.
 
     Needed where a head is wider than its data set: the official Mapillary models have 150 outputs for 66 classes.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DCNv3 operator, stated once.
+"""The contract of the DCNv3 operator.
 
 The exporter's node, the ONNX function body, the TensorRT plugin and the README are each checked against this table.
 
@@ -41,7 +41,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Attribute:
-    """One attribute of the node. `default` None means that it must be given; `minimum` is inclusive."""
+    """One attribute of the node. Without a `default` the node must have it; `minimum` is inclusive."""
 
     name: str
     type: Literal["int", "float"]

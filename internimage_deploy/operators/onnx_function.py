@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """DCNv3 in standard ONNX operators: the model-local function that lets any ONNX runtime execute the node.
 
-The mathematics is `trt_plugins.contract`'s. The layout follows from one choice: the sampling grid is
-(N*G, Ho*Wo, K, 2), so that every group of channels is one picture for `GridSample` and the K points of an output
-position lie side by side, where the sum over them is a reduction of the innermost axis.
+`contract` states the mathematics. The layout follows from one choice: the sampling grid is (N*G, Ho*Wo, K, 2), so that
+every group of channels is one image for `GridSample` and the K points of an output position lie side by side, where the
+sum over them is a reduction of the innermost axis.
 
 GridSample (align_corners = 0) reads pixel p at g = (2p + 1) / size - 1, hence grid = offset * (2 * scale / size) + base
-where base holds the positions of the unmoved points. `base` depends on shapes only: runtimes fold it into a constant
-when the sizes are fixed.
+where base holds the positions of the kernel points without offsets. `base` depends on shapes only: runtimes fold it
+into a constant when the sizes are fixed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CONSTANTS = """
   two_f = Constant <value_float = 2.0> ()
   one_1d = Constant <value_ints = [1]> ()
   two_1d = Constant <value_ints = [2]> ()
-  rest_1d = Constant <value_ints = [-1]> ()
+  minus_one_1d = Constant <value_ints = [-1]> ()
   column = Constant <value_ints = [-1, 1]> ()
   only_x = Constant <value_floats = [1.0, 0.0]> ()
   only_y = Constant <value_floats = [0.0, 1.0]> ()
@@ -46,39 +46,39 @@ _SIZES = """
   group_1d = Reshape (group, one_1d)
   group_channels_1d = Reshape (group_channels, one_1d)
   channels_1d = Mul (group_1d, group_channels_1d)
-  pictures_1d = Mul (batch_1d, group_1d)
+  images_1d = Mul (batch_1d, group_1d)
 """
 
-# One axis of the unmoved points, in GridSample's -1..1 coordinates: base_AXIS (out, K).
+# One axis of the kernel points without offsets, in GridSample's -1..1 coordinates: base_AXIS (out, K).
 _AXIS = """
   span_{a} = Sub (kernel_{a}, one)
   reach_{a} = Mul (span_{a}, dilation_{a})
   centre_{a} = Div (reach_{a}, two)
-  steps_{a} = Mul (tap_{a}, dilation_{a})
-  taps_{a} = Sub (steps_{a}, centre_{a})
-  taps_f_{a} = Cast <to = 1> (taps_{a})
-  taps_scaled_{a} = Mul (taps_f_{a}, offset_scale)
+  steps_{a} = Mul (index_of_point_{a}, dilation_{a})
+  points_{a} = Sub (steps_{a}, centre_{a})
+  points_f_{a} = Cast <to = 1> (points_{a})
+  points_scaled_{a} = Mul (points_f_{a}, offset_scale)
   index_{a} = Range (zero, out_{a}, one)
   start_{a} = Mul (index_{a}, stride_{a})
   shift_{a} = Sub (centre_{a}, pad_{a})
   reference_{a} = Add (start_{a}, shift_{a})
   reference_f_{a} = Cast <to = 1> (reference_{a})
   reference_column_{a} = Reshape (reference_f_{a}, column)
-  pixel_{a} = Add (reference_column_{a}, taps_scaled_{a})
+  pixel_{a} = Add (reference_column_{a}, points_scaled_{a})
   pixel_2_{a} = Mul (pixel_{a}, two_f)
   pixel_2_1_{a} = Add (pixel_2_{a}, one_f)
   size_f_{a} = Cast <to = 1> ({size})
-  share_{a} = Div (pixel_2_1_{a}, size_f_{a})
-  base_{a} = Sub (share_{a}, one_f)
+  ratio_{a} = Div (pixel_2_1_{a}, size_f_{a})
+  base_{a} = Sub (ratio_{a}, one_f)
 """
 
 # Point k is (x, y) = (k // kernel_h, k % kernel_h).
 _BASE = (
     """
   point = Range (zero, points, one)
-  tap_w = Div (point, kernel_h)
-  column_start = Mul (tap_w, kernel_h)
-  tap_h = Sub (point, column_start)
+  index_of_point_w = Div (point, kernel_h)
+  column_start = Mul (index_of_point_w, kernel_h)
+  index_of_point_h = Sub (point, column_start)
 """
     + _AXIS.format(a="h", size="height_1d")
     + _AXIS.format(a="w", size="width_1d")
@@ -106,31 +106,31 @@ _GRID = """
   offset_nghw = Transpose <perm = [0, 3, 1, 2, 4, 5]> (offset_nhwg)
   moved = Mul (offset_nghw, unit)
   grid_nghw = Add (moved, base)
-  grid_shape = Concat <axis = 0> (pictures_1d, rest_1d, points_1d, two_1d)
+  grid_shape = Concat <axis = 0> (images_1d, minus_one_1d, points_1d, two_1d)
   grid = Reshape (grid_nghw, grid_shape)
 """
 
 _SAMPLES = """
   input_f = Cast <to = 1> (input)
   input_nchw = Transpose <perm = [0, 3, 1, 2]> (input_f)
-  pictures_shape = Concat <axis = 0> (pictures_1d, group_channels_1d, height_1d, width_1d)
-  pictures = Reshape (input_nchw, pictures_shape)
-  samples = GridSample <mode = "{bilinear}", padding_mode = "zeros", align_corners = 0> (pictures, grid)
+  images_shape = Concat <axis = 0> (images_1d, group_channels_1d, height_1d, width_1d)
+  images = Reshape (input_nchw, images_shape)
+  samples = GridSample <mode = "{bilinear}", padding_mode = "zeros", align_corners = 0> (images, grid)
 """
 
 _WEIGHTS = """
   mask_f = Cast <to = 1> (mask)
-  mask_shape = Concat <axis = 0> (batch_1d, rest_1d, group_1d, points_1d)
+  mask_shape = Concat <axis = 0> (batch_1d, minus_one_1d, group_1d, points_1d)
   mask_npg = Reshape (mask_f, mask_shape)
   mask_ready = {activation} (mask_npg)
   mask_ngp = Transpose <perm = [0, 2, 1, 3]> (mask_ready)
-  weights_shape = Concat <axis = 0> (pictures_1d, one_1d, rest_1d, points_1d)
+  weights_shape = Concat <axis = 0> (images_1d, one_1d, minus_one_1d, points_1d)
   weights = Reshape (mask_ngp, weights_shape)
 """
 
 _SUM = """
   weighted = Mul (samples, weights)
-  sums = ReduceSum <keepdims = 0> (weighted, rest_1d)
+  sums = ReduceSum <keepdims = 0> (weighted, minus_one_1d)
   sums_shape = Concat <axis = 0> (batch_1d, channels_1d, out_h_1d, out_w_1d)
   sums_nchw = Reshape (sums, sums_shape)
   sums_nhwc = Transpose <perm = [0, 2, 3, 1]> (sums_nchw)

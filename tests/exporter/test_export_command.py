@@ -13,7 +13,9 @@ import torch
 
 from internimage_deploy.cli import main as cli
 from internimage_deploy.cli.export_onnx import export_onnx
+from internimage_deploy.exporter import export
 from internimage_deploy.exporter.presets import PRESETS
+from internimage_deploy.exporter.rewrites import REWRITES
 from internimage_deploy.onnx_tools.model_file import read_card
 from support import golden
 from support.small_models import run, session
@@ -58,6 +60,19 @@ def test_checkpoint_to_file(checkpoint, tmp_path, capfd):
 def test_released_models_are_listed(capsys):
     assert call("--list") == 0
     assert capsys.readouterr().out.split() == list(PRESETS)
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, capsys):
+    monkeypatch.setattr("internimage_deploy.exporter.find_spec", lambda name: None)
+    assert call("--list") == 1
+    assert "needs the package 'torch'" in (message := capsys.readouterr().err)
+    assert "pip install 'internimage-deploy[export]'" in message
+
+
+def test_rewrites_are_listed_with_what_they_do(capsys):
+    assert call("--list-rewrites") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=1) for line in lines] == [[name, r.summary] for name, r in REWRITES.items()]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +137,7 @@ def test_checkpoint_that_runs_code_does_not_run_it(tmp_path, capsys, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["bomb.pth"]
 
 
-def test_missing_folder_is_told_before_the_work(checkpoint, tmp_path, capsys):
+def test_missing_folder_is_reported_before_the_work(checkpoint, tmp_path, capsys):
     assert call("--ckpt", checkpoint, "-o", tmp_path / "none" / "m.onnx") == 1
     out, err = capsys.readouterr()
     assert "its folder does not exist" in err
@@ -139,28 +154,30 @@ def test_unwritable_folder(checkpoint, tmp_path, capsys):
     assert last.endswith("choose a folder you may write to") or last.endswith("choose another folder")
 
 
-def test_full_disk_leaves_nothing(checkpoint, tmp_path):
-    def limit_files():
-        # No file may grow beyond 100 kB: the export gets the error that it gets on a full disk, halfway through.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+def test_full_disk_leaves_nothing(checkpoint, tmp_path, monkeypatch, capsys):
+    save = export.save
 
-    done = subprocess.run(
-        [*EXPORT, "--ckpt", checkpoint, "-o", tmp_path / "m.onnx", "--size", "32x32", "--no-verify"],
-        preexec_fn=limit_files,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"error: cannot write {tmp_path / 'm.onnx'}: ")
-    assert "Traceback" not in done.stderr
+    def save_on_a_full_disk(*arguments):
+        # No file may grow beyond 100 kB: the export gets the error that it gets on a full disk, halfway through.
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        try:
+            return save(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(export, "save", save_on_a_full_disk)
+    assert call("--ckpt", checkpoint, "-o", tmp_path / "m.onnx", "--size", "32x32", "--no-verify") == 1
+    err = capsys.readouterr().err
+    assert err.strip().splitlines()[-1].startswith(f"error: cannot write {tmp_path / 'm.onnx'}: ")
+    assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupt_leaves_nothing(checkpoint, tmp_path):
     process = subprocess.Popen(
         [*EXPORT, "--ckpt", checkpoint, "-o", tmp_path / "m.onnx", "--dynamic"],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -4,7 +4,15 @@ import time
 
 import pytest
 
-from internimage_deploy.exporter.interrupt import insistent_interrupt
+from internimage_deploy.exporter.interrupt import repeat_keyboard_interrupt
+
+
+@pytest.fixture(autouse=True)
+def default_handler():
+    """Python's own, which a test run in the background of a shell does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def swallow():
@@ -15,7 +23,7 @@ def swallow():
 
 
 def swallow_and_work_on(seconds):
-    with insistent_interrupt():
+    with repeat_keyboard_interrupt():
         swallow()
         time.sleep(seconds)
 
@@ -35,6 +43,6 @@ def test_an_interrupt_that_never_arrives_is_raised_on_leaving():
 
 def test_without_an_interrupt_nothing_happens():
     before = signal.getsignal(signal.SIGINT)
-    with insistent_interrupt():
+    with repeat_keyboard_interrupt():
         pass
     assert signal.getsignal(signal.SIGINT) is before

@@ -3,21 +3,18 @@ import copy
 import dataclasses
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.exporter import rewrites
-from internimage_deploy.exporter.export import ModelFacts, export
 from internimage_deploy.exporter.models import HeadConfig, SegmentorConfig, build_random
 from internimage_deploy.exporter.network import Network
 from internimage_deploy.exporter.options import ExportOptions
 from internimage_deploy.exporter.rewrites import resampling
 from support import golden
-from support.networks import FAMILIES, small
-from support.small_models import golden_segmentor
+from support.small_models import FAMILIES, golden_segmentor, run, session, small
 
 SIZES = [(1, 32, 32), (2, 96, 64), (1, 160, 32)]
 
@@ -29,11 +26,11 @@ def rewritten(segmentor, names=None):
     return changed, applied
 
 
-def share_of_range(got, expected):
+def error_in_range(got, expected):
     return float((got - expected).abs().max() / (expected.max() - expected.min()))
 
 
-def picture(batch, height, width, dtype=torch.float32):
+def random_image(batch, height, width, dtype=torch.float32):
     generator = torch.Generator().manual_seed(height * width + batch)
     return torch.randn(batch, 3, height, width, generator=generator).to(dtype)
 
@@ -48,7 +45,7 @@ HAS = {"layer-scale": ("t", "l"), "offset-scale": ("l",)}
 
 @pytest.mark.parametrize("name", rewrites.REWRITES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_rewrite_alone_applies_and_keeps_the_answer(name, family):
+def test_each_rewrite_alone_applies_and_keeps_the_output(name, family):
     others = tuple(other for other in rewrites.REWRITES if other != name)
     options = ExportOptions(size=(64, 96), emit="logits", without=others)
     plain = small(family, heads_of(name))
@@ -56,19 +53,19 @@ def test_each_rewrite_alone_applies_and_keeps_the_answer(name, family):
     assert rewrites.apply(changed, options) == ((name,) if family in HAS.get(name, FAMILIES) else ())
     image = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected, answer = Network(plain, options)(image), Network(changed, options)(image)
-    assert share_of_range(answer, expected) <= 1e-5
+        expected, output = Network(plain, options)(image), Network(changed, options)(image)
+    assert error_in_range(output, expected) <= 1e-5
 
 
 @pytest.mark.parametrize("head", ["UPerHead", "SegformerHead"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
-def test_all_rewrites_together_keep_the_answer(family, head, size):
+def test_all_rewrites_together_keep_the_output(family, head, size):
     plain = small(family, head)
     changed, _ = rewritten(plain)
-    x = picture(*size)
+    x = random_image(*size)
     with torch.inference_mode():
-        assert share_of_range(changed(x), plain(x)) <= 1e-5
+        assert error_in_range(changed(x), plain(x)) <= 1e-5
 
 
 @pytest.mark.parametrize("head", ["UPerHead", "SegformerHead"])
@@ -76,9 +73,9 @@ def test_rewrites_are_identities_not_approximations(head):
     # In float64 an identity leaves rounding of 1e-16 alone, and an approximation shows.
     plain = small("l", head).double()
     changed, _ = rewritten(plain)
-    x = picture(2, 64, 96, torch.float64)
+    x = random_image(2, 64, 96, torch.float64)
     with torch.inference_mode():
-        assert share_of_range(changed(x), plain(x)) <= 1e-12
+        assert error_in_range(changed(x), plain(x)) <= 1e-12
 
 
 @pytest.mark.parametrize("name", golden.NETWORKS)
@@ -88,7 +85,7 @@ def test_rewritten_networks_equal_the_official_ones(name):
     with torch.inference_mode():
         logits = changed(torch.from_numpy(golden.network_input(name)))
     expected = torch.from_numpy(golden.arrays(name)["logits"])
-    assert share_of_range(logits, expected) <= 1e-5
+    assert error_in_range(logits, expected) <= 1e-5
 
 
 @pytest.mark.parametrize("head", ["UPerHead", "SegformerHead"])
@@ -99,17 +96,17 @@ def test_half_precision_is_no_worse_than_the_plain_network(head, family):
     for seed in range(4):
         plain = small(family, head, seed=seed)
         changed, _ = rewritten(plain)
-        x = picture(1, 64, 64)
+        x = random_image(1, 64, 64)
         with torch.inference_mode():
             expected = plain(x)
             for kind, network in (("plain", plain), ("rewritten", changed)):
-                answer = copy.deepcopy(network).half()(x.half()).float()
-                errors[kind] += float((answer - expected).square().mean().sqrt())
+                output = copy.deepcopy(network).half()(x.half()).float()
+                errors[kind] += float((output - expected).square().mean().sqrt())
     assert errors["rewritten"] <= 1.2 * errors["plain"]
 
 
 def test_standard_deviation_in_the_stem_keeps_the_border():
-    # A picture that is far from the mean at its border, where padding with black instead of the mean would show.
+    # An image that is far from the mean at its border, where padding with black instead of the mean would show.
     options = ExportOptions(size=(64, 96), emit="logits")
     plain = small("t")
     changed = copy.deepcopy(plain)
@@ -117,8 +114,8 @@ def test_standard_deviation_in_the_stem_keeps_the_border():
     image = torch.full((2, 64, 96, 3), 255, dtype=torch.uint8)
     image[:, 8:-8, 8:-8] = torch.randint(0, 256, (48, 80, 3), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected, answer = Network(plain, options)(image), Network(changed, options)(image)
-    assert share_of_range(answer, expected) <= 1e-5
+        expected, output = Network(plain, options)(image), Network(changed, options)(image)
+    assert error_in_range(output, expected) <= 1e-5
 
 
 def test_batch_norms_of_a_backbone_fold_too():
@@ -127,8 +124,8 @@ def test_batch_norms_of_a_backbone_fold_too():
     changed, _ = rewritten(plain, ["batch-norm"])
     assert not [module for module in changed.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     with torch.inference_mode():
-        x = picture(2, 64, 96)
-        assert share_of_range(changed(x), plain(x)) <= 1e-5
+        x = random_image(2, 64, 96)
+        assert error_in_range(changed(x), plain(x)) <= 1e-5
 
 
 def test_the_original_and_its_tensors_stay_as_they_are():
@@ -140,13 +137,13 @@ def test_the_original_and_its_tensors_stay_as_they_are():
     assert all(torch.equal(value, before[key]) for key, value in shared.state_dict().items())
 
 
-def test_select_leaves_out_what_it_is_told_to():
+def test_select_leaves_out_what_the_options_say():
     fixed, free = {"size": (64, 64)}, {"size": None}
     assert rewrites.select(ExportOptions(**fixed)) == tuple(rewrites.REWRITES)
     assert rewrites.select(ExportOptions(**fixed, plain=True)) == ()
     assert rewrites.select(ExportOptions(**free, plain=True)) == ("adaptive-pooling",)
     assert "upernet-fusion" not in rewrites.select(ExportOptions(**free, without=("upernet-fusion",)))
-    with pytest.raises(UserError, match=r"no rewrite 'magic'; choose among: .*upernet-fusion"):
+    with pytest.raises(UserError, match=r"no rewrite is called 'magic'; expected one of .*upernet-fusion"):
         rewrites.select(ExportOptions(without=("magic",)))
     with pytest.raises(UserError, match=r"a graph of free size is wrong without .* fix the size"):
         rewrites.select(ExportOptions(**free, without=("adaptive-pooling",)))
@@ -163,7 +160,7 @@ def test_resampling_matrices_equal_pytorch(source, target):
 
 
 def test_shifted_interpolation_by_hand():
-    # Two pixels to four: weights 3/4 and 1/4; the taps before the first row and after the last read the zero padding.
+    # Two pixels to four: weights 3/4 and 1/4; kernel points before the first row and after the last read zero padding.
     before, middle, after = resampling.shifted_interpolation(2, 4, torch.zeros(()))
     expected = torch.tensor([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
     torch.testing.assert_close(middle, expected)
@@ -171,68 +168,12 @@ def test_shifted_interpolation_by_hand():
     torch.testing.assert_close(after, torch.cat([expected[1:], torch.zeros(1, 2)]))
 
 
-@pytest.fixture(scope="module", params=["UPerHead", "SegformerHead"])
-def dynamic_head(request, tmp_path_factory):
-    """A rewritten head as a dynamic ONNX file, and the plain head."""
-    plain = small("t", request.param).decode_head
-    changed = rewritten(small("t", request.param))[0].decode_head
-    path = tmp_path_factory.mktemp("dynamic") / "head.onnx"
-    height, width = torch.export.Dim("height", min=2, max=64), torch.export.Dim("width", min=2, max=64)
-    maps = tuple(torch.randn(2, 16 * 2**i, 16 // 2**i * 2, 24 // 2**i * 2) for i in range(4))
-    shapes = tuple({0: "batch", 2: height * 2 ** (3 - i), 3: width * 2 ** (3 - i)} for i in range(4))
-    torch.onnx.export(
-        changed,
-        (maps,),
-        path,
-        dynamo=True,
-        dynamic_shapes=(shapes,),
-        input_names=[f"map{i}" for i in range(4)],
-        external_data=False,
-        verbose=False,
-    )
-    return path, plain
-
-
-@pytest.mark.parametrize("size", [(2, 2, 3), (1, 5, 4), (3, 16, 7)], ids=lambda size: "x".join(map(str, size)))
-def test_a_dynamic_graph_is_exact_at_every_size(dynamic_head, size):
-    path, plain = dynamic_head
-    batch, h, w = size
-    maps = [torch.randn(batch, 16 * 2**i, h * 2 ** (3 - i), w * 2 ** (3 - i)) for i in range(4)]
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (answer,) = session.run(None, {f"map{i}": x.numpy() for i, x in enumerate(maps)})
-    with torch.inference_mode():
-        expected = plain(maps).numpy()
-    assert np.abs(answer - expected).max() <= 1e-5 * np.ptp(expected)
-
-
-def test_a_dynamic_graph_compiles_in_tensorrt_rtx(dynamic_head):
-    trt = pytest.importorskip("tensorrt_rtx_bindings", reason="tensorrt-rtx is not installed")
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    assert parser.parse(dynamic_head[0].read_bytes()), [str(parser.get_error(i)) for i in range(parser.num_errors)]
-    profile = builder.create_optimization_profile()
-    for i in range(4):
-        sides = ((1, 2, 2), (1, 16, 16), (4, 32, 64))
-        profile.set_shape(f"map{i}", *((n, 16 * 2**i, h * 2 ** (3 - i), w * 2 ** (3 - i)) for n, h, w in sides))
-    config = builder.create_builder_config()
-    config.add_optimization_profile(profile)
-    assert builder.build_serialized_network(network, config) is not None
-
-
-@pytest.mark.slow
-def test_labels_are_those_of_the_plain_export(tmp_path):
-    classes = tuple(f"class {i}" for i in range(7))
-    facts = ModelFacts("small", classes, tuple((i, i, i) for i in range(7)))
+def test_labels_are_those_of_the_plain_export(exports):
     image = np.random.default_rng(0).integers(0, 256, (2, 96, 160, 3), np.uint8)
     labels = {}
-    for kind in ("plain", "rewritten"):
-        path = tmp_path / f"{kind}.onnx"
-        options = ExportOptions(size=(96, 160), batch=2, plain=kind == "plain")
-        exported = export(small("l"), options, facts, path, check=None)
-        assert bool(exported.card.rewrites) == (kind == "rewritten")
-        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        (labels[kind],) = session.run(None, {"image": image})
-    assert len(np.unique(labels["plain"])) > 1
-    assert (labels["plain"] != labels["rewritten"]).mean() <= 1e-4
+    for plain in (True, False):
+        exported = exports("small_l", ExportOptions(size=(96, 160), batch=2, plain=plain))
+        assert bool(exported.card.rewrites) == (not plain)
+        labels[plain] = run(session(exported.path), image)
+    assert len(np.unique(labels[True])) > 1
+    assert (labels[True] != labels[False]).mean() <= 1e-4

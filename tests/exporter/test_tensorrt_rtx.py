@@ -7,9 +7,7 @@ import sys
 
 import pytest
 
-from internimage_deploy.exporter.export import export
-from internimage_deploy.exporter.options import ExportOptions
-from support.small_models import facts, tiny_segmentor
+from support.exports import DYNAMIC_LABELS, DYNAMIC_LOGITS, OPSET_16, STATIC
 
 _MODULE = next((name for name in ("tensorrt_rtx", "tensorrt_rtx_bindings") if importlib.util.find_spec(name)), None)
 
@@ -43,20 +41,17 @@ print(network.get_output(0).name, network.get_output(0).dtype.name, tuple(networ
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("source", "expected"),
     [
-        pytest.param(ExportOptions(size=(64, 96), batch=2), ["labels", "UINT8", "(2, 64, 96)"], id="static-labels"),
-        pytest.param(ExportOptions(), ["labels", "UINT8", "(-1, -1, -1)"], id="dynamic-labels"),
-        pytest.param(
-            ExportOptions(size=(32, 64), batch=1, input="float", emit="logits", opset=16),
-            ["logits", "FLOAT", "(1, 5, 8, 16)"],
-            id="static-logits-opset-16",
-        ),
+        pytest.param(STATIC, ["labels", "UINT8", "(2, 64, 96)"], id="static-labels"),
+        pytest.param(DYNAMIC_LABELS, ["labels", "UINT8", "(-1, -1, -1)"], id="dynamic-labels"),
+        pytest.param(DYNAMIC_LOGITS, ["logits", "FLOAT", "(-1, 19, -1, -1)"], id="dynamic-logits"),
+        pytest.param(OPSET_16, ["logits", "FLOAT", "(1, 5, 16, 8)"], id="static-logits-opset-16"),
     ],
 )
-def test_tensorrt_rtx_compiles_the_file(options, expected, tmp_path):
-    export(tiny_segmentor(), options, facts(5), tmp_path / "m.onnx", check=None)
-    done = subprocess.run([sys.executable, "-c", BUILD, tmp_path / "m.onnx"], capture_output=True, text=True)
+def test_tensorrt_rtx_compiles_the_file(source, expected, exports):
+    path = exports(*source).path
+    done = subprocess.run([sys.executable, "-c", BUILD, path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     name, kind, *shape, size = done.stdout.split()
     assert [name, kind, " ".join(shape)] == expected

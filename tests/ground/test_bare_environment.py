@@ -81,7 +81,7 @@ def test_every_module_of_the_runtime_imports(bare):
 
 
 @pytest.mark.slow
-def test_a_picture_is_segmented(bare, tmp_path):
+def test_an_image_is_segmented(bare, tmp_path):
     image, expected = picture(60, 90)
     Image.fromarray(image).save(tmp_path / "a.png")
     model = color_model(tmp_path / "m.onnx")

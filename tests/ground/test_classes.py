@@ -40,7 +40,7 @@ def test_table(name):
         ("MapillaryDataset_v1", "mapillary"),
     ],
 )
-def test_names_are_read_generously(spelling, name):
+def test_names_may_be_spelled_in_any_usual_way(spelling, name):
     assert lookup(spelling) == lookup(name)
 
 

@@ -33,16 +33,16 @@ def test_figures_keep_six_digits_for_json():
     assert figures["runs"] == 3
 
 
-def test_a_report_says_where_it_was_measured(tmp_path, monkeypatch):
+def test_a_report_names_the_machine(tmp_path, monkeypatch):
     nvidia = tmp_path / "nvidia-smi"
     nvidia.write_text("#!/bin/sh\necho 'NVIDIA Thing, 580.1, 1 MiB'\n")
     nvidia.chmod(0o755)
     with monkeypatch.context() as bare:
         bare.setenv("PATH", "")
-        facts = environment(ROOT)
-    assert "gpu" not in facts["machine"]
-    assert "commit" not in facts  # no git
-    assert facts["versions"]["numpy"] == np.__version__
+        report = environment(ROOT)
+    assert "gpu" not in report["machine"]
+    assert "commit" not in report  # no git
+    assert report["versions"]["numpy"] == np.__version__
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert environment()["machine"]["gpu"] == "NVIDIA Thing, 580.1, 1 MiB"
 

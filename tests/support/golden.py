@@ -27,7 +27,7 @@ def arrays(name: str) -> dict[str, np.ndarray]:
 def state_dict(name: str) -> dict[str, np.ndarray]:
     """The weights of a golden network: drawn in the order of sorted names from PCG64(seed).
 
-    Matrices and kernels have unit gain, scales lie around 1, variances above 1, the rest around 0.
+    Matrices and kernels have unit gain, scales lie around 1, variances above 1, all others around 0.
     """
     description = case(name)
     rng = np.random.default_rng(description["seed"])

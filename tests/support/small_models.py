@@ -1,14 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small segmentors and their exports, shared by the exporter's tests."""
+"""Small segmentors with every part of the released ones, and running them."""
 
 import numpy as np
 import onnxruntime as ort
 import torch
 
 from internimage_deploy.datasets.classes import generic
-from internimage_deploy.exporter.export import ModelFacts
 from internimage_deploy.exporter.models import BackboneConfig, HeadConfig, SegmentorConfig, build_random, build_with
+from internimage_deploy.exporter.source import SourceModel
 from support import golden
+
+_SMALL = {"channels": 16, "depths": (1, 1, 2, 1), "groups": (1, 2, 4, 8)}
+
+# One per family: what distinguishes them is where norms and scales stand.
+FAMILIES = {
+    "t": BackboneConfig(**_SMALL, layer_scale=True),
+    "l": BackboneConfig(**_SMALL, layer_scale=True, post_norm=True, offset_scale=2.0),
+    "h": BackboneConfig(
+        **_SMALL,
+        res_post_norm=True,
+        dw_kernel_size=5,
+        center_feature_scale=True,
+        level2_post_norm_block_ids=(1,),
+    ),
+    "g": BackboneConfig(**_SMALL, post_norm=True, center_feature_scale=True, level2_post_norm_block_ids=(0, 1)),
+}
+
+
+def small(family="t", head="UPerHead", *, classes=7, seed=0):
+    """A small segmentor of one family, with random weights under which everything matters."""
+    return build_random(SegmentorConfig(FAMILIES[family], HeadConfig(head, 32, classes)), seed)
+
+
+def tiny_segmentor(head="UPerHead", classes=5, **backbone):
+    """One block per level: quick to trace."""
+    settings = {"channels": 16, "depths": (1, 1, 1, 1), "groups": (1, 2, 4, 8)} | backbone
+    return build_random(SegmentorConfig(BackboneConfig(**settings), HeadConfig(head, 16, classes)))
 
 
 def golden_config(name):
@@ -31,14 +58,9 @@ def golden_segmentor(name):
     return build_with(golden_config(name), weights)
 
 
-def tiny_segmentor(head="UPerHead", classes=5, **backbone):
-    """One block per level: quick to trace."""
-    settings = {"channels": 16, "depths": (1, 1, 1, 1), "groups": (1, 2, 4, 8)} | backbone
-    return build_random(SegmentorConfig(BackboneConfig(**settings), HeadConfig(head, 16, classes)))
-
-
-def facts(classes, name="tiny"):
-    return ModelFacts(name, *generic(classes))
+def source_model(segmentor, name="tiny"):
+    """The segmentor with numbered classes, as `export_model` takes it."""
+    return SourceModel(segmentor, name, *generic(segmentor.config.head.num_classes))
 
 
 def session(path):

@@ -55,8 +55,8 @@ def plugin(plan):
 
 
 DRIVER_SOURCES = (
-    *("dcnv3_attributes.cpp", "dcnv3_operator.cpp", "dcnv3_variants.cpp", "dcnv3_host.cpp"),
-    *("plugin_log.cpp", "plugin_registration.cpp"),
+    *("kernel/dcnv3_variants.cpp", "kernel/dcnv3_host.cpp", "plugin/dcnv3_attributes.cpp", "plugin/dcnv3_operator.cpp"),
+    *("plugin/plugin_log.cpp", "plugin/plugin_registration.cpp"),
 )
 
 
@@ -68,14 +68,14 @@ def driver_library(headers, nvcc):
 
 def compile_driver(interface, headers, nvcc):
     here = Path(__file__).parent / "cpp" / "driver.cpp"
-    sources = [SOURCES / name for name in (*DRIVER_SOURCES, f"dcnv3_plugin_{interface}.cpp")] + [here]
+    sources = [SOURCES / name for name in (*DRIVER_SOURCES, f"plugin/dcnv3_plugin_{interface}.cpp")] + [here]
     host_flags = ",".join(("-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations", *SANITIZE))
     command = [
         *(str(nvcc.path), "-std=c++17", "-O1", "-shared", "-Xcompiler", host_flags),
         *(f"-DDCNV3_PLUGIN_INTERFACE={interface[1]}", "-isystem", str(headers.path), f"-I{SOURCES}"),
         *("--threads", str(os.cpu_count()), *map(str, sources)),
     ]
-    key = fingerprint([*SOURCES.glob("*.h"), *sources], [*command, nvcc.version, headers.version])
+    key = fingerprint([*SOURCES.rglob("*.h"), *sources], [*command, nvcc.version, headers.version])
     target = cache_folder() / "tests" / f"driver-{key}.so"
     build_once(target, lambda path: run_compiler([*command, "-o", str(path)], target.with_suffix(".log")))
     return target

@@ -67,27 +67,38 @@ def test_second_build_takes_the_cached_file(plan, plugin):
     assert plugin not in build.cached_libraries("7.0.0")
 
 
-def test_command_copies_the_cached_library_and_says_what_it_found(plan, plugin, tmp_path):
+def test_command_copies_the_cached_library_and_prints_what_it_found(plan, plugin, tmp_path):
     target = tmp_path / "plugin.so"
-    result = CliRunner().invoke(build_plugin, ["--arch", "8.7", "-o", str(target)])
+    result = CliRunner().invoke(build_plugin, ["--compute-capability", "8.7", "-o", str(target)])
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(target)
     assert target.read_bytes() == plugin.read_bytes()
-    for fact in (str(plan.nvcc.path), plan.nvcc.version, plan.headers.version, "IPluginV3", "sm_87", "from the cache"):
-        assert fact in result.stderr
+    found = (str(plan.nvcc.path), plan.nvcc.version, plan.headers.version)
+    for text in (*found, "IPluginV3", "compute capability 8.7", "from the cache"):
+        assert text in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--compute-capability", "--arch"])
 @pytest.mark.parametrize("text", ["87", "8.7", "sm_87"])
-def test_architectures_are_written_in_any_usual_way(plugin, text):
-    result = CliRunner().invoke(build_plugin, ["--arch", text])
+def test_compute_capabilities_are_written_in_any_usual_way(plugin, text, option):
+    result = CliRunner().invoke(build_plugin, [option, text])
     assert result.stdout.strip() == str(plugin)
 
 
+def test_help_shows_the_options_name_alone():
+    shown = CliRunner().invoke(build_plugin, ["--help"]).stdout
+    assert "--compute-capability" in shown
+    assert "--arch" not in shown
+
+
 def test_wrong_arguments():
-    assert CliRunner().invoke(build_plugin, ["--arch", "fast"]).exit_code == 2
-    unknown = CliRunner().invoke(build_plugin, ["--arch", "12"])
+    for text in ("fast", "8", "8.7.1"):
+        wrong = CliRunner().invoke(build_plugin, ["--compute-capability", text])
+        assert wrong.exit_code == 2
+        assert f"'{text}' is no compute capability" in wrong.output
+    unknown = CliRunner().invoke(build_plugin, ["--compute-capability", "1.2"])
     assert isinstance(unknown.exception, UserError)
-    assert "--arch 12" in str(unknown.exception)
+    assert re.search(r"compute capability 1\.2: CUDA \S+ compiles for .*8\.7", str(unknown.exception))
 
 
 def test_key_follows_everything_the_library_depends_on(plan, monkeypatch, tmp_path):
@@ -105,7 +116,7 @@ def test_key_follows_everything_the_library_depends_on(plan, monkeypatch, tmp_pa
     moved = dataclasses.replace(plan, headers=dataclasses.replace(plan.headers, path=Path("/elsewhere")))
     assert moved.key == plan.key
     shutil.copytree(build.SOURCES, tmp_path / "csrc")
-    with (tmp_path / "csrc" / "dcnv3_math.h").open("a") as file:
+    with (tmp_path / "csrc" / "kernel" / "dcnv3_math.h").open("a") as file:
         file.write("\n")
     monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
     keys.add(plan.key)
@@ -117,9 +128,10 @@ def test_key_follows_everything_the_library_depends_on(plan, monkeypatch, tmp_pa
 def test_compiler_errors_are_shown_whole_and_kept(plan, monkeypatch, tmp_path, empty_cache):
     shutil.copytree(build.SOURCES, tmp_path / "csrc")
     broken = "".join(f"#warning line {n}\n" for n in range(100)) + "#error no such thing\n"
-    (tmp_path / "csrc" / "dcnv3_attributes.cpp").write_text(broken)
+    (tmp_path / "csrc" / "plugin" / "dcnv3_attributes.cpp").write_text(broken)
     monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
-    monkeypatch.setattr(build, "PLUGIN_SOURCES", ("dcnv3_attributes.cpp",))
+    monkeypatch.setattr(build, "KERNEL_SOURCES", ())
+    monkeypatch.setattr(build, "PLUGIN_SOURCES", ("plugin/dcnv3_attributes.cpp",))
     with pytest.raises(UserError) as caught:
         build.build(plan)
     message = str(caught.value)
@@ -235,9 +247,9 @@ def test_architectures_follow_the_toolkit(tmp_path, monkeypatch, release, codes,
     script.write_text(
         f"include({ROOM}/cmake/architectures.cmake)\ndcnv3_architectures({path} found)\nmessage(STATUS ${{found}})\n"
     )
-    said = subprocess.run([tool("cmake"), "-P", script], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([tool("cmake"), "-P", script], capture_output=True, text=True, check=True).stdout
     *real, newest = expected
-    assert "".join(f"{number}-real" for number in real) + str(newest) in said.replace(";", "")
+    assert "".join(f"{number}-real" for number in real) + str(newest) in output.replace(";", "")
 
 
 def test_no_compiler_says_what_to_install(monkeypatch, tmp_path):
@@ -247,15 +259,21 @@ def test_no_compiler_says_what_to_install(monkeypatch, tmp_path):
 
 def test_cmake_lists_the_same_sources():
     listed = re.findall(r"csrc/(\S+\.(?:cpp|cu))", (ROOM / "CMakeLists.txt").read_text())
-    assert sorted(listed) == sorted(build.PLUGIN_SOURCES)
+    assert sorted(listed) == sorted((*build.KERNEL_SOURCES, *build.PLUGIN_SOURCES))
 
 
 def test_wheel_holds_every_source(tmp_path):
     configuration = (REPOSITORY / "pyproject.toml").read_text()
     patterns = re.search(r'"internimage_deploy.trt_plugins" = (\[.*?\])', configuration, re.S)[1]
     held = {path for pattern in json.loads(patterns) for path in ROOM.glob(pattern)}
-    wanted = {path for folder in ("csrc", "cmake") for path in (ROOM / folder).iterdir()} | {ROOM / "CMakeLists.txt"}
-    assert held == wanted
+    inside = (path for folder in ("csrc", "cmake") for path in (ROOM / folder).rglob("*"))
+    assert held == {path for path in inside if path.is_file()} | {ROOM / "CMakeLists.txt"}
+
+
+def test_the_kernel_includes_nothing_of_tensorrt_or_the_plugin():
+    for path in (ROOM / "csrc" / "kernel").iterdir():
+        included = re.findall(r'#include [<"](.+)[>"]', path.read_text())
+        assert not [name for name in included if "/" in name or name.startswith(("NvInfer", "plugin"))], path
 
 
 def test_library_lookup_order(plugin, monkeypatch, tmp_path, empty_cache):
@@ -295,8 +313,8 @@ def test_without_headers_of_its_version_the_interface_decides(empty_cache, tenso
         folder = empty_cache / "plugin" / interface
         folder.mkdir(parents=True)
         (folder / build.LIBRARY).write_text("")
-        facts = {"machine": platform.machine(), "tensorrt": "9.0.0", "architectures": [87], "interface": interface}
-        (folder / build.RECORD).write_text(json.dumps({"sources": build.sources_key(), **facts}))
+        built = {"machine": platform.machine(), "tensorrt": "9.0.0", "architectures": [87], "interface": interface}
+        (folder / build.RECORD).write_text(json.dumps({"sources": build.sources_key(), **built}))
     assert library.find_library(tensorrt=tensorrt).parent.name == expected
     (empty_cache / "plugin" / expected / build.LIBRARY).unlink()
     with pytest.raises(UserError, match=f"has not been compiled for TensorRT {tensorrt}: .* --tensorrt-include"):

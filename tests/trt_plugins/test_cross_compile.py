@@ -12,7 +12,7 @@ import zipfile
 import pytest
 from test_build import ROOM, exported, needed, tool
 
-from internimage_deploy.cache import build_once, cache_folder
+from internimage_deploy.cache import build_once, cache_folder, fingerprint
 
 
 @pytest.fixture(scope="session")
@@ -36,31 +36,39 @@ def aarch64_runtime(nvcc):
     return next(folder.glob("nvidia/*/lib/libcudart_static.a")).parents[1]
 
 
-@pytest.mark.slow
-def test_cross_compiles_for_jetson(tmp_path, aarch64_runtime, headers, nvcc):
+@pytest.fixture(scope="session")
+def jetson_build(aarch64_runtime, headers, nvcc):
+    """The folder of a CMake build for aarch64, made once per source state like the other libraries of these tests."""
     compiler = shutil.which("aarch64-linux-gnu-g++-12")
     if compiler is None:
         pytest.skip("no aarch64 compiler: apt install g++-12-aarch64-linux-gnu")
     assert platform.machine() == "x86_64"
-    configure = [
-        *(
-            tool("cmake"),
-            "-G",
-            "Ninja",
-            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
-            "-B",
-            tmp_path,
-            "-S",
-            ROOM,
-            "-DDCNV3_INTERFACE=v2",
-        ),
-        *("-DCMAKE_TOOLCHAIN_FILE=cmake/toolchain-aarch64-linux.cmake", f"-DCUDA_AARCH64_ROOT={aarch64_runtime}"),
-        *(f"-DCMAKE_CUDA_COMPILER={nvcc.path}", f"-DTENSORRT_INCLUDE_DIR={headers.path}"),
+    settings = [
+        "-DDCNV3_INTERFACE=v2",
+        "-DCMAKE_TOOLCHAIN_FILE=cmake/toolchain-aarch64-linux.cmake",
+        f"-DCUDA_AARCH64_ROOT={aarch64_runtime}",
+        f"-DCMAKE_CUDA_COMPILER={nvcc.path}",
+        f"-DTENSORRT_INCLUDE_DIR={headers.path}",
     ]
-    for command in (configure, [tool("cmake"), "--build", tmp_path]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    library = tmp_path / "libinternimage_trt_plugins.so"
+    sources = [path for name in ("csrc", "cmake") for path in (ROOM / name).rglob("*") if path.is_file()]
+    key = fingerprint([*sources, ROOM / "CMakeLists.txt"], [*settings, nvcc.version, headers.version])
+    folder = cache_folder() / "tests" / f"jetson-{key}"
+
+    def configure_and_compile(stamp):
+        ninja = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
+        configure = [tool("cmake"), *ninja, "-B", folder / "build", "-S", ROOM, *settings]
+        for command in (configure, [tool("cmake"), "--build", folder / "build"]):
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+        stamp.write_text("")
+
+    build_once(folder / "complete", configure_and_compile)
+    return folder / "build"
+
+
+@pytest.mark.slow
+def test_cross_compiles_for_jetson(jetson_build, nvcc):
+    library = jetson_build / "libinternimage_trt_plugins.so"
     header = subprocess.run(["readelf", "-h", library], capture_output=True, text=True, check=True).stdout
     assert "AArch64" in header
     assert exported(library) == {"setLoggerFinder", "getCreators", "getPluginCreators"}
@@ -75,6 +83,6 @@ def test_cross_compiles_for_jetson(tmp_path, aarch64_runtime, headers, nvcc):
         "librt",
     }
     # The fat binary names its code: Orin and, with CUDA 13, Thor.
-    wanted = {n for n in (72, 87, 101, 110) if n in nvcc.architectures}
-    lines = (tmp_path / "build.ninja").read_text()
-    assert all(f"code=[sm_{n}]" in lines or f"sm_{n}" in lines for n in wanted)
+    expected = {n for n in (72, 87, 101, 110) if n in nvcc.architectures}
+    lines = (jetson_build / "build.ninja").read_text()
+    assert all(f"code=[sm_{n}]" in lines or f"sm_{n}" in lines for n in expected)

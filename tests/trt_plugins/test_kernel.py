@@ -38,7 +38,7 @@ def draw(seed, *, batch=1, height, width, channels, spread=2.0, softmax=False, *
 
 
 def reference(input, offset, mask, dtype=torch.float64, **op):
-    """The exporter's operator; float64 unless told otherwise. Operands are taken as they are stored."""
+    """The exporter's operator; float64 by default. Operands are taken as they are stored."""
     arrays = [torch.from_numpy(np.asarray(a, np.float64)).to(dtype) for a in (input, offset, mask)]
     return torch_dcnv3(*arrays, **op).double().numpy()
 
@@ -141,8 +141,8 @@ def test_every_float32_offset_pattern_stays_inside():
     side = np.array([[width], [2]])
     with np.errstate(invalid="ignore"):
         position = np.stack([np.arange(width) + values.astype(np.float64), 1 + values.astype(np.float64)])
-        share = np.clip(np.minimum(position + 1, side - position), 0, 1)
-    np.testing.assert_allclose(result[0, ..., 0], np.nan_to_num(share), atol=1e-6)
+        fraction = np.clip(np.minimum(position + 1, side - position), 0, 1)
+    np.testing.assert_allclose(result[0, ..., 0], np.nan_to_num(fraction), atol=1e-6)
 
 
 @pytest.mark.parametrize("limit", ["at the limit", "above it"])

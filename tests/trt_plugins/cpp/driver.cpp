@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "dcnv3_host.h"
-#include "dcnv3_launch.h"
-#include "plugin_registration.h"
+#include "kernel/dcnv3_host.h"
+#include "kernel/dcnv3_launch.h"
+#include "plugin/plugin_registration.h"
 
 extern "C" void setLoggerFinder(nvinfer1::ILoggerFinder* finder);
 extern "C" nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count);

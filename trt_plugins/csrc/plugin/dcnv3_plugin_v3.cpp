@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "dcnv3_variants.h"
+#include "kernel/dcnv3_variants.h"
 #include "plugin_log.h"
 #include "plugin_registration.h"
 

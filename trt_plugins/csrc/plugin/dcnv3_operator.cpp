@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "dcnv3_launch.h"
+#include "kernel/dcnv3_launch.h"
 #include "plugin_log.h"
 #include "plugin_registration.h"
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "dcnv3_attributes.h"
-#include "dcnv3_params.h"
+#include "kernel/dcnv3_params.h"
 
 namespace internimage {
 

@@ -28,7 +28,7 @@ setup: $(STAMP) ## environment with every tested package, in $(VENV)
 $(LEAN): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: the pinned packages need Python 3.11 or newer; set PYTHON, for example PYTHON=python3.11")'
 	@echo "== setting up $(VENV) for the demo, once: downloads about 0.43 GB (3 GB where PyTorch comes with CUDA) and takes"
-	@echo "   1.5 GB on disk; 80 seconds on a fast network. The demo itself then takes about a minute and a half."
+	@echo "   1.5 GB on disk; 80 seconds on a fast network. The demo itself then takes two to three minutes on two cores."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(PIP) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0

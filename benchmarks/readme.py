@@ -103,8 +103,9 @@ def cost(report: dict[str, Any]) -> str:
         if max(shares) >= VISIBLE:
             lines.append([f"labels changed, {name}", *(f"{100 * share:.1f} %" for share in shares)])
     return (
-        f"{machine(report)}. Labels are compared with PyTorch's, with random weights and a random image, where many pixels "
-        f"lie close between two classes; all other variants change at most {100 * max(exact):.4f} %.\n\n{table(*lines)}"
+        f"{machine(report)}. Labels are compared with PyTorch's, with random weights and a random image, where many "
+        f"pixels lie close between two classes; all other variants change at most {100 * max(exact):.4f} %."
+        f"\n\n{table(*lines)}"
     )
 
 
@@ -135,7 +136,7 @@ def profile(report: dict[str, Any]) -> str:
     rates = [row["gemm_gmacs"] for row in report["rows"]]
     return (
         f"{machine(report)}. The floor is the rate of a product of two 2048x2048 matrices, the second constant, "
-        f"measured before each run: {min(rates):.0f} to {max(rates):.0f} G multiply-adds a second. Least time of every "
+        f"measured before each run: {min(rates):.0f} to {max(rates):.0f} G multiply-adds a second. Minimum time of every "
         "node over the runs.\n\n" + "\n\n".join(parts)
     )
 

@@ -370,10 +370,10 @@ def test_ptxas_check_sees_a_worse_kernel():
     assert ptxas.worse(table, {"sm_87": {**kept["sm_87"], "lost": {}}}, same_compiler=True) != []
 
 
-def test_readme_states_the_contract():
-    readme = (REPOSITORY / "README.md").read_text()
+def test_the_document_states_the_contract():
+    document = (REPOSITORY / "docs" / "plugin.md").read_text()
     rows = {}
-    for line in readme.splitlines():
+    for line in document.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| `") and len(cells) == 4 and cells[1] in ("int", "float"):
             rows |= dict.fromkeys(re.findall(r"`(\w+)`", cells[0]), cells[1:])

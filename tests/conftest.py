@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The slow tests, in one place: `make quick` leaves them out, `make test` runs them."""
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+# Files, or FILE::TEST, of tests that take more than about five seconds on two cores, in the call or in its fixtures.
+SLOW = (
+    "docs/test_commands.py::test_the_commands_run_word_for_word",
+    "docs/test_python_api.py",
+    "exporter/test_export.py",
+    "exporter/test_export_command.py::test_checkpoint_to_file",
+    "exporter/test_export_command.py::test_full_disk_leaves_nothing",
+    "exporter/test_export_command.py::test_interrupt_leaves_nothing",
+    "exporter/test_rewrites.py::test_a_dynamic_graph_is_exact_at_every_size",
+    "exporter/test_rewrites.py::test_a_dynamic_graph_compiles_in_tensorrt_rtx",
+    "exporter/test_rewrites.py::test_labels_are_those_of_the_plain_export",
+    "exporter/test_tensorrt_rtx.py",
+    "ground/test_bare_environment.py",
+    "runtime/test_engine_build.py",
+    "runtime/test_engine_parsers.py::test_every_exported_operator_can_be_read",
+    "runtime/test_engine_precision.py",
+    "runtime/test_engine_tensorrt.py::test_an_engine_with_the_plugin_inside",
+    "runtime/test_engine_tensorrt.py::test_a_plugin_of_its_own",
+    "runtime/test_golden_models.py",
+    "serving/test_faults.py",
+    "serving/test_page.py",
+    "serving/test_ray.py",
+    "test_toy_street.py",
+    "trt_plugins/test_build.py",
+    "trt_plugins/test_cross_compile.py",
+    "trt_plugins/test_sanitizers.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    slow = set(SLOW)
+    for item in items:
+        file = item.path.relative_to(TESTS).as_posix()
+        if {file, f"{file}::{item.originalname}"} & slow:
+            item.add_marker(pytest.mark.slow)

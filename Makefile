@@ -11,8 +11,8 @@ SOAK   := out/soak
 # Two environments in one: what the demo needs, and on top of it what the tests need.
 LEAN   := $(VENV)/.installed-demo
 STAMP  := $(VENV)/.installed
-# PyTorch without CUDA, which an export does not use: 0.2 GB instead of 2.7 GB. Set it empty for pip's own choice.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Set it to the address of PyTorch's packages for CPUs to download 0.2 GB instead of 2.7 GB: an export uses no GPU.
+TORCH_INDEX ?=
 CUDA_COMPILER := $(addsuffix ==13.5.37,nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-crt nvidia-nvvm)
 PYTEST  = $(BIN)/python -m pytest -n 2 --dist loadfile
 

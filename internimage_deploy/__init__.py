@@ -20,16 +20,33 @@ from internimage_deploy._version import __version__
 from internimage_deploy.errors import MissingDependency, UserError
 
 if TYPE_CHECKING:
+    from internimage_deploy.exporter.export import ExportedModel, export
+    from internimage_deploy.runtime.engine.build import BuiltEngine, build_engine
     from internimage_deploy.runtime.imaging.segmentation import Segmentation
     from internimage_deploy.runtime.imaging.sliding import Window
     from internimage_deploy.runtime.segmenter import Segmenter
 
-__all__ = ["MissingDependency", "Segmentation", "Segmenter", "UserError", "Window", "__version__"]
+__all__ = [
+    "BuiltEngine",
+    "ExportedModel",
+    "MissingDependency",
+    "Segmentation",
+    "Segmenter",
+    "UserError",
+    "Window",
+    "__version__",
+    "build_engine",
+    "export",
+]
 
 _LAZY = {
+    "BuiltEngine": "internimage_deploy.runtime.engine.build",
+    "ExportedModel": "internimage_deploy.exporter.export",
     "Segmentation": "internimage_deploy.runtime.imaging.segmentation",
     "Segmenter": "internimage_deploy.runtime.segmenter",
     "Window": "internimage_deploy.runtime.imaging.sliding",
+    "build_engine": "internimage_deploy.runtime.engine.build",
+    "export": "internimage_deploy.exporter.export",
 }
 
 

@@ -136,8 +136,8 @@ def profile(report: dict[str, Any]) -> str:
     rates = [row["gemm_gmacs"] for row in report["rows"]]
     return (
         f"{machine(report)}. The floor is the rate of a product of two 2048x2048 matrices, the second constant, "
-        f"measured before each run: {min(rates):.0f} to {max(rates):.0f} G multiply-adds a second. Minimum time of every "
-        "node over the runs.\n\n" + "\n\n".join(parts)
+        f"measured before each run: {min(rates):.0f} to {max(rates):.0f} G multiply-adds a second. Minimum time of "
+        "every node over the runs.\n\n" + "\n\n".join(parts)
     )
 
 

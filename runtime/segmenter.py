@@ -52,7 +52,7 @@ class Segmenter:
         batch: int = 1,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        if not isinstance(backend, Backend):
+        if not hasattr(backend, "card"):
             raise UserError(
                 f"Segmenter() takes a loaded backend, got {type(backend).__name__}; use Segmenter.load(path)"
             )

@@ -149,8 +149,8 @@ def test_model_segments_scenes_it_has_not_seen(model):
 @pytest.mark.parametrize("size", [None, scenes.SIZE], ids=["free size", "fixed size"])
 def test_no_rewrite_changes_a_label(model, plain_labels, size, tmp_path, monkeypatch):
     # The model is too small for Winograd's convolutions to pay: here they are made all the same.
-    monkeypatch.setattr(cpu_graph, "_FEWEST_CHANNELS", 8)
-    monkeypatch.setattr(cpu_graph, "_FEWEST_PIXELS", 1)
+    monkeypatch.setattr(cpu_graph, "_MIN_CHANNELS", 8)
+    monkeypatch.setattr(cpu_graph, "_MIN_PIXELS", 1)
     rewritten = model if size is None else exported(tmp_path / "fixed.onnx", size=size)
     assert cpu_graph.adapt(read_model(rewritten)) >= 3
     expected, images = plain_labels

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,11 @@ class ImagePipeline:
         """Read, decode and resize one image, see `load_image`; may be called from any thread. Raises `UserError`."""
         array = load_image(image, max_pixels=self.max_pixels)
         geometry = self.geometry((array.shape[0], array.shape[1]))
+        if math.prod(geometry.network) > max(self.max_pixels, array.shape[0] * array.shape[1]):
+            raise UserError(
+                f"the network's input for this image would be {_size(geometry.network)}, the limit is "
+                f"{self.max_pixels:,} pixels; use a smaller resize"
+            )
         pixels = preprocess.resize_image(array, geometry, self.card.mean)
         return PreparedImage(pixels, geometry, array, str(image) if isinstance(image, (str, Path)) else "")
 

@@ -144,6 +144,14 @@ def test_wrong_options_are_one_line(model, options, message):
         Segmenter.load(model, **options)
 
 
+def test_a_resize_beyond_all_memory_is_one_line(model):
+    segmenter = Segmenter.load(model, "onnxruntime", resize=(1_000_000, 1_000_000))
+    with pytest.raises(
+        UserError, match=r"would be 500000x1000000, the limit is 100,000,000 pixels; use a smaller resize"
+    ):
+        segmenter(picture(8, 16)[0])
+
+
 def test_wrong_ways_in_are_one_line(model):
     with pytest.raises(UserError, match=r"takes a loaded backend, got str; use Segmenter\.load\(path\)"):
         Segmenter(str(model))

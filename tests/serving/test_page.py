@@ -2,6 +2,7 @@
 """The page, in a real headless Chromium, driven by keyboard and pointer."""
 
 import base64
+import json
 import re
 from pathlib import Path
 
@@ -149,7 +150,19 @@ def test_the_whole_page_works_without_a_pointer(page, street):
         element.send_keys(Keys.TAB)
         element = page.switch_to.active_element
         reached.append(element.get_attribute("id") or element.get_attribute("data-class"))
-    wanted = {"choose", "camera-start", "save", "opacity", "all", "none", "red", "green", "blue"}
+    wanted = {
+        "choose",
+        "camera-start",
+        "save",
+        "save-labels",
+        "save-json",
+        "opacity",
+        "all",
+        "none",
+        "red",
+        "green",
+        "blue",
+    }
     assert wanted <= set(reached)
     page.execute_script("document.activeElement.blur()")
 
@@ -216,3 +229,15 @@ def test_images_sent_one_after_the_other_end_with_the_last(page, street, tmp_pat
     wait(page, lambda _: "blue.png" in find(page, "caption").text)
     assert list(boxes(page)) == ["blue"]
     assert overlay(page).shape == (60, 60, 4)
+
+
+def test_labels_and_json_are_saved_as_the_service_writes_them(page, street, tmp_path, server):
+    page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    send(page, street)
+    for name in ("save-labels", "save-json"):
+        find(page, name).click()
+    wait(page, lambda _: {path.name for path in tmp_path.iterdir()} >= {"stripes.labels.png", "stripes.labels.json"})
+    expected = server.post("/v1/segment", content=street.read_bytes()).content
+    assert (tmp_path / "stripes.labels.png").read_bytes() == expected
+    saved = json.loads((tmp_path / "stripes.labels.json").read_text())
+    assert {entry["class"] for entry in saved["classes"]} == {"red", "green", "blue"}

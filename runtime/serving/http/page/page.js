@@ -41,7 +41,7 @@ async function segment(file) {
   showStatus("Segmenting…");
   try {
     const started = performance.now();
-    const response = await send(file, request.signal);
+    const response = await (await send(file, "application/json", request.signal)).json();
     const arrived = performance.now();
     if (request !== pending) return;
     show(response, bitmap, file.name || "camera photo", arrived - started);
@@ -57,17 +57,17 @@ async function segment(file) {
   }
 }
 
-async function send(file, signal) {
-  const headers = { "Accept": "application/json", "Content-Type": "application/octet-stream" };
+async function send(file, type, signal) {
+  const headers = { "Accept": type, "Content-Type": "application/octet-stream" };
   if (token) headers.Authorization = `Bearer ${token}`;
   for (let attempt = 0; ; attempt += 1) {
     const response = await fetch("v1/segment", { method: "POST", body: file, headers, signal });
-    if (response.ok) return response.json();
+    if (response.ok) return response;
     const seconds = Number(response.headers.get("Retry-After"));
     if (seconds && attempt < MAX_RETRIES) {
       showStatus(`The service is busy; trying again in ${seconds} s…`);
       await new Promise((done) => setTimeout(done, seconds * 1000));
-      signal.throwIfAborted();
+      signal?.throwIfAborted();
       continue;
     }
     const reason = await response.json().catch(() => ({}));
@@ -105,7 +105,7 @@ function show(data, bitmap, name, total) {
   $("caption").textContent = `${name} · ${data.width} × ${data.height}`;
   $("model").textContent = `model ${data.model}`;
   $("invitation").hidden = true;
-  $("result").hidden = $("panel").hidden = $("save").hidden = false;
+  for (const id of ["result", "panel", "save", "save-labels", "save-json"]) $(id).hidden = false;
   $("drop").classList.add("filled");
   legend();
   timing(data, total);
@@ -193,12 +193,30 @@ function save() {
   context.drawImage($("image"), 0, 0);
   context.globalAlpha = $("opacity").value / 100;
   context.drawImage($("overlay"), 0, 0);
-  canvas.toBlob((blob) => {
-    const link = make("a", { href: URL.createObjectURL(blob), download: "overlay.png" });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
-  }, "image/png");
+  canvas.toBlob((blob) => download(blob, "overlay.png"), "image/png");
 }
+
+// The class ids as the service writes them: a canvas would save colours.
+async function saveLabels() {
+  try {
+    download(await (await send(lastFile, "image/png")).blob(), "labels.png");
+  } catch (error) {
+    showError(error.status ? error.message : "The service does not respond. Is it still running?");
+  }
+}
+
+function saveJson() {
+  download(new Blob([JSON.stringify(result, null, 1)], { type: "application/json" }), "labels.json");
+}
+
+function download(blob, name) {
+  const link = make("a", { href: URL.createObjectURL(blob), download: `${stem()}.${name}` });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+// What downloads are named after: the image's file without its ending.
+function stem() { return (lastFile?.name || "photo").replace(/\.[^.]*$/, ""); }
 
 // ---- camera
 
@@ -256,6 +274,8 @@ $("opacity").addEventListener("input", fade);
 $("overlay").addEventListener("pointermove", point);
 $("overlay").addEventListener("pointerleave", () => { $("under").hidden = true; });
 $("save").addEventListener("click", save);
+$("save-labels").addEventListener("click", saveLabels);
+$("save-json").addEventListener("click", saveJson);
 $("camera-start").addEventListener("click", startCamera);
 $("camera-take").addEventListener("click", takePhoto);
 $("camera-stop").addEventListener("click", stopCamera);

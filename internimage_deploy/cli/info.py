@@ -47,7 +47,7 @@ def info(model: Path, as_json: bool, size: tuple[int, int] | None) -> None:
 
 def collect(path: Path, size: tuple[int, int] | None = None) -> Json:
     """The report of `info` about the model file `path`, as plain data for JSON. Raises `UserError`."""
-    from internimage_deploy.runtime.backends.registry import ENGINE_SUFFIXES
+    from internimage_deploy.runtime.engine.engine_backend import ENGINE_SUFFIXES
 
     if path.suffix.lower() in ENGINE_SUFFIXES:
         if size is not None:

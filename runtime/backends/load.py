@@ -13,7 +13,6 @@ from internimage_deploy.runtime.backends.base import Backend
 from internimage_deploy.runtime.backends.fastest import load_fastest
 from internimage_deploy.runtime.backends.registry import (
     CPU_CANDIDATES,
-    ENGINE_SUFFIXES,
     REGISTRY,
     choose,
     installed,
@@ -21,6 +20,7 @@ from internimage_deploy.runtime.backends.registry import (
 )
 from internimage_deploy.runtime.engine import sidecar
 from internimage_deploy.runtime.engine.compilers import gpu_problem
+from internimage_deploy.runtime.engine.engine_backend import ENGINE_SUFFIXES
 
 log = logging.getLogger(__name__)
 

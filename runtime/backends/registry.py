@@ -10,6 +10,7 @@ from pathlib import Path
 
 from internimage_deploy.errors import MissingDependency, UserError
 from internimage_deploy.runtime.backends.base import Backend
+from internimage_deploy.runtime.engine.engine_backend import ENGINE_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,6 @@ class Entry:
 
 
 _HERE = "internimage_deploy.runtime.backends"
-
-ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
-"""File name endings of engines."""
 
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 _ENGINE_OPTIONS = ("trust_engine", "cuda_graphs")

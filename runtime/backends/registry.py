@@ -74,6 +74,11 @@ def installed(entry: Entry) -> bool:
     return not entry.provider or entry.provider in importlib.import_module(entry.package).get_available_providers()
 
 
+def reads(name: str, path: Path) -> bool:
+    """True when the backend `name`, a key of `REGISTRY` or "auto", reads files of this kind."""
+    return name == "auto" or path.suffix.lower() in REGISTRY[name].suffixes
+
+
 def choose(path: Path, backend: str = "auto") -> str:
     """The name of the backend that will run `path`.
 

@@ -3,12 +3,14 @@ import dataclasses
 import importlib
 import json
 import logging
+import re
 import sys
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from internimage_deploy import UserError
 from internimage_deploy.card import METADATA_KEY, EngineInfo, ModelCard, TensorSpec
@@ -74,6 +76,76 @@ def test_verify_against_equivalent_models(run, tmp_path):
     code, out, _ = run("verify", tmp_path / "a.onnx", *backends, "--size", "64x32")
     assert code == 0
     assert "64x32: 100.0000% of the labels agree, max error 0" in out
+
+
+@pytest.mark.parametrize("fixed_first", [True, False])
+def test_verify_takes_the_size_that_either_model_is_fixed_to(run, tmp_path, fixed_first):
+    files = [color_model(tmp_path / "free.onnx"), color_model(tmp_path / "fixed.onnx", size=(64, 96))]
+    first, second = reversed(files) if fixed_first else files
+    code, out, err = run("verify", first, "--against", second)
+    assert (code, err) == (0, "")
+    assert out.count("64x96: 100.0000% of the labels agree") == 1
+    assert "64x64" not in out
+
+
+def test_verify_finds_what_is_wrong_with_the_second_before_it_runs_the_first(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(load_module, "open_backend", lambda *about, **options: pytest.fail("a model was loaded"))
+    model = color_model(tmp_path / "a.onnx", size=(64, 96))
+    two = {"classes": ("red", "green"), "palette": ((255, 0, 0), (0, 255, 0))}
+    (tmp_path / "text.onnx").write_text("no model")
+    for against, message in (
+        (tmp_path / "missing.onnx", "missing.onnx: no such file"),
+        (tmp_path / "text.onnx", "not an ONNX file"),
+        (color_model(tmp_path / "two.onnx", card_changes=two), "the models have 3 and 2 classes"),
+        (color_model(tmp_path / "other.onnx", size=(96, 64)), "take no input size in common; compare their labels on"),
+        (tmp_path / "b.bin", "b.bin: no backend reads this kind of file"),
+    ):
+        code, out, err = run("verify", model, "--against", against)
+        assert (code, out) == (1, "")
+        assert message in err
+    code, _, err = run("verify", model, "--images", tmp_path)
+    assert code == 2
+    assert "--images compares two models" in err
+
+
+def test_verify_runs_the_second_model_in_the_same_backend(run, tmp_path):
+    """As far as that reads its file."""
+    model, other = color_model(tmp_path / "a.onnx"), color_model(tmp_path / "b.onnx")
+    for backend in ("onnxruntime", "openvino"):
+        code, out, _ = run("verify", model, "--against", other, "--backend", backend, "--size", "64x64")
+        assert code == 0
+        assert f"comparing a.onnx ({backend}) with b.onnx ({backend})" in out
+    code, _, err = run("verify", model, "--against", write_engine(tmp_path / "m.engine"), "--backend", "onnxruntime")
+    assert code == 1
+    assert "'onnxruntime' does not read" not in err
+
+
+def test_verify_on_images(run, tmp_path):
+    """Models of two fixed sizes, which have no random input in common."""
+    first = color_model(tmp_path / "a.onnx", size=(64, 96), labels=True)
+    second = color_model(tmp_path / "b.onnx", size=(96, 64), labels=True)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    red, noise = np.zeros((40, 50, 3), np.uint8), np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    red[..., 0] = 255
+    for name, image in (("red.png", red), ("noise.png", noise)):
+        Image.fromarray(image).save(folder / name)
+    code, out, err = run("verify", first, "--against", second, "--images", folder, "--min-agreement", "0")
+    assert (code, err) == (0, "")
+    assert "red.png: 100.0000% of the labels agree" in out
+    (share,) = re.findall(r"noise.png: ([\d.]+)% of", out)
+    overall = (100 * red.size + float(share) * noise.size) / (red.size + noise.size)
+    assert float(share) < 100
+    (printed,) = re.findall(r"2 images: ([\d.]+)% of", out)
+    assert float(printed) == pytest.approx(overall, abs=1e-3)
+    assert f"the worst is {folder / 'noise.png'} with {share}%" in out
+    code, _, err = run("verify", first, "--against", second, "--images", folder)
+    assert code == 1
+    assert "disagree at 2 images: " in err
+    code, out, _ = run("verify", first, "--against", first, "--images", folder / "noise.png")
+    assert code == 0
+    assert "64x96: 100.0000%" in out  # random images, too
+    assert "1 image: 100.0000% of the labels agree" in out
 
 
 def test_verify_sees_other_labels_and_other_logits(run, tmp_path):

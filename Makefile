@@ -31,7 +31,7 @@ setup: $(STAMP) ## environment with every tested package, in $(VENV)
 $(LEAN): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: the pinned packages need Python 3.11 or newer; set PYTHON, for example PYTHON=python3.11")'
 	@echo "== setting up $(VENV) for the demo, once: downloads about 0.33 GB (3 GB where PyTorch comes with CUDA) and takes"
-	@echo "   SIZE on disk; a minute on a fast network. The demo itself then takes two to three minutes on two cores."
+	@echo "   1.1 GB on disk; a minute on a fast network. The demo itself then takes two to three minutes on two cores."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(LEANPIP) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
@@ -60,18 +60,18 @@ demo: setup-demo ## export the demo's model, verify it, segment scenes it has no
 	$(BIN)/export-onnx --ckpt examples/toy_street/toy_street.pth -o $(DEMO)/toy_street_plain.onnx --size 192x256 --plain
 	@echo "== 2/6 verify the file, and compare the two"
 	$(BIN)/internimage-deploy verify $(DEMO)/toy_street.onnx
-	$(BIN)/internimage-deploy verify $(DEMO)/toy_street.onnx --against $(DEMO)/toy_street_plain.onnx --size 192x256
+	$(BIN)/internimage-deploy verify $(DEMO)/toy_street.onnx --against $(DEMO)/toy_street_plain.onnx
 	@echo "== 3/6 paint street scenes that the model has not seen"
 	$(BIN)/python examples/toy_street/scenes.py $(DEMO)/scenes --count 16
 	@echo "== 4/6 segment them"
-	$(BIN)/internimage-deploy segment $(DEMO)/toy_street.onnx $(DEMO)/scenes/pictures -o $(DEMO)/segmented --overlay --json
+	$(BIN)/internimage-deploy segment $(DEMO)/toy_street.onnx $(DEMO)/scenes/images -o $(DEMO)/segmented --overlay --json
 	@echo "== 5/6 score the model on 200 scenes that it has not seen"
 	$(BIN)/python examples/toy_street/evaluate.py $(DEMO)/toy_street.onnx --count 200 --at-least 0.80
 	@echo "== 6/6 compile a float16 engine for GPUs of compute capability 8.6 (TensorRT-RTX; no GPU is needed for that)"
 	@$(MAKE) --no-print-directory $(RTX)
 	$(BIN)/build-engine $(DEMO)/toy_street.onnx -o $(DEMO)/toy_street.engine --fp16 --backend tensorrt-rtx \
 	  --compute-capability 8.6 --min 1x64x64 --opt 1x192x256 --max 4x384x512
-	@echo "== done. Look at the images in $(DEMO)/scenes/pictures and at $(DEMO)/segmented/*.overlay.png;"
+	@echo "== done. Look at the images in $(DEMO)/scenes/images and at $(DEMO)/segmented/*.overlay.png;"
 	@echo "   *.labels.png hold the class ids, *.json the fraction of each class."
 
 test: setup ## every test
@@ -84,7 +84,7 @@ quick: setup ## the tests without those marked slow
 
 soak: $(SOAK)/toy_street.onnx $(SOAK)/scenes ## load, faults and fuzzing of the service; writes benchmarks/results/serving.json
 	@echo "== soak (on a quiet machine)"
-	$(BIN)/python tools/soak.py --model $(SOAK)/toy_street.onnx --pictures $(SOAK)/scenes/pictures \
+	$(BIN)/python tools/soak.py --model $(SOAK)/toy_street.onnx --images $(SOAK)/scenes/images \
 	  -o benchmarks/results/serving.json
 	$(BIN)/python benchmarks/readme.py
 

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-import dataclasses
-import importlib
 import json
 import logging
 import re
-import sys
 
 import numpy as np
 import onnx
@@ -14,8 +11,6 @@ from PIL import Image
 
 from internimage_deploy import UserError
 from internimage_deploy.card import METADATA_KEY, EngineInfo, ModelCard, TensorSpec
-from internimage_deploy.cli import doctor
-from internimage_deploy.cli import main as cli
 from internimage_deploy.files import sha256
 from internimage_deploy.onnx_tools.cost import UnknownShape, graph_statistics, multiply_adds
 from internimage_deploy.onnx_tools.model_file import read_model
@@ -24,17 +19,6 @@ from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.backends.registry import REGISTRY, Entry, choose
 from internimage_deploy.runtime.engine import sidecar
 from support.tiny_models import color_model
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            cli.run(cli.group, [str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def change(path, edit):
@@ -360,58 +344,3 @@ def test_the_output_must_have_the_rank_of_the_card(tmp_path):
     backend = load_backend(color_model(tmp_path / "m.onnx", card_changes={"output": output}), "onnxruntime")
     with pytest.raises(UserError, match="expected 5 dimensions"):
         backend.run(np.zeros((1, 64, 64, 3), np.uint8))
-
-
-def test_doctor_survives_broken_packages(tmp_path, monkeypatch):
-    (tmp_path / "broken_package.py").write_text("raise RuntimeError('lost\\na library')")
-    (tmp_path / "leftover_package").mkdir()
-    monkeypatch.syspath_prepend(tmp_path)
-    part = doctor.Part("Broken", "broken_package", ("broken-package",), "pip install it", "tests", try_import=True)
-    found = doctor.examine(part)
-    assert (found.state, found.detail) == ("broken", "(RuntimeError: lost a library)")
-    leftover = dataclasses.replace(part, module="leftover_package")
-    assert doctor.examine(leftover).state == "missing"
-    assert doctor.examine(dataclasses.replace(part, module="not_there_at_all")).state == "missing"
-    monkeypatch.delitem(sys.modules, "broken_package", raising=False)
-
-
-def test_doctor_shows_what_is_installed(run, monkeypatch):
-    code, out, _ = run("doctor")
-    assert code == 0
-    assert np.__version__ in out
-    assert "onnxruntime" in out
-    monkeypatch.setattr(doctor, "_present", lambda module: module != "cv2")
-    code, out, _ = run("doctor")
-    assert code == 1
-    assert "pip install opencv-python-headless" in out
-
-
-@pytest.mark.parametrize("content", ["raise ImportError('no libcublas.so.12')", "x = 1"], ids=["import", "stub"])
-def test_doctor_survives_a_broken_onnxruntime(run, tmp_path, monkeypatch, content):
-    (tmp_path / "onnxruntime.py").write_text(content)
-    importlib.import_module("onnxruntime")  # the real one, which is put back afterwards
-    monkeypatch.delitem(sys.modules, "onnxruntime")
-    monkeypatch.syspath_prepend(tmp_path)
-    _, out, _ = run("doctor", "--json")
-    report = json.loads(out)
-    (found,) = (part for part in report["parts"] if part["title"] == "ONNX Runtime")
-    if "raise" in content:
-        assert (found["state"], found["detail"]) == ("broken", "(ImportError: no libcublas.so.12)")
-        assert "onnxruntime" not in report["backends"]
-    assert "onnxruntime-cuda" not in report["backends"]
-
-
-def test_doctor_finds_a_part_inside_a_namespace(tmp_path, monkeypatch):
-    """As cuda-python's: the folder `cuda` belongs to several distributions and is no package of its own."""
-    (part,) = (part for part in doctor._PARTS if part.title == "cuda-python")
-    (tmp_path / "cuda").mkdir()
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    for name in [name for name in sys.modules if name.partition(".")[0] == "cuda"]:
-        monkeypatch.delitem(sys.modules, name)
-    assert doctor.examine(part).state == "missing"
-    (tmp_path / "cuda" / "bindings").mkdir()
-    (tmp_path / "cuda" / "bindings" / "__init__.py").touch()
-    for name in [name for name in sys.modules if name.partition(".")[0] == "cuda"]:
-        monkeypatch.delitem(sys.modules, name)
-    importlib.invalidate_caches()
-    assert doctor.examine(part).state == "installed"

@@ -19,7 +19,14 @@ Json = dict[str, Any]
 """An object of the JSON report."""
 
 
-@click.command()
+_EXAMPLES = """\b
+Examples:
+  internimage-deploy info model.onnx --size 512x1024
+  internimage-deploy info model.engine --json
+"""
+
+
+@click.command(epilog=_EXAMPLES)
 @model_argument
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.option(

@@ -15,8 +15,6 @@ SLOW = (
     "exporter/test_export_command.py::test_checkpoint_to_file",
     "exporter/test_export_command.py::test_full_disk_leaves_nothing",
     "exporter/test_export_command.py::test_interrupt_leaves_nothing",
-    "exporter/test_rewrites.py::test_a_dynamic_graph_is_exact_at_every_size",
-    "exporter/test_rewrites.py::test_a_dynamic_graph_compiles_in_tensorrt_rtx",
     "exporter/test_rewrites.py::test_labels_are_those_of_the_plain_export",
     "exporter/test_tensorrt_rtx.py",
     "ground/test_bare_environment.py",

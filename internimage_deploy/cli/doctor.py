@@ -267,7 +267,7 @@ def _gpus() -> list[Gpu]:
 def _gpu_problem() -> str:
     """Why no GPU can be used here; empty where one can."""
     try:
-        from internimage_deploy.runtime.engine.compilers import gpu_problem
+        from internimage_deploy.runtime.gpu.driver import gpu_problem
     except Exception:  # numpy itself may be the broken part
         return "not looked for, because a package that every task needs is broken"
     problem = gpu_problem()

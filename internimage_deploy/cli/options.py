@@ -22,6 +22,9 @@ BACKEND = click.Choice(["auto", *REGISTRY])
 """What --backend takes wherever a model is run."""
 
 
+_LARGEST_SIDE = 16384  # in pixels: 0.8 GB as a float image of one channel, more than any network here takes
+
+
 class Size(click.ParamType):
     """Two positive numbers as "AxB"; the words in `words` pass as they are."""
 
@@ -37,6 +40,8 @@ class Size(click.ParamType):
         if match is None or 0 in (pair := (int(match[1]), int(match[2]))):
             words = "".join(f" or '{word}'" for word in self._words)
             self.fail(f"got '{value}', expected {self._form} such as 512x1024{words}", param, ctx)
+        if max(pair) > _LARGEST_SIDE:
+            self.fail(f"got '{value}', expected at most {_LARGEST_SIDE} pixels on a side", param, ctx)
         return pair
 
 
@@ -156,7 +161,9 @@ def window_options(command: Command) -> Command:
             help="Height and width of a crop, with --slide.  [default: the model's fixed size]",
         ),
         click.option(
-            "--stride", type=Size("HxW"), help="Step between crops, with --slide.  [default: two thirds of the crop]"
+            "--stride",
+            type=Size("HxW"),
+            help="Step between crops, with --slide and --crop.  [default: two thirds of the crop]",
         ),
     )(command)
 

@@ -119,15 +119,15 @@ def verify(
         verification.check_file(model)
         click.echo(f"{model}: follows the ONNX rules; the model card fits the graph")
     network = load(model, backend)
+    second = None if against is None or against_backend is None else load(against, against_backend)
     for size in sizes:
         run = verification.run_alone(network, size)
         click.echo(
             f"{size[0]}x{size[1]}, batch {run.batch}: {run.shape} {run.dtype} in {run.milliseconds:.0f} ms"
             + ("" if run.batch_difference is None else f"; single images against a batch: {run.batch_difference}")
         )
-    if against is None or against_backend is None:
+    if second is None or against is None:
         return
-    second = load(against, against_backend)
     click.echo(f"comparing {model.name} ({network.name}) with {against.name} ({second.name})")
     failures = _compare_at_sizes(network, second, common, min_agreement, max_error)
     if files:

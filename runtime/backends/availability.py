@@ -45,7 +45,7 @@ def availabilities(gpu_problem: str, compute_capabilities: Sequence[str] = ()) -
     """What every backend can do here. Nothing is loaded on a GPU, so its memory and drivers' versions are not tried.
 
     Args:
-        gpu_problem: what `compilers.gpu_problem` returned; empty where there is a GPU.
+        gpu_problem: what `gpu_problem` of `runtime.gpu.driver` returned; empty where there is a GPU.
         compute_capabilities: of the GPUs here, such as "8.6"; empty where they are not known.
     """
     builders: dict[str, str] = {name: _build_problem(name, gpu_problem) for name in ENGINE_BACKENDS}

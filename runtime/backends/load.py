@@ -19,8 +19,8 @@ from internimage_deploy.runtime.backends.registry import (
     open_backend,
 )
 from internimage_deploy.runtime.engine import sidecar
-from internimage_deploy.runtime.engine.compilers import gpu_problem
 from internimage_deploy.runtime.engine.engine_backend import ENGINE_SUFFIXES
+from internimage_deploy.runtime.gpu.driver import gpu_problem
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ BACKEND = click.Choice(["auto", *REGISTRY])
 """What --backend takes wherever a model is run."""
 
 
-_LARGEST_SIDE = 16384  # in pixels: 0.8 GB as a float image of one channel, more than any network here takes
+_LARGEST_SIDE = 16384  # in pixels: an RGB image of that size takes 0.8 GB
 
 
 class Size(click.ParamType):

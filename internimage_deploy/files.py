@@ -41,6 +41,8 @@ def require_file(path: Path, what: str = "a file") -> None:
 def write_error(path: Path, error: OSError) -> UserError:
     """The `UserError` that explains why `path` could not be written."""
     reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+    if error.errno == errno.ENOENT and path.absolute().parent.is_dir():  # it is the file system that refuses
+        reason = "no file can be made there; choose another path"
     return UserError(f"cannot write {path}: {reason}")
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,10 @@ from internimage_deploy.errors import UserError, one_line
 from internimage_deploy.onnx_tools.model_file import card_of, read_model
 from internimage_deploy.runtime.backends.base import Backend
 from internimage_deploy.runtime.engine.profiles import batch_range
+from internimage_deploy.runtime.imaging.image_io import load_image
 from internimage_deploy.runtime.imaging.postprocess import labels_from_logits
 from internimage_deploy.runtime.imaging.preprocess import Geometry, network_input
+from internimage_deploy.runtime.segmenter import Segmenter
 
 if TYPE_CHECKING:
     import onnx
@@ -60,6 +63,21 @@ class Comparison:
     default_limit: float | None
 
 
+@dataclass(frozen=True)
+class ImageComparison:
+    """The differences between two models on an image.
+
+    Attributes:
+        name: of the image.
+        agreement: fraction of the image's pixels with the same label.
+        pixels: number of the image's pixels.
+    """
+
+    name: str
+    agreement: float
+    pixels: int
+
+
 def check_file(path: Path) -> None:
     """Check `path` with ONNX's full checker, and its card against its graph. Raises `UserError`."""
     import onnx
@@ -86,6 +104,23 @@ def default_sizes(card: ModelCard) -> tuple[tuple[int, int], ...]:
         bounds = [profile[bound] for profile in card.engine.profiles for bound in ("min", "opt")]
         return tuple(dict.fromkeys((height, width) for _, height, width in bounds))
     return _FREE_SIZES
+
+
+def common_sizes(first: ModelCard, second: ModelCard) -> tuple[tuple[int, int], ...]:
+    """Sizes (height, width) to compare two models at: the default ones of one of them that both take; else none.
+
+    The fixed size of either comes first, then the sizes of an engine's profiles, then those of a model that takes any.
+    """
+    for card in sorted((first, second), key=lambda card: (card.is_dynamic, card.engine is None)):
+        if sizes := tuple(size for size in default_sizes(card) if _takes(first, size) and _takes(second, size)):
+            return sizes
+    return ()
+
+
+def check_comparable(first: ModelCard, second: ModelCard) -> None:
+    """Check that the labels of two models mean the same. Raises `UserError`."""
+    if len(first.classes) != len(second.classes):
+        raise UserError(f"the models have {len(first.classes)} and {len(second.classes)} classes; nothing to compare")
 
 
 def random_images(count: int, size: tuple[int, int], seed: int = 0) -> list[npt.NDArray[np.uint8]]:
@@ -132,10 +167,7 @@ def compare(first: Backend, second: Backend, size: tuple[int, int]) -> Compariso
     """Compare two networks on the same random images at `size`. Raises `UserError` if they cannot be compared."""
     for network in (first, second):
         check_size(network.card, size)
-    if len(first.card.classes) != len(second.card.classes):
-        raise UserError(
-            f"the models have {len(first.card.classes)} and {len(second.card.classes)} classes; nothing to compare"
-        )
+    check_comparable(first.card, second.card)
     images = random_images(2, size)
     outputs = [np.concatenate([_run_single(network, image, size) for image in images]) for network in (first, second)]
     labels = [_labels(network.card, output, size) for network, output in zip((first, second), outputs, strict=True)]
@@ -145,6 +177,20 @@ def compare(first: Backend, second: Backend, size: tuple[int, int]) -> Compariso
     one, two = (output.astype(np.float32) for output in outputs)
     exact = first.card.precision == second.card.precision == "fp32"
     return Comparison(agreement, float(np.abs(one - two).max()), 1e-3 * float(np.abs(two).max()) if exact else None)
+
+
+def compare_images(first: Backend, second: Backend, paths: Iterable[Path]) -> Iterator[ImageComparison]:
+    """Compare the labels that two models give image files, each after resizing as its model card says.
+
+    Raises:
+        UserError: an image cannot be read, or a model does not take its size.
+    """
+    check_comparable(first.card, second.card)
+    segmenters = (Segmenter(first), Segmenter(second))
+    for path in paths:
+        image = load_image(path)
+        one, two = (segmenter(image).labels for segmenter in segmenters)
+        yield ImageComparison(str(path), float((one == two).mean()), one.size)
 
 
 def _run_single(network: Backend, image: npt.NDArray[np.uint8], size: tuple[int, int]) -> Array:
@@ -171,6 +217,20 @@ def _labels(card: ModelCard, output: Array, size: tuple[int, int]) -> Array:
     if card.emits_labels:
         return output
     return np.stack([labels_from_logits(logits, Geometry(size, size, size, size)) for logits in output])
+
+
+def _takes(card: ModelCard, size: tuple[int, int]) -> bool:
+    """True where the model runs at `size` (height, width): no other fixed size, and inside an engine's profile."""
+    try:
+        check_size(card, size)
+    except UserError:
+        return False
+    if card.engine is None or not card.engine.profiles:
+        return True
+    return any(
+        all(low <= side <= high for low, side, high in zip(profile["min"][1:], size, profile["max"][1:], strict=True))
+        for profile in card.engine.profiles
+    )
 
 
 def check_size(card: ModelCard, size: tuple[int, int]) -> None:

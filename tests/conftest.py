@@ -16,7 +16,7 @@ SLOW = (
     "exporter/test_export_command.py::test_checkpoint_to_file",
     "exporter/test_export_command.py::test_full_disk_leaves_nothing",
     "exporter/test_export_command.py::test_interrupt_leaves_nothing",
-    "exporter/test_rewrites.py",
+    "exporter/test_rewrites.py::test_labels_are_those_of_the_plain_export",
     "exporter/test_tensorrt_rtx.py",
     "ground/test_architecture.py::test_mypy_sees_across_the_rooms",
     "ground/test_bare_environment.py",

@@ -35,9 +35,10 @@ from internimage_deploy.runtime.backends.base import Backend
 from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.engine import compilers
 from internimage_deploy.runtime.engine.build import build_engine
-from internimage_deploy.runtime.engine.compilers import Compiler, gpu_problem
+from internimage_deploy.runtime.engine.compilers import Compiler
 from internimage_deploy.runtime.engine.engine_backend import ENGINE_BACKENDS, EngineBackend
 from internimage_deploy.runtime.engine.prepare import Precision
+from internimage_deploy.runtime.gpu.driver import gpu_problem
 from internimage_deploy.timing import measure
 
 WARM_UP, RUNS = 10, 50

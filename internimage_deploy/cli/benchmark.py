@@ -12,8 +12,14 @@ import click
 from internimage_deploy.card import Array
 from internimage_deploy.cli.options import BACKEND, Size, engine_options, model_argument, threads_option
 
+_EXAMPLES = """\b
+Examples:
+  internimage-deploy benchmark model.onnx --size 512x1024
+  internimage-deploy benchmark model.onnx --backend onnxruntime --backend openvino --json
+"""
 
-@click.command()
+
+@click.command(epilog=_EXAMPLES)
 @model_argument
 @click.option(
     "--backend",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from internimage_deploy.cli.options import FilePath, Size
+from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.engine.engine_backend import DISPLAY_NAMES, ENGINE_BACKENDS
 from internimage_deploy.runtime.engine.profiles import InputSize, described, parse_size
 
@@ -63,16 +64,24 @@ Examples:
     multiple=True,
     metavar="NxHxW",
     help="Smallest input of a dynamic model: batch size, height and width. May be repeated, once per profile, like "
-    "--opt and --max.  [default: derived from the other two, or from the model card]",
+    "--opt and --max. Alone, it replaces the smallest input of the default profiles.  [default of all three: from the "
+    "resize rule in the model card]",
 )
 @click.option(
     "--opt",
     type=ProfileSize(),
     multiple=True,
     metavar="NxHxW",
-    help="Input of a dynamic model that the engine is tuned for.",
+    help="Input of a dynamic model that the engine is tuned for. Alone, it replaces that of the default profiles.  "
+    "[default: --max]",
 )
-@click.option("--max", type=ProfileSize(), multiple=True, metavar="NxHxW", help="Largest input.")
+@click.option(
+    "--max",
+    type=ProfileSize(),
+    multiple=True,
+    metavar="NxHxW",
+    help="Largest input of a dynamic model.  [default: --opt]",
+)
 @click.option(
     "--compute-capability",
     "compute_capabilities",
@@ -150,9 +159,10 @@ def build_engine(
         raise click.UsageError("--fp16 and --bf16 exclude each other")
     if options["timing_cache"] is not None and no_timing_cache:
         raise click.UsageError("--timing-cache and --no-timing-cache exclude each other")
-    if options["output"].suffix.lower() == ".onnx":
-        text = f"{options['output']} is named like an ONNX file; expected a name such as model.engine"
-        raise click.BadParameter(text, param_hint="--output")
+    try:
+        build.check_output_name(options["output"])
+    except UserError as error:
+        raise click.BadParameter(str(error), param_hint="--output") from error
     with BuildTree(options["model"].name) as tree:
         built = build.build_engine(
             precision="fp16" if fp16 else "bf16" if bf16 else "fp32",

@@ -24,7 +24,14 @@ def _architectures(_context: click.Context, _option: click.Parameter, values: tu
     return numbers
 
 
-@click.command("build-plugin", context_settings={"help_option_names": ["-h", "--help"]})
+_EXAMPLES = """\b
+Examples:
+  internimage-deploy build-plugin
+  internimage-deploy build-plugin --compute-capability 8.7 -o libinternimage_trt_plugins.so
+"""
+
+
+@click.command("build-plugin", epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "-o",
     "--output",

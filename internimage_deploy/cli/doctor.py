@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`doctor`: what is installed, what is missing, and which command installs it."""
+"""`doctor`: what this machine can run and build, what is missing for that, and which command installs it."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -13,13 +12,18 @@ import platform
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from internimage_deploy._version import __version__
 from internimage_deploy.errors import one_line
+
+if TYPE_CHECKING:
+    from internimage_deploy.runtime.backends.availability import Availability
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Part:
         needed: every task needs it.
         try_import: it imports quickly enough to be tried.
         aliases: other import names of the same package.
+        gpu_only: it is of no use without an NVIDIA GPU.
     """
 
     title: str
@@ -45,6 +50,7 @@ class Part:
     needed: bool = False
     try_import: bool = False
     aliases: tuple[str, ...] = ()
+    gpu_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,18 @@ class Finding:
 
     title: str
     purpose: str
-    state: Literal["installed", "missing", "broken"]
+    state: Literal["installed", "missing", "broken", "not needed"]
     detail: str  # version, or what is wrong
     install: str  # the command that would install it
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that nvidia-smi lists; `driver` is the version of its driver."""
+
+    name: str
+    compute_capability: str
+    driver: str
 
 
 def _extra(name: str) -> str:
@@ -91,17 +106,18 @@ _PARTS = (
         "tensorrt",
         ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11"),
         _extra("gpu"),
-        "engines on NVIDIA GPUs (a Jetson has it from JetPack)",
+        "building and running engines on an NVIDIA GPU (a Jetson has it from JetPack)",
+        gpu_only=True,
     ),
     Part(
         "TensorRT-RTX",
         "tensorrt_rtx",
         ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
         _extra("rtx"),
-        "engines for desktop GPUs, built without one",
+        "building engines for desktop GPUs, which needs no GPU; running them needs one",
         aliases=("tensorrt_rtx_bindings",),
     ),
-    Part("PyCUDA", "pycuda", ("pycuda",), "pip install pycuda", "running engines"),
+    Part("PyCUDA", "pycuda", ("pycuda",), "pip install pycuda", "running engines", gpu_only=True),
     Part(
         "cuda-python",
         "cuda.bindings",
@@ -109,6 +125,7 @@ _PARTS = (
         "pip install cuda-python",
         "CUDA graphs of TensorRT engines",
         aliases=("cuda.cudart",),
+        gpu_only=True,
     ),
     Part("FastAPI", "fastapi", ("fastapi",), _extra("serve"), "serve"),
     Part("uvicorn", "uvicorn", ("uvicorn",), _extra("serve"), "serve"),
@@ -117,46 +134,79 @@ _PARTS = (
 )
 
 _TOOLS = (
-    ("nvcc", "compiling the TensorRT plugin", "pip install nvidia-cuda-nvcc, or NVIDIA's CUDA toolkit"),
-    ("cmake", "compiling the TensorRT plugin", "pip install cmake"),
-    ("nvidia-smi", "an NVIDIA driver", "NVIDIA's driver for your GPU"),
+    ("nvcc", "build-plugin, for TensorRT", f"{_extra('plugin')}, or NVIDIA's CUDA toolkit"),
+    ("cmake", "compiling that plugin with CMake instead, as on JetPack 5", "pip install cmake"),
 )
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def doctor(as_json: bool) -> None:
-    """Show what is installed, what is missing, and which command installs it.
+_EXAMPLES = """\b
+Examples:
+  internimage-deploy doctor
+  internimage-deploy doctor --json > report.json
+"""
 
-    The exit code is 1 if a package that every task needs is missing or broken, or if no backend is installed.
+
+@click.command(epilog=_EXAMPLES)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text, as for a bug report.")
+def doctor(as_json: bool) -> None:
+    """Show what this machine can run and build, what is missing, and which command installs it.
+
+    The exit code is 1 if a package that every task needs is missing or broken, or if no backend can run a model.
     """
-    findings = [examine(part) for part in _PARTS] + [_tool(*tool) for tool in _TOOLS]
-    broken = {part.module for part, finding in zip(_PARTS, findings, strict=False) if finding.state == "broken"}
-    backends = _backends(broken)
+    gpus, gpu_problem = _gpus(), _gpu_problem()
+    findings = [_without_gpu(part, examine(part), gpu_problem) for part in _PARTS]
+    findings += [_tool(*tool) for tool in _TOOLS]
+    table = _backends(gpu_problem, [gpu.compute_capability for gpu in gpus])
+    backends = [row.backend for row in table if row.runs]
     needed = {part.title for part in _PARTS if part.needed}
     healthy = all(finding.state == "installed" for finding in findings if finding.title in needed) and bool(backends)
     system = {
         "internimage-deploy": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "platform": platform.platform(),
         "cpus": os.cpu_count() or 1,
-        "gpus": _gpus(),
+        "gpus": [f"{gpu.name}, {gpu.compute_capability}, {gpu.driver}" for gpu in gpus],
     }
     if as_json:
-        report = {"system": system, "parts": [asdict(f) for f in findings], "backends": backends, "healthy": healthy}
+        report = {
+            "system": system,
+            "gpu": {"problem": gpu_problem, "devices": [asdict(gpu) for gpu in gpus]},
+            "parts": [asdict(f) for f in findings],
+            "backends": backends,
+            "backend_table": [{**asdict(row), "runs": row.runs, "builds": row.builds} for row in table],
+            "healthy": healthy,
+        }
         click.echo(json.dumps(report, indent=1))
     else:
-        for name, value in system.items():
-            click.echo(f"{name:20} {', '.join(value) or 'none seen' if isinstance(value, list) else value}")
-        click.echo()
-        for finding in findings:
-            advice = "" if finding.state == "installed" else f"; install: {finding.install}"
-            state = finding.detail if finding.state == "installed" else f"{finding.state} {finding.detail}".strip()
-            click.echo(f"{finding.title:20} {state:14} {finding.purpose}{advice}")
-        click.echo()
-        click.echo(f"{'segment can use':20} {', '.join(backends) or 'nothing yet; run  ' + _extra('cpu')}")
+        _print_report(system, gpu_problem, findings, table)
     if not healthy:
         sys.exit(1)
+
+
+def _print_report(
+    system: dict[str, object], gpu_problem: str, findings: Sequence[Finding], table: Sequence[Availability]
+) -> None:
+    for name, value in system.items():
+        if name == "gpus":
+            value = "; ".join(map(str, value)) if isinstance(value, list) else value
+            value = (f"none usable: {gpu_problem}" if gpu_problem else value) or "one, which nvidia-smi does not list"
+        click.echo(f"{name:20} {value}")
+    click.echo()
+    for finding in findings:
+        advice = f"; install: {finding.install}" if finding.state in ("missing", "broken") else ""
+        state = finding.detail if finding.state == "installed" else f"{finding.state} {finding.detail}".strip()
+        click.echo(f"{finding.title:20} {state:14} {finding.purpose}{advice}")
+    click.echo()
+    words = {True: "yes", False: "no", None: "-"}
+    click.echo(f"{'backend':20} {'run':4} {'build':6} why not")
+    for row in table:
+        reasons = {"run": row.run_problem, "build": row.build_problem or ""}
+        text = ".  ".join(f"{task}: {reason}" for task, reason in reasons.items() if reason)
+        click.echo(f"{row.backend:20} {words[row.runs]:4} {words[row.builds]:6} {text}".rstrip())
+    click.echo()
+    usable = ", ".join(row.backend for row in table if row.runs)
+    click.echo(f"{'segment can use':20} {usable or 'nothing yet; run  ' + _extra('cpu')}")
 
 
 def examine(part: Part) -> Finding:
@@ -193,8 +243,15 @@ def _tool(name: str, purpose: str, install: str) -> Finding:
     return Finding(name, purpose, "installed" if path else "missing", path or "", install)
 
 
-def _gpus() -> list[str]:
-    """Name, compute capability and driver version of the GPUs that nvidia-smi lists; none where it fails."""
+def _without_gpu(part: Part, finding: Finding, gpu_problem: str) -> Finding:
+    """The finding about a package that only a GPU would make useful, where there is none."""
+    if not part.gpu_only or not gpu_problem or finding.state != "missing":
+        return finding
+    return replace(finding, state="not needed", detail="here, without a GPU:", install="")
+
+
+def _gpus() -> list[Gpu]:
+    """The GPUs that nvidia-smi lists; none where it fails."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
@@ -203,18 +260,36 @@ def _gpus() -> list[str]:
         result = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in result.stdout.splitlines() if line.strip()]
+    rows = ([field.strip() for field in line.split(",")] for line in result.stdout.splitlines())
+    return [Gpu(*row) for row in rows if len(row) == 3]
 
 
-def _backends(broken: set[str]) -> list[str]:
-    """The backends whose package is installed and not in `broken`."""
+def _gpu_problem() -> str:
+    """Why no GPU can be used here; empty where one can."""
     try:
-        from internimage_deploy.runtime.backends.registry import REGISTRY, installed
+        from internimage_deploy.runtime.gpu.driver import gpu_problem
+    except Exception:  # numpy itself may be the broken part
+        return "not looked for, because a package that every task needs is broken"
+    problem = gpu_problem()
+    if problem and _has_nvidia_hardware():
+        return f"{problem}, and there is an NVIDIA GPU: install NVIDIA's driver, or give this process access to it"
+    return problem
+
+
+def _has_nvidia_hardware(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """True where Linux lists a display controller of NVIDIA, with or without a driver."""
+    try:
+        return any(
+            (device / "vendor").read_text().strip() == "0x10de" and (device / "class").read_text().startswith("0x03")
+            for device in devices.iterdir()
+        )
+    except OSError:  # another system, or a container without it
+        return False
+
+
+def _backends(gpu_problem: str, compute_capabilities: Sequence[str]) -> list[Availability]:
+    try:
+        from internimage_deploy.runtime.backends.availability import availabilities
     except Exception:  # numpy itself may be the broken part
         return []
-    usable = []
-    for name, entry in REGISTRY.items():
-        with contextlib.suppress(Exception):  # asking onnxruntime for its providers imports it
-            if entry.package not in broken and installed(entry):
-                usable.append(name)
-    return usable
+    return availabilities(gpu_problem, compute_capabilities)

@@ -9,11 +9,20 @@ from typing import Literal
 import click
 
 from internimage_deploy.cli.options import FilePath, Option, model_argument
+from internimage_deploy.runtime.engine.engine_backend import ENGINE_SUFFIXES
 
 _DEFAULT_DELAY_MS = 5.0
+_RELEASE = "25.06"  # of Triton: any recent one runs an ONNX model; deploy/compose.yaml names the same
 
 
-@click.command()
+_EXAMPLES = """\b
+Examples:
+  internimage-deploy export-triton model.onnx -o repository --name street
+  internimage-deploy export-triton model.engine -o repository --plugin libinternimage_trt_plugins.so
+"""
+
+
+@click.command(epilog=_EXAMPLES)
 @model_argument
 @click.option(
     "-o",
@@ -99,8 +108,8 @@ def export_triton(
         plugin=plugin,
     )
     commands = export(model, repository, settings)
-    click.echo(
-        f"wrote {repository / settings.name}; to start it (YY.MM is the release whose TensorRT built the model):"
-    )
+    is_engine = model.suffix.lower() in ENGINE_SUFFIXES
+    note = ", with the Triton release whose TensorRT built the engine in place of YY.MM" if is_engine else ""
+    click.echo(f"wrote {repository / settings.name}; to start it{note}:")
     for command in commands:
-        click.echo(f"  {command}")
+        click.echo(f"  {command if is_engine else command.replace('YY.MM', _RELEASE)}")

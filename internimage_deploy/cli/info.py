@@ -19,7 +19,14 @@ Json = dict[str, Any]
 """An object of the JSON report."""
 
 
-@click.command()
+_EXAMPLES = """\b
+Examples:
+  internimage-deploy info model.onnx --size 512x1024
+  internimage-deploy info model.engine --json
+"""
+
+
+@click.command(epilog=_EXAMPLES)
 @model_argument
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.option(
@@ -47,7 +54,7 @@ def info(model: Path, as_json: bool, size: tuple[int, int] | None) -> None:
 
 def collect(path: Path, size: tuple[int, int] | None = None) -> Json:
     """The report of `info` about the model file `path`, as plain data for JSON. Raises `UserError`."""
-    from internimage_deploy.runtime.backends.registry import ENGINE_SUFFIXES
+    from internimage_deploy.runtime.engine.engine_backend import ENGINE_SUFFIXES
 
     if path.suffix.lower() in ENGINE_SUFFIXES:
         if size is not None:

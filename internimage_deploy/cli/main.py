@@ -51,7 +51,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="internimage-deploy")
 def group() -> None:
-    """InternImage (DCNv3) segmentation: checkpoint to ONNX, to an engine, to labels."""
+    """InternImage (DCNv3) segmentation: checkpoint to ONNX, to an engine, to label maps."""
 
 
 def run(command: Callable[[], click.Command] | click.Command, args: Sequence[str] | None = None) -> None:

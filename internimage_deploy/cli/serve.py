@@ -131,7 +131,15 @@ _LIMIT_OPTIONS = apply_options(
 )
 
 
-@click.command()
+_EXAMPLES = """\b
+Examples:
+  internimage-deploy serve model.onnx
+  internimage-deploy serve model.onnx --host 0.0.0.0 --port 8080 --token-file token.txt
+  internimage-deploy serve model.onnx --executor ray --ray-address auto --replicas 2-8
+"""
+
+
+@click.command(epilog=_EXAMPLES)
 @model_argument
 @_ADDRESS_OPTIONS
 @_BATCHING_OPTIONS

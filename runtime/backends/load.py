@@ -13,14 +13,14 @@ from internimage_deploy.runtime.backends.base import Backend
 from internimage_deploy.runtime.backends.fastest import load_fastest
 from internimage_deploy.runtime.backends.registry import (
     CPU_CANDIDATES,
-    ENGINE_SUFFIXES,
     REGISTRY,
     choose,
     installed,
     open_backend,
 )
 from internimage_deploy.runtime.engine import sidecar
-from internimage_deploy.runtime.engine.compilers import gpu_problem
+from internimage_deploy.runtime.engine.engine_backend import ENGINE_SUFFIXES
+from internimage_deploy.runtime.gpu.driver import gpu_problem
 
 log = logging.getLogger(__name__)
 

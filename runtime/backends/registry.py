@@ -10,6 +10,7 @@ from pathlib import Path
 
 from internimage_deploy.errors import MissingDependency, UserError
 from internimage_deploy.runtime.backends.base import Backend
+from internimage_deploy.runtime.engine.engine_backend import ENGINE_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,6 @@ class Entry:
 
 
 _HERE = "internimage_deploy.runtime.backends"
-
-ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
-"""File name endings of engines."""
 
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 _ENGINE_OPTIONS = ("trust_engine", "cuda_graphs")
@@ -74,6 +72,11 @@ def installed(entry: Entry) -> bool:
     if spec is None or spec.origin is None:  # a folder left over from an uninstall has no origin
         return False
     return not entry.provider or entry.provider in importlib.import_module(entry.package).get_available_providers()
+
+
+def reads(name: str, path: Path) -> bool:
+    """True when the backend `name`, a key of `REGISTRY` or "auto", reads files of this kind."""
+    return name == "auto" or path.suffix.lower() in REGISTRY[name].suffixes
 
 
 def choose(path: Path, backend: str = "auto") -> str:

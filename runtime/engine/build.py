@@ -19,7 +19,7 @@ from internimage_deploy.onnx_tools.graph import Graph, save
 from internimage_deploy.operators import contract
 from internimage_deploy.runtime.engine import sidecar, targets
 from internimage_deploy.runtime.engine.compilers import Compiler, choose
-from internimage_deploy.runtime.engine.engine_backend import EngineBackend
+from internimage_deploy.runtime.engine.engine_backend import ENGINE_SUFFIXES, EngineBackend
 from internimage_deploy.runtime.engine.official import Classes, Palette
 from internimage_deploy.runtime.engine.prepare import (
     BuildOptions,
@@ -30,7 +30,7 @@ from internimage_deploy.runtime.engine.prepare import (
     write_graph,
 )
 from internimage_deploy.runtime.engine.process import compile_in_process
-from internimage_deploy.runtime.engine.profiles import InputSize
+from internimage_deploy.runtime.engine.profiles import InputSize, profile_note
 from internimage_deploy.runtime.engine.protocol import BuildEvent, CompilerChosen, CompilerWarning
 from internimage_deploy.trt_plugins import library
 
@@ -122,8 +122,7 @@ def build_engine(
         KeyboardInterrupt: Ctrl-C; nothing is left behind.
     """
     output = Path(output)
-    if output.suffix.lower() == ".onnx":
-        raise UserError(f"{output} is named like an ONNX file; expected a name such as model.engine")
+    check_output_name(output)
     if timing_cache is not None and not use_timing_cache:
         raise UserError("a timing cache is named and switched off; leave one of the two options out")
     capabilities = targets.parse(compute_capabilities) if compute_capabilities else ()
@@ -231,6 +230,15 @@ def build(
     )
 
 
+def check_output_name(output: Path) -> None:
+    """Check that commands will recognise the file `output` as an engine by its name. Raises `UserError`."""
+    ending = output.suffix.lower()
+    if ending not in ENGINE_SUFFIXES:
+        known = "is named like an ONNX file" if ending == ".onnx" else "is not named like an engine"
+        example = output.with_suffix(".engine").name
+        raise UserError(f"{output} {known}; expected a name that ends in {', '.join(ENGINE_SUFFIXES)}, as {example}")
+
+
 def default_timing_cache(version: str) -> Path:
     """The file in the user's cache folder that keeps measured kernels for this version of TensorRT."""
     return cache_folder() / "timing" / f"tensorrt-{version}.cache"
@@ -286,6 +294,8 @@ def _save_graph(parsed: Path, weights_beside: Path, target: Path) -> None:
 
 def _notes(prepared: PreparedModel, options: BuildOptions) -> tuple[str, ...]:
     notes = []
+    if derived := profile_note(prepared.profiles, options.min, options.opt, options.max):
+        notes.append(derived)
     if prepared.embeds_plugin(options):
         notes.append(
             "the engine carries the plugin's code, so it is version-compatible, which may cost speed, and loading it "

@@ -9,6 +9,7 @@ from types import ModuleType
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.engine.engine_backend import DISPLAY_NAMES, ENGINE_BACKENDS, EXTRAS, EngineBackend
+from internimage_deploy.runtime.gpu.driver import gpu_problem
 
 # `tensorrt_rtx` is a small package over the bindings; the bindings alone are enough.
 _MODULES: dict[EngineBackend, tuple[str, ...]] = {
@@ -89,21 +90,3 @@ def choose(backend: EngineBackend | None = None) -> Compiler:
         reasons.append(str(found))
     head = "this compiler cannot work here" if backend else "no compiler can work here"
     raise UserError(f"{head}: {'.  '.join(reasons)}")
-
-
-def gpu_problem() -> str:
-    """What is wrong where the NVIDIA driver sees no GPU, else empty. Needs the driver only, no CUDA toolkit."""
-    import ctypes
-    import sys
-
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(name)
-    except OSError:
-        return "no NVIDIA driver is installed here"
-    if code := driver.cuInit(0):
-        return f"the NVIDIA driver does not start (cuInit returned {code})"
-    count = ctypes.c_int(0)
-    if driver.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
-        return "the NVIDIA driver sees no GPU"
-    return ""

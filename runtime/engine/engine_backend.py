@@ -11,3 +11,6 @@ ENGINE_BACKENDS: tuple[EngineBackend, ...] = ("tensorrt", "tensorrt-rtx")
 DISPLAY_NAMES: dict[EngineBackend, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 EXTRAS: dict[EngineBackend, str] = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
 """The extra of internimage-deploy that installs each."""
+
+ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
+"""File name endings of engines."""

@@ -13,7 +13,7 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.files import write_error
 from internimage_deploy.onnx_tools.graph import Graph, save
 from internimage_deploy.onnx_tools.model_file import read_model
-from internimage_deploy.runtime.engine.compilers import Compiler, gpu_problem
+from internimage_deploy.runtime.engine.compilers import Compiler
 from internimage_deploy.runtime.engine.lowering import lower
 from internimage_deploy.runtime.engine.official import Classes, Palette, adapt_official, upgrade_official
 from internimage_deploy.runtime.engine.operators import Parser, check, parser_of
@@ -22,6 +22,7 @@ from internimage_deploy.runtime.engine.precision import convert
 from internimage_deploy.runtime.engine.profiles import InputSize, Profile, choose_profiles, tensor_shape
 from internimage_deploy.runtime.engine.protocol import ExpectedTensor, Job
 from internimage_deploy.runtime.engine.targets import TURING
+from internimage_deploy.runtime.gpu.driver import gpu_problem
 
 Precision = Literal["fp32", "fp16", "bf16"]
 

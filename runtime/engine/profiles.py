@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from internimage_deploy.card import ModelCard, TensorSpec
 from internimage_deploy.errors import UserError
@@ -48,7 +50,9 @@ def choose_profiles(
 ) -> tuple[Profile, ...]:
     """The profiles to build `card`'s model with: the given sizes, or where there are none the card's defaults.
 
-    Several sizes per bound make several profiles, in order; an empty bound is derived from the others.
+    Several sizes per bound make several profiles, in order. A missing `min` is the smallest useful input, a missing
+    `opt` is `max`, and a missing `max` is `opt`. `min` or `opt` alone says nothing about the largest images, so it
+    replaces that bound of the card's default profiles.
 
     Raises:
         UserError: a size for a model of fixed size, sizes out of order, or sizes that the model does not take.
@@ -72,7 +76,14 @@ def choose_profiles(
             "give each one once per profile, or leave it out"
         )
     (count,) = counts
-    profiles = tuple(_complete(card, *(sizes[index] if sizes else None for sizes in bounds)) for index in range(count))
+    if max or (min and opt):
+        profiles = tuple(
+            _complete(card, *(sizes[index] if sizes else None for sizes in bounds)) for index in range(count)
+        )
+    elif count == 1:
+        profiles = _defaults_with(card, "min", min[0]) if min else _defaults_with(card, "opt", opt[0])
+    else:
+        raise UserError(f"got {count} times --{'min' if min else 'opt'} alone; name --max as often, once per profile")
     for profile in profiles:
         _check(card, profile)
     return profiles
@@ -152,8 +163,38 @@ def _with_fixed(card: ModelCard, size: InputSize) -> InputSize:
     return batch, height, width
 
 
+def profile_note(
+    profiles: Sequence[Profile], min: Sequence[InputSize], opt: Sequence[InputSize], max: Sequence[InputSize]
+) -> str:
+    """What was added to sizes that were given in part, as a sentence; empty where they were all given, or none."""
+    bounds = {"min": min, "opt": opt, "max": max}
+    missing = [bound for bound, sizes in bounds.items() if not sizes]
+    if not profiles or len(missing) in (0, len(bounds)):
+        return ""
+    shown = "; ".join(described(profile.as_dict()) for profile in profiles)
+    source = "the model card" if len(missing) == 2 and not max else "the other sizes"
+    return f"{' and '.join(f'--{bound}' for bound in missing)} left out and taken from {source}; profiles: {shown}"
+
+
+def _defaults_with(card: ModelCard, bound: Literal["min", "opt"], size: InputSize) -> tuple[Profile, ...]:
+    """The card's default profiles with another `min`, or another `opt`, where they include it. Raises `UserError`."""
+    defaults = _defaults(card)
+    changed = tuple(dataclasses.replace(profile, **{bound: size}) for profile in defaults)
+    if not any(map(_ordered, changed)):
+        shown = " and ".join(described(profile.as_dict()) for profile in defaults)
+        raise UserError(
+            f"--{bound} {'x'.join(map(str, size))} does not fit into this model's default profiles ({shown}); "
+            "name --max too"
+        )
+    return tuple(new if _ordered(new) else old for new, old in zip(changed, defaults, strict=True))
+
+
+def _ordered(profile: Profile) -> bool:
+    return all(low <= opt <= high for low, opt, high in zip(profile.min, profile.opt, profile.max, strict=True))
+
+
 def _complete(card: ModelCard, low: InputSize | None, opt: InputSize | None, high: InputSize | None) -> Profile:
-    high = high or opt or low
+    high = high or opt
     assert high is not None
     opt = opt or high
     smallest = _up(_SMALLEST, card.size_divisor)

@@ -22,6 +22,11 @@ _ELSEWHERE = {
 }
 
 
+def unsupported_family(capability: str) -> str:
+    """The family of a GPU that TensorRT-RTX does not support, such as "Hopper"; empty for others."""
+    return _ELSEWHERE.get(capability, "")
+
+
 def parse(capabilities: str | Sequence[str]) -> tuple[str, ...]:
     """Capabilities from "8.6,8.9" or ("8.6", "8.9"), in order and each once.
 

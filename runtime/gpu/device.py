@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from internimage_deploy.errors import MissingDependency, UserError
+from internimage_deploy.runtime.gpu.driver import gpu_problem
 
 Result = TypeVar("Result")
 Value = TypeVar("Value")
@@ -41,6 +42,8 @@ def driver() -> Any:
     try:
         import pycuda.driver as drv
     except ImportError as error:
+        if problem := gpu_problem():  # PyCUDA would not help
+            raise UserError(f"running an engine needs an NVIDIA GPU: {problem}") from error
         if getattr(error, "name", "") and str(error.name).startswith("pycuda"):
             raise MissingDependency("pycuda", None, "running an engine") from error
         raise UserError(f"PyCUDA does not load ({error}); is the NVIDIA driver installed?") from error

@@ -52,6 +52,19 @@ def test_commands_and_options_exist(line):
     command_named(name).make_context(name, words)  # click.UsageError for what it does not take
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_examples(name):
+    command = command_named(name)
+    text = command.get_help(click.Context(command, info_name=name))
+    lines = [line.strip() for line in text.partition("Examples:\n")[2].partition("\n\n")[0].splitlines()]
+    assert len(lines) >= 2
+    for line in lines:
+        assert line.startswith(OURS)
+        shown, *words = arguments(line.partition(" > ")[0])
+        assert shown == name
+        command.make_context(name, words)  # click.UsageError for what it does not take
+
+
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "CHANGELOG.md"])
 def test_options_named_in_the_text_exist(document):
     known = {
@@ -71,6 +84,14 @@ def test_make_targets_exist(document):
     used = {words[1] for words in map(str.split, commands(DOCUMENTS[document], ("make ",)))}
     used |= set(re.findall(r"`make ([a-z-]+)`", DOCUMENTS[document]))
     assert [target for target in used if not re.search(rf"^{target}:", makefile, re.M)] == []
+
+
+def test_the_makefile_names_the_folders_that_the_scenes_are_painted_into(tmp_path):
+    painter = ROOT / "examples" / "toy_street" / "scenes.py"
+    _run([sys.executable, str(painter), str(tmp_path), "--count", "1"], tmp_path, "scenes.py")
+    named = set(re.findall(r"/scenes/(\w+)", (ROOT / "Makefile").read_text()))
+    assert named
+    assert named <= {folder.name for folder in tmp_path.iterdir()}
 
 
 def test_the_commands_run_word_for_word(tmp_path):

@@ -11,8 +11,9 @@ import pytest
 
 from internimage_deploy.cache import CACHE_VARIABLE, cache_folder
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.engine.compilers import gpu_problem, load_module
+from internimage_deploy.runtime.engine.compilers import load_module
 from internimage_deploy.runtime.gpu.device import Device
+from internimage_deploy.runtime.gpu.driver import gpu_problem
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "gpu"))  # `import kernel_library`
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from internimage_deploy.errors import UserError, one_line
-from internimage_deploy.files import atomic_path, require_file, staging_folder
+from internimage_deploy.files import atomic_path, require_file, staging_folder, write_error
 
 
 def test_another_files_error_is_not_blamed_on_the_target(tmp_path):
@@ -16,7 +16,7 @@ def test_another_files_error_is_not_blamed_on_the_target(tmp_path):
 
 
 def test_an_error_in_the_temporary_folder_is_the_targets(tmp_path):
-    with pytest.raises(UserError, match=r"cannot write .*/t\.bin: its folder does not exist"):  # noqa: SIM117
+    with pytest.raises(UserError, match=r"cannot write .*/t\.bin: no file can be made there"):  # noqa: SIM117
         with staging_folder(tmp_path / "t.bin") as stage:
             (stage / "none" / "file").write_bytes(b"")
 
@@ -39,3 +39,9 @@ def test_a_required_file(tmp_path):
 def test_an_error_on_one_line():
     assert one_line(ValueError("two\n  lines ")) == "two lines"
     assert one_line(ValueError()) == "ValueError"
+
+
+def test_a_folder_that_exists_is_not_called_missing(tmp_path):
+    error = OSError(errno.ENOENT, "No such file or directory")
+    assert "no file can be made there; choose another path" in str(write_error(tmp_path / "x", error))
+    assert "its folder does not exist; create it first" in str(write_error(tmp_path / "missing" / "x", error))

@@ -3,7 +3,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from internimage_deploy.cli.options import Option
+from internimage_deploy.cli.options import Option, Size
 
 
 @click.command()
@@ -31,3 +31,16 @@ def test_help_lists_the_new_names_only():
     assert "--batch INTEGER" in text
     assert "engine" not in text
     assert "max-batch" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1000000x64", "at most 16384 pixels on a side"),
+        ("64", "expected HxW such as 512x1024"),
+        ("0x64", "expected HxW"),
+    ],
+)
+def test_sizes_that_no_image_has(text, message):
+    with pytest.raises(click.BadParameter, match=message):
+        Size("HxW").convert(text, None, None)

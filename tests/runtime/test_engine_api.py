@@ -79,7 +79,10 @@ def test_tensorrt_keeps_its_timings_in_the_users_cache(compiled, tmp_path, monke
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output": "m.onnx"}, "m.onnx is named like an ONNX file; expected a name such as model.engine"),
+        (
+            {"output": "m.onnx"},
+            "m.onnx is named like an ONNX file; expected a name that ends in .engine, .plan, .trt, as m.engine",
+        ),
         ({"opt": (64, 64)}, r"got the input size \(64, 64\), expected \(batch, height, width\)"),
         ({"opt": (1, 0, 64)}, r"got the input size \(1, 0, 64\), expected"),
         ({"compute_capabilities": ("9.0",)}, "9.0 is Hopper"),

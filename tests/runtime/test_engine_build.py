@@ -188,6 +188,8 @@ REFUSED = [
     (("--timing-cache", "x", "--no-timing-cache"), 2, "exclude each other"),
     (("--fp16", "--bf16"), 2, "--fp16 and --bf16 exclude each other"),
     (("-o", "model.onnx"), 2, "named like an ONNX file"),
+    (("-o", "model.bin"), 2, "expected a name that ends in .engine, .plan, .trt, as model.engine"),
+    (("-o", "model"), 2, "model is not named like an engine"),
 ]
 
 

@@ -11,7 +11,14 @@ from internimage_deploy.card import EngineInfo, ModelCard, TensorSpec
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import sha256
 from internimage_deploy.runtime.engine import sidecar
-from internimage_deploy.runtime.engine.profiles import Profile, best_profile, choose_profiles, parse_size, tensor_shape
+from internimage_deploy.runtime.engine.profiles import (
+    Profile,
+    best_profile,
+    choose_profiles,
+    parse_size,
+    profile_note,
+    tensor_shape,
+)
 
 FREE = TensorSpec("image", "uint8", ("batch", "height", "width", 3))
 LABELS = TensorSpec("labels", "uint8", ("batch", "height", "width"))
@@ -37,18 +44,47 @@ def test_missing_bounds_follow_from_the_others():
     assert choose_profiles(CARD, ((2, 32, 32),), ((2, 64, 64),), ()) == (
         Profile((2, 32, 32), (2, 64, 64), (2, 64, 64)),
     )
+    low, high = (1, 64, 64), (4, 512, 1024)
+    assert choose_profiles(CARD, (low,), (), (high,)) == (Profile(low, high, high),)
     fixed = dataclasses.replace(CARD, input=TensorSpec("image", "uint8", ("batch", 512, 512, 3)))
     assert choose_profiles(fixed, (), (), ((8, 512, 512),)) == (Profile((1, 512, 512), (8, 512, 512), (8, 512, 512)),)
+
+
+def test_one_bound_alone_changes_the_default_profiles():
+    """It says nothing about the largest images; an engine for its size alone would take hardly any."""
+    card = dataclasses.replace(CARD, resize=(2048, 512))
+    wide, upright = choose_profiles(card, (), (), ())
+    assert choose_profiles(card, ((1, 128, 96),), (), ()) == (
+        dataclasses.replace(wide, min=(1, 128, 96)),
+        dataclasses.replace(upright, min=(1, 128, 96)),
+    )
+    assert choose_profiles(card, (), ((1, 1024, 512),), ()) == (
+        wide,  # which does not include that size
+        dataclasses.replace(upright, opt=(1, 1024, 512)),
+    )
+    text = profile_note((wide, upright), ((1, 64, 64),), (), ())
+    assert text.startswith(
+        "--opt and --max left out and taken from the model card; profiles: min 1x64x64 opt 1x512x704"
+    )
+    assert profile_note((wide,), ((1, 64, 64),), (), ((1, 512, 2048),)).startswith(
+        "--opt left out and taken from the o"
+    )
+    for sizes in (((), (), ()), (((1, 64, 64),),) * 3):
+        assert profile_note((wide,), *sizes) == ""
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
+        (((), ((4, 512, 512),), ()), "--opt 4x512x512 does not fit into this model's default profiles (min 1x64x64 "),
+        ((((1, 2048, 64),), (), ()), "opt 1x512x512 max 1x1024x1024); name --max too"),
+        ((((1, 64, 64),) * 2, (), ()), "got 2 times --min alone; name --max as often"),
+        ((((1, 60, 64),), (), ()), "--min has height 60, expected a multiple of 32"),
         ((((1, 64, 64),) * 2, (), ((1, 64, 64),)), "got 2 --min, 0 --opt and 1 --max"),
         ((((1, 64, 64),), (), ((1, 32, 64),)), "height: --min 64, --opt 32, --max 32 are out of order"),
         (((), (), ((1, 100, 64),)), "--opt has height 100, expected a multiple of 32; the next one is 128"),
     ],
-    ids=["counts", "order", "divisor"],
+    ids=["opt alone", "min alone", "twice", "min's divisor", "counts", "order", "divisor"],
 )
 def test_profiles_that_cannot_be(sizes, message):
     with pytest.raises(UserError, match=re.escape(message)):

@@ -29,7 +29,7 @@ from internimage_deploy.runtime.engine.compile import compile_engine, network_fl
 from internimage_deploy.runtime.engine.compilers import Compiler, find, load_module
 from internimage_deploy.runtime.engine.prepare import BuildOptions
 from internimage_deploy.runtime.engine.protocol import CompilerWarning
-from internimage_deploy.runtime.gpu import cuda_graph
+from internimage_deploy.runtime.gpu import cuda_graph, device
 from internimage_deploy.runtime.gpu.device import Device, DeviceArray, DeviceBuffer, DeviceError, OutOfDeviceMemory
 from support import fake_cuda, fake_tensorrt
 from support.engine_models import DYNAMIC, exported, rtx
@@ -400,7 +400,11 @@ def test_without_pycuda_or_tensorrt(compile_here, monkeypatch, tmp_path):
     monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
     monkeypatch.setattr(registry, "installed", lambda entry: True)
     monkeypatch.setitem(__import__("sys").modules, "pycuda", None)
+    monkeypatch.setattr(device, "gpu_problem", lambda: "")
     with pytest.raises(MissingDependency, match=r"needs the package 'pycuda', .*: run  pip install pycuda$"):
+        load_backend(built.path)
+    monkeypatch.setattr(device, "gpu_problem", lambda: "the NVIDIA driver sees no GPU")
+    with pytest.raises(UserError, match=r"running an engine needs an NVIDIA GPU: the NVIDIA driver sees no GPU$"):
         load_backend(built.path)
 
 

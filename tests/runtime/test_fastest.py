@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
+import os
+import shutil
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from internimage_deploy.cli.options import backend_option
 from internimage_deploy.errors import UserError
 from internimage_deploy.onnx_tools.model_file import read_card
 from internimage_deploy.runtime.backends import fastest
@@ -62,7 +67,12 @@ def test_the_faster_backend_is_loaded_and_named(machine, caplog):
     path, _, _ = machine
     with caplog.at_level(logging.INFO, "internimage_deploy"):
         assert load_fastest(path, NAMES).name == "openvino"
-    assert "backend openvino: 30 ms a run on this machine, onnxruntime 50 ms" in caplog.text
+    assert "timing onnxruntime and openvino for this model at 512x512, once; this takes about " in caplog.text
+    assert "onnxruntime 50 ms, openvino 30 ms a run at 512x512; from now on 'auto' takes openvino" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "internimage_deploy"):
+        assert load_fastest(path, NAMES).name == "openvino"
+    assert caplog.text == ""  # said once
 
 
 def test_timings_are_cached_for_the_same_model_and_settings_only(machine):
@@ -73,6 +83,25 @@ def test_timings_are_cached_for_the_same_model_and_settings_only(machine):
     assert load_fastest(path, NAMES).name == "openvino"
     assert loaded == ["openvino"]
     assert load_fastest(path, NAMES, threads=1).name == "onnxruntime"
+
+
+@pytest.mark.parametrize(("other", "expected"), [(49.0, "onnxruntime"), (46.0, "onnxruntime"), (44.0, "openvino")])
+def test_a_tie_takes_the_default(machine, other, expected):
+    path, milliseconds, _ = machine
+    milliseconds["openvino"] = other
+    for _ in range(2):  # timed, and from the cache
+        assert load_fastest(path, NAMES).name == expected
+
+
+def test_forgotten_timings_are_taken_again(machine):
+    path, milliseconds, _ = machine
+    assert load_fastest(path, NAMES).name == "openvino"
+    milliseconds["openvino"] = 70.0
+    assert load_fastest(path, NAMES).name == "openvino"
+    CliRunner().invoke(click.command()(backend_option(lambda backend: None)), ["--retime"], catch_exceptions=False)
+    assert load_fastest(path, NAMES).name == "onnxruntime"
+    fastest.forget_times()
+    fastest.forget_times()  # nothing left to remove
 
 
 def test_a_quick_network_is_not_compared(machine):
@@ -125,6 +154,27 @@ def test_a_changed_file_is_timed_again(tmp_path):
     assert fastest._key(path, NAMES[:1], None) != key
 
 
+def test_a_copy_elsewhere_is_the_same_model(tmp_path):
+    path = color_model(tmp_path / "model.onnx")
+    (tmp_path / "elsewhere").mkdir()
+    copy = shutil.copy(path, tmp_path / "elsewhere" / "other.onnx")
+    os.utime(copy, (1, 1))
+    assert fastest._key(copy, NAMES[:1], None) == fastest._key(path, NAMES[:1], None)
+    assert fastest._key(copy, NAMES[:1], 1) != fastest._key(copy, NAMES[:1], 2)
+
+
+def test_the_digest_reads_both_ends_of_a_file(tmp_path):
+    path = tmp_path / "large"
+    content = bytearray(3 * fastest._SAMPLED_BYTES)
+    digests = set()
+    for changed in (None, 0, len(content) - 1):
+        if changed is not None:
+            content[changed] += 1
+        path.write_bytes(content)
+        digests.add(fastest._file_digest(path))
+    assert len(digests) == 3
+
+
 def test_noise_has_the_shape_that_the_card_asks_for(tmp_path):
     fixed = read_card(color_model(tmp_path / "fixed.onnx", size=(64, 96), batch=2, uint8=False))
     assert sample(fixed, (32, 32), 5).shape == (2, 3, 64, 96)
@@ -142,7 +192,7 @@ def test_auto_times_the_real_ones(tmp_path, monkeypatch, caplog):
     path = color_model(tmp_path / "model.onnx")
     with caplog.at_level(logging.INFO, "internimage_deploy"):
         backend = load_backend(path)
-    assert f"backend {backend.name}: " in caplog.text
+    assert f"from now on 'auto' takes {backend.name}" in caplog.text
     assert all(name in caplog.text for name in NAMES)
     batch = sample(backend.card, (64, 64))
     np.testing.assert_allclose(backend.run(batch), load_backend(path, "onnxruntime").run(batch), atol=1e-3)

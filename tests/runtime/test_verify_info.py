@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-import dataclasses
-import importlib
 import json
 import logging
-import sys
+import re
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from internimage_deploy import UserError
 from internimage_deploy.card import METADATA_KEY, EngineInfo, ModelCard, TensorSpec
-from internimage_deploy.cli import doctor
-from internimage_deploy.cli import main as cli
 from internimage_deploy.files import sha256
 from internimage_deploy.onnx_tools.cost import UnknownShape, graph_statistics, multiply_adds
 from internimage_deploy.onnx_tools.model_file import read_model
@@ -22,17 +19,6 @@ from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.backends.registry import REGISTRY, Entry, choose
 from internimage_deploy.runtime.engine import sidecar
 from support.tiny_models import color_model
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            cli.run(cli.group, [str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return exit_.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def change(path, edit):
@@ -74,6 +60,77 @@ def test_verify_against_equivalent_models(run, tmp_path):
     code, out, _ = run("verify", tmp_path / "a.onnx", *backends, "--size", "64x32")
     assert code == 0
     assert "64x32: 100.0000% of the labels agree, max error 0" in out
+
+
+@pytest.mark.parametrize("fixed_first", [True, False])
+def test_verify_takes_the_size_that_either_model_is_fixed_to(run, tmp_path, fixed_first):
+    files = [color_model(tmp_path / "free.onnx"), color_model(tmp_path / "fixed.onnx", size=(64, 96))]
+    first, second = reversed(files) if fixed_first else files
+    code, out, err = run("verify", first, "--against", second)
+    assert (code, err) == (0, "")
+    assert out.count("64x96: 100.0000% of the labels agree") == 1
+    assert "64x64" not in out
+
+
+def test_verify_finds_what_is_wrong_with_the_second_before_it_runs_the_first(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(load_module, "open_backend", lambda *about, **options: pytest.fail("a model was loaded"))
+    model = color_model(tmp_path / "a.onnx", size=(64, 96))
+    two = {"classes": ("red", "green"), "palette": ((255, 0, 0), (0, 255, 0))}
+    (tmp_path / "text.onnx").write_text("no model")
+    for against, message in (
+        (tmp_path / "missing.onnx", "missing.onnx: no such file"),
+        (tmp_path / "text.onnx", "not an ONNX file"),
+        (color_model(tmp_path / "two.onnx", card_changes=two), "the models have 3 and 2 classes"),
+        (color_model(tmp_path / "other.onnx", size=(96, 64)), "take no input size in common; compare their labels on"),
+        (tmp_path / "b.bin", "b.bin: no backend reads this kind of file"),
+    ):
+        code, out, err = run("verify", model, "--against", against)
+        assert (code, out) == (1, "")
+        assert message in err
+    code, _, err = run("verify", model, "--images", tmp_path)
+    assert code == 2
+    assert "--images compares two models" in err
+
+
+def test_verify_runs_the_second_model_in_the_same_backend(run, tmp_path):
+    """As far as that reads its file."""
+    model, other = color_model(tmp_path / "a.onnx"), color_model(tmp_path / "b.onnx")
+    for backend in ("onnxruntime", "openvino"):
+        code, out, _ = run("verify", model, "--against", other, "--backend", backend, "--size", "64x64")
+        assert code == 0
+        assert f"comparing a.onnx ({backend}) with b.onnx ({backend})" in out
+    code, out, err = run("verify", model, "--against", write_engine(tmp_path / "m.engine"), "--backend", "onnxruntime")
+    assert code == 1
+    assert "batch 2" not in out  # it cannot be loaded, which is found before the first model runs
+    assert "'onnxruntime' does not read" not in err
+
+
+def test_verify_on_images(run, tmp_path):
+    """Models of two fixed sizes, which have no random input in common."""
+    first = color_model(tmp_path / "a.onnx", size=(64, 96), labels=True)
+    second = color_model(tmp_path / "b.onnx", size=(96, 64), labels=True)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    red, noise = np.zeros((40, 50, 3), np.uint8), np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    red[..., 0] = 255
+    for name, image in (("red.png", red), ("noise.png", noise)):
+        Image.fromarray(image).save(folder / name)
+    code, out, err = run("verify", first, "--against", second, "--images", folder, "--min-agreement", "0")
+    assert (code, err) == (0, "")
+    assert "red.png: 100.0000% of the labels agree" in out
+    (share,) = re.findall(r"noise.png: ([\d.]+)% of", out)
+    overall = (100 * red.size + float(share) * noise.size) / (red.size + noise.size)
+    assert float(share) < 100
+    (printed,) = re.findall(r"2 images: ([\d.]+)% of", out)
+    assert float(printed) == pytest.approx(overall, abs=1e-3)
+    assert f"the worst is {folder / 'noise.png'} with {share}%" in out
+    code, _, err = run("verify", first, "--against", second, "--images", folder)
+    assert code == 1
+    assert "disagree at 2 images: " in err
+    code, out, _ = run("verify", first, "--against", first, "--images", folder / "noise.png")
+    assert code == 0
+    assert "64x96: 100.0000%" in out  # random images, too
+    assert "1 image: 100.0000% of the labels agree" in out
 
 
 def test_verify_sees_other_labels_and_other_logits(run, tmp_path):
@@ -288,58 +345,3 @@ def test_the_output_must_have_the_rank_of_the_card(tmp_path):
     backend = load_backend(color_model(tmp_path / "m.onnx", card_changes={"output": output}), "onnxruntime")
     with pytest.raises(UserError, match="expected 5 dimensions"):
         backend.run(np.zeros((1, 64, 64, 3), np.uint8))
-
-
-def test_doctor_survives_broken_packages(tmp_path, monkeypatch):
-    (tmp_path / "broken_package.py").write_text("raise RuntimeError('lost\\na library')")
-    (tmp_path / "leftover_package").mkdir()
-    monkeypatch.syspath_prepend(tmp_path)
-    part = doctor.Part("Broken", "broken_package", ("broken-package",), "pip install it", "tests", try_import=True)
-    found = doctor.examine(part)
-    assert (found.state, found.detail) == ("broken", "(RuntimeError: lost a library)")
-    leftover = dataclasses.replace(part, module="leftover_package")
-    assert doctor.examine(leftover).state == "missing"
-    assert doctor.examine(dataclasses.replace(part, module="not_there_at_all")).state == "missing"
-    monkeypatch.delitem(sys.modules, "broken_package", raising=False)
-
-
-def test_doctor_shows_what_is_installed(run, monkeypatch):
-    code, out, _ = run("doctor")
-    assert code == 0
-    assert np.__version__ in out
-    assert "onnxruntime" in out
-    monkeypatch.setattr(doctor, "_present", lambda module: module != "cv2")
-    code, out, _ = run("doctor")
-    assert code == 1
-    assert "pip install opencv-python-headless" in out
-
-
-@pytest.mark.parametrize("content", ["raise ImportError('no libcublas.so.12')", "x = 1"], ids=["import", "stub"])
-def test_doctor_survives_a_broken_onnxruntime(run, tmp_path, monkeypatch, content):
-    (tmp_path / "onnxruntime.py").write_text(content)
-    importlib.import_module("onnxruntime")  # the real one, which is put back afterwards
-    monkeypatch.delitem(sys.modules, "onnxruntime")
-    monkeypatch.syspath_prepend(tmp_path)
-    _, out, _ = run("doctor", "--json")
-    report = json.loads(out)
-    (found,) = (part for part in report["parts"] if part["title"] == "ONNX Runtime")
-    if "raise" in content:
-        assert (found["state"], found["detail"]) == ("broken", "(ImportError: no libcublas.so.12)")
-        assert "onnxruntime" not in report["backends"]
-    assert "onnxruntime-cuda" not in report["backends"]
-
-
-def test_doctor_finds_a_part_inside_a_namespace(tmp_path, monkeypatch):
-    """As cuda-python's: the folder `cuda` belongs to several distributions and is no package of its own."""
-    (part,) = (part for part in doctor._PARTS if part.title == "cuda-python")
-    (tmp_path / "cuda").mkdir()
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    for name in [name for name in sys.modules if name.partition(".")[0] == "cuda"]:
-        monkeypatch.delitem(sys.modules, name)
-    assert doctor.examine(part).state == "missing"
-    (tmp_path / "cuda" / "bindings").mkdir()
-    (tmp_path / "cuda" / "bindings" / "__init__.py").touch()
-    for name in [name for name in sys.modules if name.partition(".")[0] == "cuda"]:
-        monkeypatch.delitem(sys.modules, name)
-    importlib.invalidate_caches()
-    assert doctor.examine(part).state == "installed"

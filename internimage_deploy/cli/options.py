@@ -33,6 +33,9 @@ class Size(click.ParamType):
         self._form = form
         self._words = words
 
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # click 8.1 has no ctx
+        return self.name
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, tuple) or value in self._words:
             return value

@@ -98,10 +98,12 @@ def test_the_commands_run_word_for_word(tmp_path):
     """With the demo's model under the official file's name, and images of noise."""
     checkpoint = ROOT / "examples" / "toy_street" / "toy_street.pth"
     shutil.copy(checkpoint, tmp_path / "upernet_internimage_t_512_160k_ade20k.pth")
-    (tmp_path / "images").mkdir()
     rng = np.random.default_rng(0)
-    for path in (tmp_path / "street.jpg", tmp_path / "images" / "one.png"):
+    for name in ("street.jpg", "images/one.png", "day1/a.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(path), rng.integers(0, 256, (64, 96, 3), np.uint8))
+    (tmp_path / "list.txt").write_text("street.jpg\n")
     texts = [DOCUMENTS[name] if title is None else section(DOCUMENTS[name], title) for name, title in RUN]
     lines = [line for text in texts for line in commands(text, OURS) if not line.startswith(NOT_RUN)]
     assert {arguments(line)[0] for line in lines} >= {

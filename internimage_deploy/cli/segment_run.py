@@ -150,7 +150,7 @@ class Run:
         click.echo(f"{self.seconds:.1f} s, {report.done / max(self.seconds, 1e-9):.1f} images per second")
         largest = report.pixels.most_common(_LARGEST)
         width = max(len(name) for name, _ in largest)
-        every = report.pixels.total() if hasattr(report.pixels, "total") else sum(report.pixels.values())
+        every = report.pixels.total()
         for name, pixels in largest:
             click.echo(f"  {name:{width}}  {pixels / every:6.1%}")
         if len(report.pixels) > len(largest):

@@ -122,6 +122,15 @@ _LIMIT_OPTIONS = apply_options(
         help="Maximum number of requests per second and client address; 0 for no limit.",
     ),
     click.option(
+        "--proxy",
+        "proxies",
+        multiple=True,
+        metavar="ADDRESS",
+        callback=lambda _context, _option, values: tuple(_network(value) for value in values),
+        help="Address or network of a reverse proxy (10.0.0.5 or 10.0.0.0/8) whose X-Forwarded-For header names the "
+        "client; may be repeated. From everybody else the header is ignored.",
+    ),
+    click.option(
         "--drain",
         type=click.FloatRange(1, 3600),
         default=30,
@@ -159,6 +168,7 @@ def serve(
     max_memory: float,
     body_timeout: float,
     rate: float,
+    proxies: tuple[str, ...],
     drain: float,
     resize: tuple[int, int] | Literal["own"] | None,
     slide: bool,
@@ -210,6 +220,7 @@ def serve(
             header_s=min(body_timeout, _HEADER_S),
             deadline_s=deadline,
             rate=rate,
+            proxies=proxies,
         ),
         batching=Batching(delay_s=delay_ms / 1e3, queue=queue),
     )
@@ -260,6 +271,13 @@ def _serve_on_ray(
 
 def _missing(error: ImportError) -> UserError:
     return MissingDependency(error.name or "fastapi", "serve", "serving")
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text, strict=False))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no IP address or network, such as 10.0.0.5 or 10.0.0.0/8") from error
 
 
 def _is_loopback(host: str) -> bool:

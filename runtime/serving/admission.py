@@ -26,7 +26,7 @@ def check_token(expected: str, authorization: str | None) -> None:
     if not expected:
         return
     scheme, _, token = (authorization or "").partition(" ")
-    same = hmac.compare_digest(token.strip().encode("utf-8", "surrogateescape"), expected.encode())
+    same = hmac.compare_digest(token.strip(" \t").encode("utf-8", "surrogateescape"), expected.encode())
     if not (same and scheme.lower() == "bearer"):
         raise HttpError(
             401,

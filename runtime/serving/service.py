@@ -63,7 +63,9 @@ class Service:
         self.memory = MemoryBudget(settings.limits.memory)
         self.rate = RateLimiter(settings.limits.rate, settings.limits.burst)
         self.closing = False
-        self.connections: Callable[[], int] = lambda: 0  # a server that counts its connections replaces this
+        # A server that counts its connections replaces these.
+        self.connections: Callable[[], int] = lambda: 0
+        self.connections_from: Callable[[str], int] = lambda _address: 0
         self._max_pixels = settings.model.options.max_pixels
         self._pipeline: ImagePipeline | None = None
         self._threads = ThreadPoolExecutor(max(os.cpu_count() or 1, 2), thread_name_prefix="images")
@@ -94,12 +96,18 @@ class Service:
         """The loaded model's card. Raises `HttpError` 503 while there is none."""
         return self._loaded().card
 
-    def check_connections(self) -> None:
-        """Raise `HttpError` 503 when too many connections are open."""
-        if self.connections() > self.settings.limits.connections:
-            error = overloaded("too many connections; try again", kind="connections")
-            error.headers["Connection"] = "close"
-            raise error
+    def check_connections(self, peer: str) -> None:
+        """Raise `HttpError` 503 when too many connections are open, in all or from the address `peer`."""
+        limits = self.settings.limits
+        if self.connections() > limits.connections:
+            reason = "too many connections; try again"
+        elif self.connections_from(peer) >= limits.connections_per_client and not limits.is_proxy(peer):
+            reason = "too many connections from this address; try again"
+        else:
+            return
+        error = overloaded(reason, kind="connections")
+        error.headers["Connection"] = "close"
+        raise error
 
     def check_room(self) -> None:
         """Raise `HttpError` 503 while no image can be accepted: not loaded, shutting down, every place taken."""

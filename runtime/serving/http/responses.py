@@ -13,6 +13,8 @@ from internimage_deploy.runtime.serving.service import SegmentedImage
 PNG = "image/png"
 JSON = "application/json"
 
+_LONGEST_ACCEPT = 4096  # characters of an Accept header that count; browsers send 200
+
 
 def negotiate(accept: str | None) -> str:
     """`image/png` or `application/json`, whichever the Accept header prefers; PNG if it has no preference.
@@ -87,7 +89,7 @@ def server_timing(image: SegmentedImage) -> str:
 def _quality(accept: str, media_type: str) -> float:
     """The q value, 0 to 1, of `media_type` in an Accept header: the most specific range that covers it decides."""
     best = (-1, 0.0)
-    for part in accept.split(","):
+    for part in accept[:_LONGEST_ACCEPT].split(","):
         name, *parameters = (piece.strip().lower() for piece in part.split(";"))
         ranges = ("*/*", f"{media_type.partition('/')[0]}/*", media_type)
         if name not in ranges:

@@ -88,7 +88,7 @@ _BATCHING_OPTIONS = apply_options(
         type=click.FloatRange(0.1, 3600),
         default=30,
         show_default=True,
-        help="Seconds after which an image that still waits is given up with a 503.",
+        help="Seconds after which an image that is not done is given up with a 503.",
     ),
 )
 _LIMIT_OPTIONS = apply_options(

@@ -111,6 +111,10 @@ class Share:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give everything back; nothing can be taken any more."""
         with self._budget._lock:
             self._budget.used -= self._held
             self._held = 0

@@ -23,7 +23,7 @@ class Limits:
     memory: int = 1 << 30  # bodies and decoded images of all requests together
     body_s: float = 30.0  # to send the body
     header_s: float = 10.0  # to send the headers
-    deadline_s: float = 30.0  # from the request's last byte to the start of its run
+    deadline_s: float = 30.0  # from the request's last byte to its labels
     rate: float = 0.0  # requests per second and client address; 0 = no limit
     burst: int = 20  # requests a client may send at once before `rate` applies
     connections: int = 1024

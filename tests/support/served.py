@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`internimage-deploy serve` in a process of its own, and images to send to it."""
 
+import contextlib
 import io
 import os
 import re
@@ -96,14 +97,27 @@ class Served:
 
     def workers(self):
         """Process ids of the worker processes."""
-        tasks = Path(f"/proc/{self.pid}/task")
-        pids = {int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()}
-        return [pid for pid in sorted(pids) if b"spawn_main" in _command_line(pid)]
+        return self._children(b"spawn_main")
 
-    def resident_bytes(self):
-        """Memory of the service and its workers."""
-        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in (self.pid, *self.workers())]
-        return sum(pages) * os.sysconf("SC_PAGE_SIZE")
+    def decoders(self):
+        """Process ids of the processes that decode images."""
+        return self._children(b"decode_process")
+
+    def _children(self, part):
+        tasks = Path(f"/proc/{self.pid}/task")
+        pids = set()
+        for task in tasks.iterdir():
+            with contextlib.suppress(OSError):  # the thread has just ended
+                pids |= set(map(int, (task / "children").read_text().split()))
+        return [pid for pid in sorted(pids) if part in _command_line(pid)]
+
+    def resident_bytes(self, *pids):
+        """Memory of these processes; by default of the service, its workers and its decoders."""
+        pages = 0
+        for pid in pids or (self.pid, *self.workers(), *self.decoders()):
+            with contextlib.suppress(OSError):
+                pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
 
     def cpu_seconds(self):
         """CPU time so far of the service's own process, and of its workers together."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from internimage_deploy.runtime.serving.admission import check_token
-from internimage_deploy.runtime.serving.http_error import HttpError
+from internimage_deploy.runtime.serving.http_error import HttpError, overloaded
 from internimage_deploy.runtime.serving.settings import Limits, parse_address
 
 if TYPE_CHECKING:
@@ -40,10 +41,12 @@ class GatewayMiddleware:
         started = time.monotonic()
         path = scope["path"]
         status = 500
+        started_response = False
 
         async def send_hardened(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started_response
             if message["type"] == "http.response.start":
+                started_response = True
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers.setdefault("X-Content-Type-Options", "nosniff")
@@ -61,6 +64,9 @@ class GatewayMiddleware:
         except HttpError as error:
             self._service.metrics.refused.labels(error.kind).inc()
             await _send_error(error, send_hardened)
+        except asyncio.CancelledError:  # the server's, when the time to finish accepted requests is over
+            if not started_response:
+                await _send_error(overloaded("the service is shutting down; try again"), send_hardened)
         finally:
             # The route's pattern, not the path: the number of series must not be the client's choice.
             route = getattr(scope.get("route"), "path", path if path in _SEGMENT else "other")

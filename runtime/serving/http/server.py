@@ -4,19 +4,47 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import signal
 import socket
 import sys
+import threading
+from types import FrameType
 
 import uvicorn
 
 from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.serving.execution.memory import return_freed_memory
 from internimage_deploy.runtime.serving.http.app import create_app
 from internimage_deploy.runtime.serving.http.connection import Connections, RateLimitedLog, limited_protocol
 from internimage_deploy.runtime.serving.settings import Settings
 
+log = logging.getLogger("internimage_deploy.serving")
+
 _OTHER_FILES = 512  # descriptors beside the connections: workers, libraries, refused connections that are still open
+_CLOSE_S = 5.0  # to free everything, after the time to finish accepted requests
 _BACKLOG = 2048  # uvicorn's own; the kernel caps it
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, with an end of the process in time whatever still runs in it."""
+
+    def __init__(self, config: uvicorn.Config, drain_s: float) -> None:
+        super().__init__(config)
+        self._end = threading.Timer(drain_s + _CLOSE_S, self._exit)
+        self._end.daemon = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            self._end.start()
+        super().handle_exit(sig, frame)
+
+    def _exit(self) -> None:
+        log.error("the service did not end in time; it is ended")
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(1)
 
 
 def serve(settings: Settings, *, host: str, port: int, drain_s: float) -> None:
@@ -36,6 +64,7 @@ def serve(settings: Settings, *, host: str, port: int, drain_s: float) -> None:
     # Images are decoded in threads of this process. With the usual 5 ms between switches a burst of requests would
     # wait for them again and again, and a 503 takes far less time than that.
     sys.setswitchinterval(0.0005)
+    return_freed_memory()
     limits = settings.limits
     app = create_app(settings, on_load_failure=stop_server)
     connections = Connections(limits)
@@ -52,13 +81,13 @@ def serve(settings: Settings, *, host: str, port: int, drain_s: float) -> None:
         timeout_keep_alive=15,
         timeout_graceful_shutdown=max(int(drain_s), 1),
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, drain_s)
     app.state.service.connections = lambda: len(server.server_state.connections)
     app.state.service.connections_from = connections.count
     logging.getLogger("uvicorn.error").addFilter(RateLimitedLog())
     _allow_open_files(limits.connections + _OTHER_FILES)
     sock = _bind(host, port)
-    logging.getLogger("internimage_deploy.serving").info("listening on http://%s:%d", *sock.getsockname()[:2])
+    log.info("listening on http://%s:%d", *sock.getsockname()[:2])
     # uvicorn drains on these and raises them again afterwards, which must not end the process with a failure.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: None)

@@ -25,7 +25,7 @@ from internimage_deploy.runtime.imaging.segmentation import Segmentation
 from internimage_deploy.runtime.serving.admission import MemoryBudget, RateLimiter, Share
 from internimage_deploy.runtime.serving.execution.decoder import DecoderPool, Job
 from internimage_deploy.runtime.serving.execution.executor import Executor
-from internimage_deploy.runtime.serving.http import image_codec
+from internimage_deploy.runtime.serving.http import image_codec, inference_protocol
 from internimage_deploy.runtime.serving.http_error import HttpError, overloaded
 from internimage_deploy.runtime.serving.metrics import Metrics
 from internimage_deploy.runtime.serving.settings import Settings
@@ -40,6 +40,7 @@ _IMAGE_BYTES = 3  # per pixel
 _LABEL_COPIES = 4
 # Per pixel at network scale: the image, its copy in the pipe, and at the other end.
 _NETWORK_BYTES = 12
+_SHORT_JSON, _LARGE_JSON = 64 << 10, 1 << 20
 _LARGE_NICENESS = 5
 _WARM_UP_S = 120.0
 
@@ -188,6 +189,29 @@ class Service:
             return image
 
         return await self._segment(take)
+
+    async def read_request(
+        self, body: bytearray, header_length: str | None, share: Share
+    ) -> inference_protocol.InferRequest:
+        """As `inference_protocol.read_request`; much JSON is read beside this process, which could do nothing else."""
+        limits = self.settings.limits
+        text = len(body)
+        if header_length is not None:
+            text = int(header_length) if header_length.isdecimal() and len(header_length) < 12 else 0
+        if text <= _SHORT_JSON or text > inference_protocol.MAX_JSON:
+            share.take(inference_protocol.JSON_MEMORY * min(text, _SHORT_JSON))
+            read = inference_protocol.read_request
+            return read(body, header_length, max_images=limits.batch_images, max_pixels=self._max_pixels)
+        memory = inference_protocol.JSON_MEMORY * text + len(body)
+        share.take(memory)
+        deadline = time.monotonic() + limits.deadline_s
+        arguments: dict[str, object] = {
+            "header_length": header_length,
+            "max_images": limits.batch_images,
+            "max_pixels": self._max_pixels,
+        }
+        large = text > _LARGE_JSON
+        return await self._decoders.read_request(Job(body, self._max_pixels, memory, large, deadline, arguments))
 
     async def in_thread(self, function: Callable[[], T], *, large: bool = False) -> T:
         """The result of `function` beside the event loop; `large` ones do not keep others waiting."""

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import gzip
 import io
+import json
 import os
 import signal
 import socket
@@ -377,3 +378,27 @@ def test_large_images_do_no_harm_with_any_resize(color_path, tmp_path, options):
         assert decoded(response.content).shape == (1500, 2000)
         assert server.post("/v1/segment", content=attacks.rgba_png(6000, 6000)).status_code == 413
         check_alive(server)
+
+
+def test_much_json_is_read_beside_the_service(color_path, tmp_path):
+    """Lists without end hold a decoder, and no longer than the deadline; everybody else is answered meanwhile."""
+    flood = b"[" + b"[]," * 100_000 + b"[]]"
+    image = np.repeat(RGB, 4, axis=0)
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *image.shape], "data": image.tolist()}
+    plain = json.dumps({"id": "a", "inputs": [tensor]}).encode()
+    assert len(plain) > 64 << 10
+    with Served(color_path, tmp_path, "--name", "color", "--deadline", "2") as server:
+        address = "/v2/models/color/infer"
+        assert server.post(address, content=flood).status_code == 400
+        response = server.post(address, content=plain).json()
+        binary = {"name": "labels", "parameters": {"binary_data": True}}
+        again = server.post(address, content=json.dumps({"inputs": [tensor], "outputs": [binary]}).encode())
+        assert response["id"] == "a"
+        assert response["outputs"][0]["shape"] == [1, 160, 56]
+        assert again.content.endswith(np.array(response["outputs"][0]["data"], np.uint8).tobytes())
+        for decoder in server.decoders():
+            os.kill(decoder, signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as client:
+            stuck = client.submit(server.post, address, content=flood)
+            assert server.get("/healthz").status_code == 200
+            assert stuck.result().status_code == 503

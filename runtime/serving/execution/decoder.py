@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import subprocess
 import sys
@@ -15,11 +16,13 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from internimage_deploy.runtime.serving.execution import decode_process as process
+from internimage_deploy.runtime.serving.http import inference_protocol
 from internimage_deploy.runtime.serving.http_error import HttpError, overloaded
 
 log = logging.getLogger("internimage_deploy.serving")
@@ -39,14 +42,15 @@ class DecoderLost(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """An image file to decode.
+    """An image file to decode, or the body of a request to read.
 
     Attributes:
-        data: the file's content.
+        data: the file's content, or the body.
         pixels: maximum number of pixels; the file's header has been checked against the service's limit.
         memory: bytes that decoding may take.
         large: whether it may only run where it does not keep small images waiting.
         deadline: on `time.monotonic`'s clock.
+        arguments: of `inference_protocol.read_request` for the body of a request; None for an image file.
     """
 
     data: bytes | bytearray
@@ -54,6 +58,15 @@ class Job:
     memory: int
     large: bool
     deadline: float
+    arguments: dict[str, object] | None = None
+
+
+class Reply(NamedTuple):
+    """What a process replies; see `decode_process.REPLY`."""
+
+    first: int
+    second: int
+    content: bytearray
 
 
 class Decoder:
@@ -75,12 +88,12 @@ class Decoder:
         """True while the process runs."""
         return not self._lost and self._process.poll() is None
 
-    async def decode(self, job: Job) -> npt.NDArray[np.uint8]:
-        """(H, W, 3) uint8 RGB. Raises `HttpError` 400, or `DecoderLost` when the process ends, as after `kill`."""
+    async def run(self, job: Job) -> Reply:
+        """What the process replies. Raises `HttpError`, or `DecoderLost` when the process ends, as after `kill`."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._exchange, job)
 
     def kill(self) -> None:
-        """End the process at once; a call of `decode` returns then."""
+        """End the process at once; a call of `run` returns then."""
         self._lost = True
         with contextlib.suppress(OSError):
             self._process.kill()
@@ -95,23 +108,28 @@ class Decoder:
                 if pipe is not None:
                     pipe.close()
 
-    def _exchange(self, job: Job) -> npt.NDArray[np.uint8]:
+    def _exchange(self, job: Job) -> Reply:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
+        kind, prefix = process.IMAGE, b""
+        if job.arguments is not None:
+            kind, prefix = process.TENSOR, json.dumps(job.arguments).encode() + b"\n"
         try:
             left = max(job.deadline - time.monotonic(), 0.001)
-            process.write_all(stdin, process.REQUEST.pack(len(job.data), job.pixels, job.memory, left))  # type: ignore[arg-type]
-            process.write_all(stdin, job.data)  # type: ignore[arg-type]
-            header = process.read_exactly(stdout, process.REPLY.size)  # type: ignore[arg-type]
+            size = len(prefix) + len(job.data)
+            process.write_all(stdin, process.REQUEST.pack(kind, size, job.pixels, job.memory, left) + prefix)
+            process.write_all(stdin, job.data)
+            header = process.read_exactly(stdout, process.REPLY.size)
             if header is not None:
                 kind, first, second = process.REPLY.unpack(header)
-                size = first * second * 3 if kind == process.PIXELS else first
-                content = process.read_exactly(stdout, size)  # type: ignore[arg-type]
-                if content is not None and kind == process.PIXELS:
-                    return np.frombuffer(content, np.uint8).reshape(first, second, 3)
+                size = first * second * 3 if kind == process.IMAGE else first + second
+                content = process.read_exactly(stdout, size)
+                if content is not None and kind == process.ERROR:
+                    error = json.loads(content)
+                    raise HttpError(error["status"], error["reason"], kind=error["kind"])
                 if content is not None:
-                    raise HttpError(400, content.decode(), kind="picture")
+                    return Reply(first, second, content)
         except OSError as error:
             log.debug("a decoder ended: %s", error)
         self._lost = True
@@ -144,6 +162,17 @@ class DecoderPool:
         Raises:
             HttpError: 400, the image cannot be read; 503, it was not decoded before its deadline.
         """
+        height, width, content = await self._reply(job)
+        return np.frombuffer(content, np.uint8).reshape(height, width, 3)
+
+    async def read_request(self, job: Job) -> inference_protocol.InferRequest:
+        """As `inference_protocol.read_request`. Raises `HttpError` as it does, and 503 after the deadline."""
+        size, _, content = await self._reply(job)
+        fields = json.loads(content[:size])
+        image = np.frombuffer(content, np.uint8, offset=size).reshape(fields["shape"])
+        return inference_protocol.InferRequest(fields["id"], image, fields["binary"])
+
+    async def _reply(self, job: Job) -> Reply:
         for attempt in (1, 2):
             decoder = await self._acquire(job)
             abandoned = asyncio.Event()
@@ -155,10 +184,10 @@ class DecoderPool:
                 raise
             except DecoderLost as error:
                 if self._closed or time.monotonic() >= job.deadline:
-                    late = "the image could not be decoded in time; try again"
+                    late = "not decoded in time; try again"
                     raise overloaded(late, kind="deadline", retry_after_s=2) from error
                 if attempt == 2:
-                    ended = "the image cannot be read as an image (its decoder ended)"
+                    ended = "the image or request cannot be read (its decoder ended)"
                     raise HttpError(400, ended, kind="picture") from error
         raise AssertionError
 
@@ -214,8 +243,8 @@ class DecoderPool:
             self._idle.append(decoder)
             self._dispatch()
 
-    async def _run(self, decoder: Decoder, job: Job, abandoned: asyncio.Event) -> npt.NDArray[np.uint8]:
-        work = asyncio.ensure_future(decoder.decode(job))
+    async def _run(self, decoder: Decoder, job: Job, abandoned: asyncio.Event) -> Reply:
+        work = asyncio.ensure_future(decoder.run(job))
         gone = asyncio.ensure_future(abandoned.wait())
         try:
             left = job.deadline - time.monotonic()
@@ -228,7 +257,7 @@ class DecoderPool:
             return await work
         except (HttpError, DecoderLost):
             if abandoned.is_set():  # nobody asks for the reason
-                return np.empty((0, 0, 3), np.uint8)
+                return Reply(0, 0, bytearray())
             raise
         finally:
             gone.cancel()

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from internimage_deploy.card import ModelCard, label_dtype
 from internimage_deploy.runtime.imaging.postprocess import Labels
-from internimage_deploy.runtime.serving.http.responses import to_json
+from internimage_deploy.runtime.serving.http.json_writer import to_json
 from internimage_deploy.runtime.serving.http_error import HttpError
 
 VERSION = "1"

@@ -15,6 +15,7 @@ from internimage_deploy.runtime.imaging.results import Mask
 from internimage_deploy.runtime.serving.admission import Share
 from internimage_deploy.runtime.serving.http import api_schema, responses
 from internimage_deploy.runtime.serving.http.body import Upload, read_body, read_uploads
+from internimage_deploy.runtime.serving.http.json_writer import to_json
 from internimage_deploy.runtime.serving.http_error import HttpError
 from internimage_deploy.runtime.serving.service import OVERLAY_BYTES, RESULT_BYTES, Service, is_large
 
@@ -61,9 +62,7 @@ def segment_routes(service: Service) -> APIRouter:
                 content = await service.in_thread(lambda: responses.encode_png(image, view, alpha, mask), large=large)
             else:
                 name = service.settings.name
-                content = await service.in_thread(
-                    lambda: responses.to_json(responses.describe(image, name, share)), large=large
-                )
+                content = await service.in_thread(lambda: to_json(responses.describe(image, name, share)), large=large)
             held.pop_all()  # the response gives its memory back
         image.seconds["encode"] = time.monotonic() - started
         service.metrics.stage_seconds.labels("encode").observe(image.seconds["encode"])
@@ -96,7 +95,7 @@ def segment_routes(service: Service) -> APIRouter:
             entries = await until_gone(request, asyncio.gather(*(segment_one(upload) for upload in uploads)))
             if all("error" in entry for entry in entries):
                 raise HttpError(400, f"no image could be read; the first: {entries[0]['error']}", kind="picture")
-            content = await service.in_thread(lambda: responses.to_json({"results": entries}), large=True)
+            content = await service.in_thread(lambda: to_json({"results": entries}), large=True)
             held.pop_all()  # the response gives its memory back
         return responses.HeldResponse(content, share, headers={}, media_type=responses.JSON)
 

@@ -80,18 +80,7 @@ def protocol_routes(service: Service) -> APIRouter:
     async def read(request: Request, share: Share) -> protocol.InferRequest:
         with service.arriving():
             body = await read_body(request, share, limits)
-        header_length = request.headers.get(protocol.HEADER_LENGTH)
-        if header_length is None and len(body) <= protocol.MAX_JSON:
-            share.take(protocol.JSON_MEMORY * len(body))
-        return await service.in_thread(
-            lambda: protocol.read_request(
-                body,
-                header_length,
-                max_images=limits.batch_images,
-                max_pixels=service.settings.model.options.max_pixels,
-            ),
-            large=len(body) > 1 << 20,
-        )
+        return await service.read_request(body, request.headers.get(protocol.HEADER_LENGTH), share)
 
     for prefix in ("/models/{model}", "/models/{model}/versions/{version}"):
         for path, route, summary in (

@@ -6,8 +6,10 @@ import socket
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from test_hostile import check_alive, connect, exchange, read_head, status
 
+from internimage_deploy.cli.serve import serve
 from internimage_deploy.runtime.serving.http.middleware import client_address
 from internimage_deploy.runtime.serving.http.responses import accepts, negotiate
 from internimage_deploy.runtime.serving.http_error import HttpError
@@ -221,3 +223,10 @@ def test_behind_a_proxy_each_client_has_its_own_rate(color_path, tmp_path):
 
 def test_nothing_above_left_a_traceback(server):
     assert "Traceback" not in server.log, server.log
+
+
+@pytest.mark.parametrize("proxy", ["proxy.example", "10.0.0.0/40", "", "10.0.0.1:80"])
+def test_a_proxy_is_an_address_or_a_network(proxy):
+    result = CliRunner().invoke(serve, ["model.onnx", "--proxy", proxy])
+    assert result.exit_code == 2
+    assert "is no IP address or network" in result.output

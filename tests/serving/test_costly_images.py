@@ -25,6 +25,7 @@ from internimage_deploy.runtime.serving.execution.decoder import DecoderPool, Jo
 from internimage_deploy.runtime.serving.http_error import HttpError
 from support import attacks
 from support.served import WAIT_S, Served, decoded, encoded, stripes, until
+from support.tiny_models import color_model
 
 MIB = 1 << 20
 RGB = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
@@ -371,9 +372,14 @@ def test_each_answer_belongs_to_its_request_also_when_others_hang_up(color_path,
         assert "Traceback" not in server.log
 
 
-@pytest.mark.parametrize("options", [("--resize", "own"), ("--resize", "64x64")], ids=["own", "resized"])
-def test_large_images_do_no_harm_with_any_resize(color_path, tmp_path, options):
-    with Served(color_path, tmp_path, *options) as server:
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [(None, ("--resize", "own")), (None, ("--resize", "64x64")), ((64, 96), ())],
+    ids=["own", "resized", "fixed"],
+)
+def test_large_images_do_no_harm_to_any_kind_of_model(tmp_path, size, options):
+    model = color_model(tmp_path / "model.onnx", size=size)
+    with Served(model, tmp_path, *options) as server:
         response = server.post("/v1/segment", content=attacks.rgba_png(1500, 2000))
         assert decoded(response.content).shape == (1500, 2000)
         assert server.post("/v1/segment", content=attacks.rgba_png(6000, 6000)).status_code == 413

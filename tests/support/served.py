@@ -33,19 +33,18 @@ def until(condition, what):
 class Served:
     """A running service; `url` is its address.
 
-    `audited` runs it under a hook that lists every file it opens; `open_files` is its soft limit of them.
+    `audited` runs it under a hook that lists every file that it and its processes open; `open_files` is its soft limit
+    of them.
     """
 
     def __init__(self, model, folder, *options, env=None, audited=False, open_files=None, wait=True):
         self.log_path = Path(folder) / "server.log"
         self.opened_path = Path(folder) / "opened.txt"
-        start = (
-            [str(Path(__file__).with_name("audited.py")), str(self.opened_path)]
-            if audited
-            else ["-m", "internimage_deploy"]
-        )
-        command = [sys.executable, *start, "serve", str(model), "--port", "0", *map(str, options)]
+        command = [sys.executable, "-m", "internimage_deploy", "serve", str(model), "--port", "0", *map(str, options)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+        if audited:
+            path = [str(Path(__file__).with_name("audit")), *filter(None, [environment.get("PYTHONPATH")])]
+            environment |= {"PYTHONPATH": os.pathsep.join(path), "AUDITED_FILES": str(self.opened_path)}
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         limit = open_files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard)))
         with self.log_path.open("wb") as log:

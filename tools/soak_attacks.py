@@ -96,7 +96,7 @@ def all_attacks() -> Iterator[tuple[str, Attack]]:
     yield "JPEG segments, 32 MB", image(attacks.jpeg_with(attacks.segment(0xE9, b"") * 8_000_000))
     yield "PNG chunks, 32 MB", image(attacks.png_with(attacks.chunk(b"prVt", b"") * 2_700_000))
     yield "GIF comments, 32 MB", image(attacks.gif_with(b"!\xfe\1a\0" * 6_400_000))
-    yield "run-length BMP", image(attacks.run_length_bmp(3900))
+    yield "run-length BMP", image(attacks.run_length_bmp(1400))
     yield "16-bit PNG of 25 MP, overlay", image(attacks.grey16_png(5000, 5000), "?view=overlay")
     yield "RGBA PNG of 25 MP, overlay", image(attacks.rgba_png(5000, 5000), "?view=overlay")
     yield "1-bit PNG of 60000x400, overlay", image(attacks.bilevel_png(400, 60_000), "?view=overlay")

@@ -33,7 +33,8 @@ _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _MARKER_IN_DATA = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # restart markers belong to the data
 _SCAN, _END = 0xDA, 0xD9
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_RLE_WORK = 30  # Pillow decodes run lengths of BMP files in Python
+_RLE_PASSES = 100  # Pillow decodes run lengths of BMP files in Python
+_SCANS_PER_PASS = 20
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class _Jpeg:
             else:
                 self._metadata.add(size)
         # With several scans the coefficients of the whole image are kept, 2 bytes for each of up to 4 components.
-        return Structure(*self._size, max(self._scans / 10, 1.0), 16 if self._scans > 1 else 8)
+        return Structure(*self._size, 1 + self._scans / _SCANS_PER_PASS, 16 if self._scans > 1 else 8)
 
     def _next_marker(self, position: int, in_data: bool) -> int | None:
         pattern = _MARKER_IN_DATA if in_data else _MARKER
@@ -212,7 +213,7 @@ def _bmp(data: Buffer) -> Structure:
         return Structure(width, height)
     width, height, _, compression = struct.unpack("<iiII", header[4:20])
     runs = compression in (1, 2)
-    return Structure(abs(width), abs(height), _RLE_WORK if runs else 1.0, 12 if runs else 8)
+    return Structure(abs(width), abs(height), _RLE_PASSES if runs else 1.0, 12 if runs else 8)
 
 
 def _excess(what: str, content: str) -> UserError:

@@ -25,6 +25,7 @@ from internimage_deploy.runtime.imaging.segmentation import Segmentation
 from internimage_deploy.runtime.serving.admission import MemoryBudget, RateLimiter, Share
 from internimage_deploy.runtime.serving.execution.decoder import DecoderPool, Job
 from internimage_deploy.runtime.serving.execution.executor import Executor
+from internimage_deploy.runtime.serving.execution.memory import return_freed_memory
 from internimage_deploy.runtime.serving.http import image_codec, inference_protocol
 from internimage_deploy.runtime.serving.http_error import HttpError, overloaded
 from internimage_deploy.runtime.serving.metrics import Metrics
@@ -93,6 +94,7 @@ class Service:
 
     async def start(self) -> None:
         """Load the model. Raises `UserError` if it cannot be loaded."""
+        return_freed_memory()
         self._decoders.start()
         card = await self.executor.start()
         options = self.settings.model.options

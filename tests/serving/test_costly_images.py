@@ -42,6 +42,12 @@ def test_a_flood_of_pieces_is_refused_and_a_few_are_not(server, kind):
         decode_image(flood)
 
 
+def test_an_image_whose_format_takes_too_long_for_its_size_is_refused(server):
+    response = server.post("/v1/segment", content=attacks.run_length_bmp(1420))
+    assert response.status_code == 413
+    assert "takes too long to decode" in response.json()["error"]
+
+
 def test_png_data_in_tiny_chunks_is_refused(server):
     assert server.post("/v1/segment", content=attacks.png_of_tiny_data_chunks(100)).status_code == 400
 

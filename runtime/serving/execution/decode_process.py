@@ -37,7 +37,7 @@ REPLY = struct.Struct("<BQQ")
 IMAGE, TENSOR, ERROR = 1, 2, 3
 
 _NICENESS = 2  # as the workers'
-_BASE_MEMORY = 64 << 20  # what decoders need beside pixels: tables, metadata, the interpreter's own
+_BASE_MEMORY = 128 << 20  # what decoders need beside pixels: tables, metadata, the interpreter's own
 _MAX_TEXT = 16 << 20  # of PNG text chunks, decompressed; Pillow's default is 64 MiB
 
 

@@ -13,6 +13,7 @@ from internimage_deploy.runtime.serving.admission import Share
 from internimage_deploy.runtime.serving.http_error import HttpError
 
 MAX_RUNS = 2_000_000  # of run-length masks; about 10 MB of JSON
+_MAX_PASSES = 8  # over an image of the most pixels; what takes more work holds a decoder for many seconds
 _RUN_BYTES = 96  # of arrays on the way, and of JSON and its copies
 
 
@@ -20,7 +21,7 @@ def checked_structure(data: Buffer, max_pixels: int) -> Structure:
     """The structure of an image file, found without decoding it.
 
     Raises:
-        HttpError: 400, a structure that is refused; 413, more than `max_pixels` pixels.
+        HttpError: 400, a structure that is refused; 413, more than `max_pixels` pixels, or too much work for its size.
     """
     try:
         structure = check_structure(data, what="the body")
@@ -30,6 +31,10 @@ def checked_structure(data: Buffer, max_pixels: int) -> Structure:
     if width * height > max_pixels:
         raise HttpError(
             413, f"the image is {width}x{height}, {width * height:,} pixels; at most {max_pixels:,}", kind="pixels"
+        )
+    if structure.width and structure.work > _MAX_PASSES * max_pixels:
+        raise HttpError(
+            413, "the image takes too long to decode in this format; save it as a PNG or a plain JPEG", kind="pixels"
         )
     return structure
 

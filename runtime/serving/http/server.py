@@ -15,7 +15,6 @@ from types import FrameType
 import uvicorn
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.serving.execution.memory import return_freed_memory
 from internimage_deploy.runtime.serving.http.app import create_app
 from internimage_deploy.runtime.serving.http.connection import Connections, RateLimitedLog, limited_protocol
 from internimage_deploy.runtime.serving.settings import Settings
@@ -64,7 +63,6 @@ def serve(settings: Settings, *, host: str, port: int, drain_s: float) -> None:
     # Images are decoded in threads of this process. With the usual 5 ms between switches a burst of requests would
     # wait for them again and again, and a 503 takes far less time than that.
     sys.setswitchinterval(0.0005)
-    return_freed_memory()
     limits = settings.limits
     app = create_app(settings, on_load_failure=stop_server)
     connections = Connections(limits)

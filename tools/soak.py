@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make soak`: a minute of 200 clients, batched against unbatched, workers killed under load, 10,000 mutations.
+"""`make soak`: 200 clients for a minute, batched against unbatched, workers killed, 10,000 mutations, attacks.
 
 The figures go to a JSON file with the conditions they were measured under. The exit code is 1 if a response was lost
 or wrong, or had a status above 499 other than a 503 with Retry-After.
@@ -25,6 +25,8 @@ from typing import Any, TypeVar
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent)]
+
+from soak_attacks import measure_attacks  # noqa: E402
 
 from internimage_deploy.environment import environment  # noqa: E402
 from internimage_deploy.runtime.pipelines.find import find_inputs  # noqa: E402
@@ -217,7 +219,7 @@ def main() -> None:
     parser.add_argument(
         "--only",
         action="append",
-        choices=("load", "batching", "faults", "fuzz"),
+        choices=("load", "batching", "faults", "fuzz", "attacks"),
         help="stage to run; may be repeated  [default: all]",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
@@ -239,6 +241,7 @@ def main() -> None:
             "batching": lambda: measure_batching(options.model, inputs, options.seconds / 10, folder),
             "faults": lambda: measure_faults(options.model, inputs, min(options.seconds / 3, 20), folder),
             "fuzz": lambda: measure_fuzzing(options.model, options.mutations, folder),
+            "attacks": lambda: measure_attacks(options.model, min(options.seconds / 6, 10), folder, OPTIONS),
         }
         selected = options.only or list(stages)
         for stage in selected:

@@ -88,7 +88,7 @@ _BATCHING_OPTIONS = apply_options(
         type=click.FloatRange(0.1, 3600),
         default=30,
         show_default=True,
-        help="Seconds after which an image that still waits is given up with a 503.",
+        help="Seconds after which an image that is not done is given up with a 503.",
     ),
 )
 _LIMIT_OPTIONS = apply_options(
@@ -120,6 +120,15 @@ _LIMIT_OPTIONS = apply_options(
         default=0,
         show_default=True,
         help="Maximum number of requests per second and client address; 0 for no limit.",
+    ),
+    click.option(
+        "--proxy",
+        "proxies",
+        multiple=True,
+        metavar="ADDRESS",
+        callback=lambda _context, _option, values: tuple(_network(value) for value in values),
+        help="Address or network of a reverse proxy (10.0.0.5 or 10.0.0.0/8) whose X-Forwarded-For header names the "
+        "client; may be repeated. From everybody else the header is ignored.",
     ),
     click.option(
         "--drain",
@@ -167,6 +176,7 @@ def serve(
     max_memory: float,
     body_timeout: float,
     rate: float,
+    proxies: tuple[str, ...],
     drain: float,
     resize: tuple[int, int] | Literal["own"] | None,
     slide: bool,
@@ -218,6 +228,7 @@ def serve(
             header_s=min(body_timeout, _HEADER_S),
             deadline_s=deadline,
             rate=rate,
+            proxies=proxies,
         ),
         batching=Batching(delay_s=delay_ms / 1e3, queue=queue),
     )
@@ -268,6 +279,13 @@ def _serve_on_ray(
 
 def _missing(error: ImportError) -> UserError:
     return MissingDependency(error.name or "fastapi", "serve", "serving")
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text, strict=False))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no IP address or network, such as 10.0.0.5 or 10.0.0.0/8") from error
 
 
 def _is_loopback(host: str) -> bool:

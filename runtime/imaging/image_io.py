@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import io
+import mmap
+import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
 import numpy as np
 import numpy.typing as npt
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.imaging.fetch import fetch, is_web_address
+from internimage_deploy.runtime.imaging.scan import Structure, check_structure
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -39,7 +42,10 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff
 # Pillow knows formats that start other programs (EPS: Ghostscript); only plain raster formats are opened.
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
 
+_STRIP_PIXELS = 1 << 18
+_PILLOW_LIMIT = 89_478_485  # Pillow's own, as it is set when nobody has changed it
 _pillow_limit_lock = threading.Lock()
+_pillow_limit_lifted = False
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
@@ -61,24 +67,73 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {'is a folder, not an image' if path.is_dir() else 'no such file'}")
-    return _read(path, str(path), max_pixels, _FORMATS)
+    with opened(path, str(path)) as (image, _):
+        return _to_array(image, str(path), max_pixels)
 
 
 def decode_image(
     data: bytes, *, what: str = "image", max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = _FORMATS
 ) -> npt.NDArray[np.uint8]:
     """As `read_image`, for the bytes of an image file; `what` names them in errors, `formats` narrows what is read."""
-    return _read(io.BytesIO(data), what, max_pixels, formats)
+    with opened(data, what, formats) as (image, _):
+        return _to_array(image, what, max_pixels)
 
 
-def image_size(data: bytes, *, what: str = "image", formats: tuple[str, ...] = _FORMATS) -> tuple[int, int]:
-    """(width, height) as the header of an image file says, however large; nothing is decoded.
+@contextmanager
+def opened(
+    source: Path | bytes | bytearray, name: str, formats: tuple[str, ...] = _FORMATS
+) -> Iterator[tuple[Image.Image, Structure]]:
+    """An image file, opened once and not decoded, and its structure, which has been checked.
 
     Raises:
-        UserError: no image, or a damaged header.
+        UserError: no image, a damaged one, or one of excessive structure; also for what Pillow raises in the block.
     """
-    with _damage_as_user_error(what), _open(io.BytesIO(data), what, formats) as image:
-        return image.width, image.height
+    with _damage_as_user_error(name), ExitStack() as stack:
+        if isinstance(source, Path):
+            file: BinaryIO = stack.enter_context(source.open("rb"))
+            structure = _structure_of(file, name)
+        else:
+            file = io.BytesIO(source)
+            structure = check_structure(source, name)
+        yield stack.enter_context(_open(file, name, formats, structure)), structure
+
+
+def rgb_strips(image: Image.Image, name: str) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """(first row, (h, W, 3) uint8 RGB) of a decoded image, a few rows at a time, so that no second copy is needed.
+
+    Raises:
+        UserError: before the first strip; the values have more than 16 bits.
+    """
+    if image.mode == "F":
+        raise UserError(f"{name}: floating-point pixels, expected 8 or 16 bits; convert the image first")
+    if image.mode == "I":
+        low, high = image.getextrema()
+        if low < 0 or high > 0xFFFF:  # type: ignore[operator]
+            raise UserError(f"{name}: 32-bit grey values, expected 8 or 16 bits; convert the image first")
+    rows = max(_STRIP_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):
+        yield top, _rgb(image.crop((0, top, image.width, min(top + rows, image.height))))
+
+
+def lift_pillow_limit() -> None:
+    """Switch Pillow's own limit of pixels off in this process, for a process that checks sizes itself."""
+    global _pillow_limit_lifted
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None
+    _pillow_limit_lifted = True
+
+
+def upright(image: Image.Image) -> None:
+    """Turn `image` as its EXIF block says, in place; it stays as it is stored where that block is damaged."""
+    from PIL import ImageOps
+
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # a cut block gives struct.error, a false one something else; the pixels are good all the same
+        return
 
 
 def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
@@ -105,7 +160,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> npt.NDAr
         return decode_image(bytes(source), max_pixels=max_pixels)
     if isinstance(source, Image.Image):
         with _damage_as_user_error("image"):
-            return _to_array(source, "image", max_pixels)
+            _check_pixels(source, "image", max_pixels)
+            return _to_array(source.copy(), "image", max_pixels)  # the caller's stays as it is
     return check_array(source)
 
 
@@ -129,20 +185,22 @@ def check_array(image: Any, what: str = "image") -> npt.NDArray[np.uint8]:
     return checked
 
 
-def _read(source: Path | io.BytesIO, name: str, max_pixels: int, formats: tuple[str, ...]) -> npt.NDArray[np.uint8]:
-    with _damage_as_user_error(name), _open(source, name, formats) as image:
-        return _to_array(image, name, max_pixels)
-
-
-def _to_array(image: Image.Image, name: str, max_pixels: int) -> npt.NDArray[np.uint8]:
+def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
         raise UserError(
             f"{name}: {image.width}x{image.height} is {image.width * image.height:,} pixels, the limit is "
             f"{max_pixels:,}; raise it with --max-pixels (max_pixels=) if you trust this file"
         )
+
+
+def _to_array(image: Image.Image, name: str, max_pixels: int) -> npt.NDArray[np.uint8]:
+    _check_pixels(image, name, max_pixels)
     image.load()
-    rgb = _to_rgb(_upright(image), name)
-    return np.ascontiguousarray(np.asarray(rgb, dtype=np.uint8))
+    upright(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top, strip in rgb_strips(image, name):
+        pixels[top : top + len(strip)] = strip
+    return pixels
 
 
 @contextmanager
@@ -157,39 +215,31 @@ def _damage_as_user_error(name: str) -> Iterator[None]:
         raise UserError(f"{name}: cannot be read as an image ({_one_line(error)})") from error
 
 
-def _open(source: Path | io.BytesIO, name: str, formats: tuple[str, ...]) -> Image.Image:
+def _structure_of(file: BinaryIO, name: str) -> Structure:
+    """The structure of a file on disk, which is not read as a whole."""
+    if not os.fstat(file.fileno()).st_size:
+        return Structure()
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return check_structure(data, name)
+
+
+def _open(file: BinaryIO, name: str, formats: tuple[str, ...], structure: Structure) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
+    pixels = structure.width * structure.height
+    small = 0 < pixels <= min(Image.MAX_IMAGE_PIXELS or _PILLOW_LIMIT, _PILLOW_LIMIT)
     try:
-        with _own_pixel_limit():
-            return Image.open(source, formats=formats)
+        with nullcontext() if small or _pillow_limit_lifted else _own_pixel_limit():
+            return Image.open(file, formats=formats)
     except UnidentifiedImageError as error:
         raise UserError(f"{name}: not an image in a known format ({', '.join(formats)})") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """`image` turned as its EXIF block says; as it is stored where that block is damaged."""
-    from PIL import ImageOps
-
-    try:
-        return ImageOps.exif_transpose(image)
-    except MemoryError:
-        raise
-    except Exception:  # a cut block gives struct.error, a false one something else; the pixels are good all the same
-        return image
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image | npt.NDArray[np.uint8]:
-    if image.mode == "RGB":
-        return image
+def _rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow uses 32-bit integers for some of it
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise UserError(f"{name}: 32-bit grey values, expected 8 or 16 bits; convert the image first")
-        return np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-    if image.mode == "F":
-        raise UserError(f"{name}: floating-point pixels, expected 8 or 16 bits; convert the image first")
-    return image.convert("RGB")
+        grey = (np.asarray(image).astype(np.int32) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"), np.uint8)
 
 
 @contextmanager

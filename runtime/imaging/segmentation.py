@@ -18,6 +18,8 @@ from internimage_deploy.runtime.imaging import drawing, results
 from internimage_deploy.runtime.imaging.postprocess import Labels
 from internimage_deploy.runtime.imaging.results import Mask, ResultOptions
 
+_COUNTED_ROWS = 64
+
 
 @dataclass(frozen=True, repr=False)
 class Segmentation:
@@ -48,7 +50,9 @@ class Segmentation:
 
     def pixels(self) -> dict[int, int]:
         """Number of pixels by class id, of the classes that occur, most frequent first."""
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
+        counts = np.zeros(max(len(self.classes), int(self.labels.max(initial=0)) + 1), np.int64)
+        for start in range(0, len(self.labels), _COUNTED_ROWS):  # bincount takes 8 bytes for each label
+            counts += np.bincount(self.labels[start : start + _COUNTED_ROWS].ravel(), minlength=len(counts))
         order = np.argsort(-counts, kind="stable")
         return {int(index): int(counts[index]) for index in order if counts[index]}
 

@@ -26,7 +26,7 @@ def check_token(expected: str, authorization: str | None) -> None:
     if not expected:
         return
     scheme, _, token = (authorization or "").partition(" ")
-    same = hmac.compare_digest(token.strip().encode("utf-8", "surrogateescape"), expected.encode())
+    same = hmac.compare_digest(token.strip(" \t").encode("utf-8", "surrogateescape"), expected.encode())
     if not (same and scheme.lower() == "bearer"):
         raise HttpError(
             401,
@@ -111,6 +111,10 @@ class Share:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give everything back; nothing can be taken any more."""
         with self._budget._lock:
             self._budget.used -= self._held
             self._held = 0

@@ -1,37 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an image to its labels: room, decoding, deadline, timings; no HTTP."""
+"""From an image to its labels: room, memory, decoding, deadline, timings; no HTTP."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import contextlib
 import os
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from internimage_deploy.card import ModelCard
+from internimage_deploy.card import ModelCard, label_dtype
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.imaging.pipeline import ImagePipeline
 from internimage_deploy.runtime.imaging.results import png
 from internimage_deploy.runtime.imaging.segmentation import Segmentation
 from internimage_deploy.runtime.serving.admission import MemoryBudget, RateLimiter, Share
+from internimage_deploy.runtime.serving.execution.decoder import DecoderPool, Job
 from internimage_deploy.runtime.serving.execution.executor import Executor
-from internimage_deploy.runtime.serving.http import image_codec
+from internimage_deploy.runtime.serving.execution.memory import return_freed_memory
+from internimage_deploy.runtime.serving.http import image_codec, inference_protocol
 from internimage_deploy.runtime.serving.http_error import HttpError, overloaded
 from internimage_deploy.runtime.serving.metrics import Metrics
 from internimage_deploy.runtime.serving.settings import Settings
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 _ARRIVAL_S = 1.0  # how long a request that is still being sent keeps its place
+_LARGE_WORK = 4_000_000  # pixels; images of more have threads and processes of their own, so that others never wait
+_MOST_DECODERS = 8  # beyond these, decoding is not what limits a service
+_IMAGE_BYTES = 3  # per pixel
+# Bytes per pixel and byte of a label: in the worker, in the pipe, here, and where an encoder copies them.
+_LABEL_COPIES = 4
+# Per pixel at network scale: the image, its copy in the pipe, and at the other end.
+_NETWORK_BYTES = 12
+_SHORT_JSON, _LARGE_JSON = 64 << 10, 1 << 20
+_LARGE_NICENESS = 5
+_WARM_UP_S = 120.0
+
+RESULT_BYTES = 4
+"""Bytes per pixel that encoding labels takes: a copy of them, and a file of their size at worst."""
+OVERLAY_BYTES = 16
+"""As `RESULT_BYTES`, for an overlay: the colours, the blend, its copy in BGR, the file and its copy."""
 
 
 @dataclass
@@ -63,26 +80,35 @@ class Service:
         self.memory = MemoryBudget(settings.limits.memory)
         self.rate = RateLimiter(settings.limits.rate, settings.limits.burst)
         self.closing = False
-        self.connections: Callable[[], int] = lambda: 0  # a server that counts its connections replaces this
+        # A server that counts its connections replaces these.
+        self.connections: Callable[[], int] = lambda: 0
+        self.connections_from: Callable[[str], int] = lambda _address: 0
         self._max_pixels = settings.model.options.max_pixels
         self._pipeline: ImagePipeline | None = None
-        self._threads = ThreadPoolExecutor(max(os.cpu_count() or 1, 2), thread_name_prefix="images")
+        cores = max(os.cpu_count() or 1, 2)
+        self._decoders = DecoderPool(min(cores, _MOST_DECODERS) + 1)
+        self._threads = ThreadPoolExecutor(cores, thread_name_prefix="images")
+        self._threads_large = ThreadPoolExecutor(cores, thread_name_prefix="large", initializer=_lower_priority)
         self._places_taken = 0
         metrics.memory.set_function(lambda: self.memory.used)
 
     async def start(self) -> None:
         """Load the model. Raises `UserError` if it cannot be loaded."""
+        return_freed_memory()
+        self._decoders.start()
         card = await self.executor.start()
         options = self.settings.model.options
         pipeline = ImagePipeline(card, resize=options.resize, window=options.window, max_pixels=options.max_pixels)
-        await self.in_thread(_warm_up, pipeline)
+        await self._warm_up(pipeline)
         self._pipeline = pipeline
 
     async def close(self) -> None:
         """Finish what was accepted and free everything."""
         self.closing = True
+        self._decoders.close()
         await self.executor.close()
-        self._threads.shutdown(wait=False)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads_large.shutdown(wait=False, cancel_futures=True)
 
     @property
     def ready(self) -> bool:
@@ -94,12 +120,18 @@ class Service:
         """The loaded model's card. Raises `HttpError` 503 while there is none."""
         return self._loaded().card
 
-    def check_connections(self) -> None:
-        """Raise `HttpError` 503 when too many connections are open."""
-        if self.connections() > self.settings.limits.connections:
-            error = overloaded("too many connections; try again", kind="connections")
-            error.headers["Connection"] = "close"
-            raise error
+    def check_connections(self, peer: str) -> None:
+        """Raise `HttpError` 503 when too many connections are open, in all or from the address `peer`."""
+        limits = self.settings.limits
+        if self.connections() > limits.connections:
+            reason = "too many connections; try again"
+        elif self.connections_from(peer) >= limits.connections_per_client and not limits.is_proxy(peer):
+            reason = "too many connections from this address; try again"
+        else:
+            return
+        error = overloaded(reason, kind="connections")
+        error.headers["Connection"] = "close"
+        raise error
 
     def check_room(self) -> None:
         """Raise `HttpError` 503 while no image can be accepted: not loaded, shutting down, every place taken."""
@@ -125,25 +157,76 @@ class Service:
             finally:
                 lapse.cancel()
 
-    async def segment_file(self, data: bytes, share: Share) -> SegmentedImage:
-        """Segment an encoded image. Raises `HttpError` 400, 413, 422 (not for this model), 503."""
-        return await self._segment(lambda: self._decode(data, share))
+    async def segment_file(
+        self, data: bytes | bytearray, share: Share, result_bytes: int = RESULT_BYTES
+    ) -> SegmentedImage:
+        """Segment an encoded image.
 
-    async def segment_array(self, image: npt.NDArray[np.uint8]) -> SegmentedImage:
-        """Segment an image (H, W, 3) uint8 RGB. Raises `HttpError` 422 (not for this model), 503."""
-        return await self._segment(lambda: image)
+        Args:
+            data: the image file.
+            share: takes the memory that the image needs, until its response has been sent.
+            result_bytes: per pixel, of what will be made of the labels; see `RESULT_BYTES`.
 
-    async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`function(*args, **kwargs)` beside the event loop."""
-        call = functools.partial(function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        Raises:
+            HttpError: 400, 413, 422 (not for this model), 503.
+        """
 
-    async def _segment(self, decode: Callable[[], npt.NDArray[np.uint8]]) -> SegmentedImage:
+        async def decode(deadline: float) -> npt.NDArray[np.uint8]:
+            structure = await self.in_thread(
+                lambda: image_codec.checked_structure(data, self._max_pixels), large=len(data) > _LARGE_WORK
+            )
+            pixels = structure.width * structure.height
+            memory = structure.bytes_per_pixel * pixels + 2 * len(data)
+            share.take(self._memory(structure.height, structure.width, memory, result_bytes))
+            large = structure.work > _LARGE_WORK or len(data) > _LARGE_WORK
+            return await self._decoders.decode(Job(data, pixels, memory, large, deadline))
+
+        return await self._segment(decode)
+
+    async def segment_array(self, image: npt.NDArray[np.uint8], share: Share) -> SegmentedImage:
+        """Segment an image (H, W, 3) uint8 RGB, whose own memory `share` holds. Raises `HttpError` 422, 503."""
+
+        async def take(_deadline: float) -> npt.NDArray[np.uint8]:
+            share.take(self._memory(image.shape[0], image.shape[1], decoding=0, result_bytes=0))
+            return image
+
+        return await self._segment(take)
+
+    async def read_request(
+        self, body: bytearray, header_length: str | None, share: Share
+    ) -> inference_protocol.InferRequest:
+        """As `inference_protocol.read_request`; much JSON is read beside this process, which could do nothing else."""
+        limits = self.settings.limits
+        text = len(body)
+        if header_length is not None:
+            text = int(header_length) if header_length.isdecimal() and len(header_length) < 12 else 0
+        if text <= _SHORT_JSON or text > inference_protocol.MAX_JSON:
+            share.take(inference_protocol.JSON_MEMORY * min(text, _SHORT_JSON))
+            read = inference_protocol.read_request
+            return read(body, header_length, max_images=limits.batch_images, max_pixels=self._max_pixels)
+        memory = inference_protocol.JSON_MEMORY * text + len(body)
+        share.take(memory)
+        deadline = time.monotonic() + limits.deadline_s
+        arguments: dict[str, object] = {
+            "header_length": header_length,
+            "max_images": limits.batch_images,
+            "max_pixels": self._max_pixels,
+        }
+        large = text > _LARGE_JSON
+        return await self._decoders.read_request(Job(body, self._max_pixels, memory, large, deadline, arguments))
+
+    async def in_thread(self, function: Callable[[], T], *, large: bool = False) -> T:
+        """The result of `function` beside the event loop; `large` ones do not keep others waiting."""
+        threads = self._threads_large if large else self._threads
+        return await asyncio.get_running_loop().run_in_executor(threads, function)
+
+    async def _segment(self, decode: Callable[[float], Awaitable[npt.NDArray[np.uint8]]]) -> SegmentedImage:
         pipeline = self._loaded()
         deadline = time.monotonic() + self.settings.limits.deadline_s
         with self._place():
             started = time.monotonic()
-            prepared = await self.in_thread(lambda: pipeline.prepare(decode()))
+            image = await decode(deadline)
+            prepared = await self.in_thread(lambda: pipeline.prepare(image), large=is_large(image))
             decoded = time.monotonic()
             try:
                 labels, timing = await self.executor.segment(prepared.for_network(), deadline)
@@ -155,10 +238,23 @@ class Service:
         self.metrics.images.inc()
         return SegmentedImage(pipeline.result(prepared, labels), seconds, timing.batch)
 
-    def _decode(self, data: bytes, share: Share) -> npt.NDArray[np.uint8]:
-        width, height = image_codec.checked_size(data, self._max_pixels)
-        share.take(3 * width * height)
-        return image_codec.decode(data, self._max_pixels)
+    def _memory(self, height: int, width: int, decoding: int, result_bytes: int) -> int:
+        """Bytes that an image takes at most: while it is decoded, while the network has it, while it is encoded."""
+        if not (height and width):  # not known, and so refused by the decoder
+            return decoding
+        pixels = height * width
+        label_bytes = label_dtype(len(self.card.classes))().itemsize
+        network_height, network_width = self._loaded().geometry((height, width)).network
+        running = network_height * network_width * _NETWORK_BYTES + pixels * _LABEL_COPIES * label_bytes
+        encoding = pixels * (label_bytes + result_bytes)
+        return pixels * _IMAGE_BYTES + max(decoding, running, encoding)
+
+    async def _warm_up(self, pipeline: ImagePipeline) -> None:
+        """Load what decoding and encoding load on first use, so that the first client does not wait for it."""
+        black = np.zeros((8, 8, 3), np.uint8)
+        await self.in_thread(lambda: (png(black), pipeline.prepare(black)))
+        far = time.monotonic() + _WARM_UP_S
+        await self._decoders.decode(Job(png(black), 64, 1 << 20, large=False, deadline=far))
 
     def _loaded(self) -> ImagePipeline:
         if self._pipeline is None:
@@ -183,7 +279,13 @@ class Service:
             release()
 
 
-def _warm_up(pipeline: ImagePipeline) -> None:
-    """Load what decoding and encoding load on first use, so that the first client does not wait for it."""
-    black = png(np.zeros((8, 8, 3), np.uint8))
-    pipeline.prepare(image_codec.decode(black, 64))
+def is_large(image: npt.NDArray[np.generic]) -> bool:
+    """True for an image, or labels, (H, W, ...) whose work must not keep others waiting."""
+    return image.shape[0] * image.shape[1] > _LARGE_WORK
+
+
+def _lower_priority() -> None:
+    """On Linux a thread has a priority of its own; large images take what the others leave."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.nice(_LARGE_NICENESS)

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import functools
+import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.options import LoadOptions
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True)
@@ -19,10 +23,35 @@ class Limits:
     memory: int = 1 << 30  # bodies and decoded images of all requests together
     body_s: float = 30.0  # to send the body
     header_s: float = 10.0  # to send the headers
-    deadline_s: float = 30.0  # from the request's last byte to the start of its run
+    deadline_s: float = 30.0  # from the request's last byte to its labels
     rate: float = 0.0  # requests per second and client address; 0 = no limit
     burst: int = 20  # requests a client may send at once before `rate` applies
     connections: int = 1024
+    proxies: tuple[str, ...] = ()  # addresses and networks whose X-Forwarded-For names the client
+
+    @property
+    def connections_per_client(self) -> int:
+        """Connections that one address may hold, so that it cannot hold all; proxies may."""
+        return max(self.connections * 3 // 4, 1)
+
+    def is_proxy(self, address: str) -> bool:
+        """True for an address that belongs to `proxies`."""
+        found = parse_address(address)
+        return found is not None and any(found in network for network in _networks(self.proxies))
+
+
+def parse_address(text: str) -> IPAddress | None:
+    """An IP address, an IPv4-mapped IPv6 address as the IPv4 address; None for anything else."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+@functools.lru_cache
+def _networks(proxies: tuple[str, ...]) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    return tuple(ipaddress.ip_network(proxy, strict=False) for proxy in proxies)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from internimage_deploy import UserError
-from internimage_deploy.runtime.imaging.image_io import image_size, read_image
+from internimage_deploy.runtime.imaging.image_io import decode_image, opened, read_image
 
 RGB = np.arange(6 * 9 * 3, dtype=np.uint8).reshape(6, 9, 3)
 GREY = RGB[:, :, 0]
@@ -165,9 +165,10 @@ def test_a_bomb_of_a_few_bytes_is_refused_by_its_header(tmp_path):
 
 @pytest.mark.filterwarnings("error")
 def test_sizes_above_pillows_own_limit_are_read():
-    assert image_size(png_header(20_000, 10_000)) == (20_000, 10_000)
+    with opened(png_header(20_000, 10_000), "bomb") as (image, structure):
+        assert image.size == (structure.width, structure.height) == (20_000, 10_000)
     with pytest.raises(UserError, match="the body: not an image in a known format"):
-        image_size(b"nothing", what="the body")
+        decode_image(b"nothing", what="the body")
 
 
 def test_pillows_own_limit_is_left_as_it_was(tmp_path):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`internimage-deploy serve` in a process of its own, and images to send to it."""
 
+import contextlib
 import io
 import os
 import re
@@ -32,19 +33,18 @@ def until(condition, what):
 class Served:
     """A running service; `url` is its address.
 
-    `audited` runs it under a hook that lists every file it opens; `open_files` is its soft limit of them.
+    `audited` runs it under a hook that lists every file that it and its processes open; `open_files` is its soft limit
+    of them.
     """
 
     def __init__(self, model, folder, *options, env=None, audited=False, open_files=None, wait=True):
         self.log_path = Path(folder) / "server.log"
         self.opened_path = Path(folder) / "opened.txt"
-        start = (
-            [str(Path(__file__).with_name("audited.py")), str(self.opened_path)]
-            if audited
-            else ["-m", "internimage_deploy"]
-        )
-        command = [sys.executable, *start, "serve", str(model), "--port", "0", *map(str, options)]
+        command = [sys.executable, "-m", "internimage_deploy", "serve", str(model), "--port", "0", *map(str, options)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+        if audited:
+            path = [str(Path(__file__).with_name("audit")), *filter(None, [environment.get("PYTHONPATH")])]
+            environment |= {"PYTHONPATH": os.pathsep.join(path), "AUDITED_FILES": str(self.opened_path)}
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         limit = open_files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard)))
         with self.log_path.open("wb") as log:
@@ -96,14 +96,27 @@ class Served:
 
     def workers(self):
         """Process ids of the worker processes."""
-        tasks = Path(f"/proc/{self.pid}/task")
-        pids = {int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()}
-        return [pid for pid in sorted(pids) if b"spawn_main" in _command_line(pid)]
+        return self._children(b"spawn_main")
 
-    def resident_bytes(self):
-        """Memory of the service and its workers."""
-        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in (self.pid, *self.workers())]
-        return sum(pages) * os.sysconf("SC_PAGE_SIZE")
+    def decoders(self):
+        """Process ids of the processes that decode images."""
+        return self._children(b"decode_process")
+
+    def _children(self, part):
+        tasks = Path(f"/proc/{self.pid}/task")
+        pids = set()
+        for task in tasks.iterdir():
+            with contextlib.suppress(OSError):  # the thread has just ended
+                pids |= set(map(int, (task / "children").read_text().split()))
+        return [pid for pid in sorted(pids) if part in _command_line(pid)]
+
+    def resident_bytes(self, *pids):
+        """Memory of these processes; by default of the service, its workers and its decoders."""
+        pages = 0
+        for pid in pids or (self.pid, *self.workers(), *self.decoders()):
+            with contextlib.suppress(OSError):
+                pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
 
     def cpu_seconds(self):
         """CPU time so far of the service's own process, and of its workers together."""

@@ -92,7 +92,8 @@ class Batcher(Generic[In, Out]):
         Args:
             item: an item of the list that `run` gets.
             key: only items of one key run together.
-            deadline: on `time.monotonic`'s clock; an item that still waits then is given up.
+            deadline: on `time.monotonic`'s clock; an item that still waits then is given up, and of one that runs
+                the output is no longer waited for.
 
         Raises:
             HttpError: 503, the deadline has passed, or the batcher is closing.
@@ -104,9 +105,11 @@ class Batcher(Generic[In, Out]):
         self._queues.setdefault(key, deque()).append(entry)
         self.waiting += 1
         self._dispatch()
+        late = asyncio.get_running_loop().call_later(max(deadline - entry.arrived, 0) + 1e-3, self._give_up, entry)
         try:
             return await output, entry.timing
         finally:
+            late.cancel()
             self._remove(entry)
 
     async def close(self) -> None:
@@ -153,6 +156,12 @@ class Batcher(Generic[In, Out]):
         if self._free_runners:
             wake = min(wake, min(queue[0].arrived + self._delay_s for queue in self._queues.values()))
         self._timer = asyncio.get_running_loop().call_later(max(wake - now, 0) + 1e-4, self._dispatch)
+
+    def _give_up(self, entry: _Entry[In, Out]) -> None:
+        """End the wait for an item that still runs at its deadline; the run goes on, others may wait for it."""
+        if not entry.output.done():
+            took = f"not done after {time.monotonic() - entry.arrived:.1f} s; try again"
+            entry.output.set_exception(overloaded(took, kind="deadline", retry_after_s=2))
 
     def _expire(self, now: float) -> None:
         late = [entry for queue in self._queues.values() for entry in queue if entry.deadline <= now]

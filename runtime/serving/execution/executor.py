@@ -17,7 +17,8 @@ from internimage_deploy.runtime.serving.settings import Settings
 
 log = logging.getLogger("internimage_deploy.serving")
 
-_CLOSE_S = 60
+# Whoever waits for images has got a response before the executor is closed; what still runs then, runs for nobody.
+_CLOSE_S = 1.0
 
 
 class Executor(Protocol):
@@ -40,10 +41,10 @@ class Executor(Protocol):
 
         Args:
             image: at network scale.
-            deadline: on `time.monotonic`'s clock; an image that still waits then is given up.
+            deadline: on `time.monotonic`'s clock; an image without labels is given up then.
 
         Raises:
-            HttpError: 503, the image did not get its turn in time, or the workers with it were lost.
+            HttpError: 503, the image was not done in time, or the workers with it were lost.
             UserError: the model cannot take this image.
         """
         ...
@@ -60,7 +61,8 @@ class LocalExecutor:
         self._pool = Pool(
             settings.model,
             count=settings.workers,
-            run_s=settings.run_s,
+            # By then the deadline of every image in the batch has passed, and nobody waits for it any more.
+            run_s=min(settings.run_s, settings.limits.deadline_s),
             on_restart=metrics.worker_restarts.inc,
         )
         self._batcher: Batcher[NetworkImage, Labels] = Batcher(
@@ -89,6 +91,6 @@ class LocalExecutor:
         try:
             await asyncio.wait_for(self._batcher.close(), timeout=_CLOSE_S)
         except asyncio.TimeoutError:
-            log.warning("gave up on images that were still running after %d s", _CLOSE_S)
+            log.warning("gave up on images that were still running")
         finally:
             await self._pool.close()

@@ -30,7 +30,11 @@ _LONGEST_PAUSE_S = 30.0
 
 
 class WorkerLost(Exception):
-    """The worker died, or hung and was killed, before it returned labels."""
+    """The worker died before it returned labels."""
+
+
+class WorkerHung(WorkerLost):
+    """The worker returned nothing in the time that a batch may take, and was killed."""
 
 
 class Worker:
@@ -80,7 +84,7 @@ class Worker:
     async def close(self) -> None:
         """Let the process end by itself; kill it if it does not."""
         self._connection.close()
-        for _ in range(100):
+        for _ in range(50):
             if not self._process.is_alive():
                 break
             await asyncio.sleep(0.02)
@@ -114,7 +118,7 @@ class Worker:
         finally:
             watchdog.cancel()
         self.kill()
-        raise WorkerLost(f"the worker returned nothing in {timeout_s:g} s")
+        raise WorkerHung(f"the worker returned nothing in {timeout_s:g} s")
 
     def _receive_first(self) -> worker_process.Loaded | worker_process.LoadFailed:
         try:
@@ -166,10 +170,13 @@ class Pool:
         """Labels of `images`, in order, or why there are none.
 
         Images that a dying worker held run once more, each alone, so that an image which kills workers takes no other
-        with it. An image that is lost twice gets an `HttpError` 503.
+        with it. An image that is lost twice gets an `HttpError` 503, and so do all of a batch that took too long.
         """
         try:
             return await self._run_once(list(images))
+        except WorkerHung as hung:
+            log.warning("a worker was replaced: %s", hung)
+            return [overloaded(f"{hung}; try again", kind="worker", retry_after_s=2) for _ in images]
         except WorkerLost as lost:
             log.warning("a worker was lost with %d images (%s); they run again", len(images), lost)
         results: list[Labels | Exception] = []

@@ -15,6 +15,7 @@ from internimage_deploy.card import ModelCard
 from internimage_deploy.errors import UserError
 from internimage_deploy.log import log_to_stderr
 from internimage_deploy.runtime.serving.execution import model_runner
+from internimage_deploy.runtime.serving.execution.memory import return_freed_memory
 from internimage_deploy.runtime.serving.settings import ModelSettings
 
 # HTTP responses cost little CPU time and must be quick, also while the network uses every core.
@@ -47,6 +48,7 @@ def main(connection: Connection, model: ModelSettings) -> None:
     with contextlib.suppress(OSError, AttributeError):
         os.nice(_NICENESS)
     log_to_stderr()
+    return_freed_memory()
     try:
         segmenter = model_runner.load(model)
     except UserError as error:

@@ -80,6 +80,7 @@ def create_app(
         description="Semantic segmentation of images.",
         docs_url=None,  # both pages load scripts from other hosts
         redoc_url=None,
+        redirect_slashes=False,  # a redirect repeats the Host header, which is the client's choice
         lifespan=lifespan,
     )
     app.state.service = service

@@ -28,7 +28,7 @@ class Upload:
     """An image file as it was sent; `name` is the client's name for it and never used as a path."""
 
     name: str
-    data: bytes
+    data: bytes | bytearray
 
 
 class _InMemoryParser(MultiPartParser):
@@ -37,7 +37,7 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = 1 << 40
 
 
-async def read_body(request: Request, share: Share, limits: Limits) -> bytes:
+async def read_body(request: Request, share: Share, limits: Limits) -> bytearray:
     """The whole body, decompressed if it came compressed.
 
     Raises:
@@ -67,19 +67,20 @@ async def read_body(request: Request, share: Share, limits: Limits) -> bytes:
         share.take(len(chunk))
         body += chunk
     if coding in ("gzip", "deflate"):
-        return _decompress(bytes(body), coding, share, limits)
-    return bytes(body)
+        return await asyncio.to_thread(_decompress, body, coding, share, limits)
+    return body
 
 
-async def read_uploads(request: Request, body: bytes, limits: Limits) -> list[Upload]:
-    """The image files in a body: one for a raw body, each file of a form.
+async def read_uploads(request: Request, body: bytearray, share: Share, limits: Limits) -> list[Upload]:
+    """The image files in a body: one for a raw body, each file of a form, which takes memory twice more.
 
     Raises:
         HttpError: 400 (broken or empty form), 413 (too many files), 415 (neither an image nor a form).
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
-        return await _form_files(request.headers, body, limits)
+        share.take(2 * len(body))
+        return await _form_files(request.headers, bytes(body), limits)
     if media_type and not media_type.startswith(_RAW_TYPES):
         raise HttpError(
             415,
@@ -114,11 +115,11 @@ async def _form_files(headers: Headers, body: bytes, limits: Limits) -> list[Upl
     return uploads
 
 
-def _decompress(body: bytes, coding: str, share: Share, limits: Limits) -> bytes:
+def _decompress(body: bytearray, coding: str, share: Share, limits: Limits) -> bytearray:
     """`body` decompressed in steps, so that a small body cannot become a large one before it is noticed."""
     decompressor = zlib.decompressobj(zlib.MAX_WBITS | 16 if coding == "gzip" else zlib.MAX_WBITS)
     out = bytearray()
-    remaining = body
+    remaining: bytes | bytearray = body
     try:
         while remaining and not decompressor.eof:
             piece = decompressor.decompress(remaining, 1 << 20)
@@ -131,7 +132,7 @@ def _decompress(body: bytes, coding: str, share: Share, limits: Limits) -> bytes
         raise HttpError(400, f"the body is not {coding}: {error}", kind="form") from error
     if not decompressor.eof:
         raise HttpError(400, f"the {coding} body ends too early", kind="form")
-    return bytes(out)
+    return out
 
 
 def _too_large(limits: Limits) -> HttpError:

@@ -15,12 +15,14 @@ import numpy.typing as npt
 
 from internimage_deploy.card import ModelCard, label_dtype
 from internimage_deploy.runtime.imaging.postprocess import Labels
+from internimage_deploy.runtime.serving.http.json_writer import to_json
 from internimage_deploy.runtime.serving.http_error import HttpError
 
 VERSION = "1"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON = 8 << 20  # numbers in JSON take many times their size; larger tensors come as binary
 JSON_MEMORY = 20  # bytes of memory for a byte of JSON, at worst
+_NUMBER_BYTES = 5  # of a label in JSON, with its comma
 
 Json = dict[str, object]
 
@@ -63,7 +65,9 @@ def model_config(name: str, card: ModelCard) -> Json:
     }
 
 
-def read_request(body: bytes, header_length: str | None, *, max_images: int, max_pixels: int) -> InferRequest:
+def read_request(
+    body: bytes | bytearray, header_length: str | None, *, max_images: int, max_pixels: int
+) -> InferRequest:
     """Parse a request.
 
     Args:
@@ -103,15 +107,21 @@ def write_response(name: str, request: InferRequest, labels: Labels) -> tuple[by
     if request.id:
         response["id"] = request.id
     if not request.binary:
-        tensor["data"] = labels.ravel().tolist()
-        return json.dumps(response).encode(), {}, "application/json"
+        tensor["data"] = labels.ravel()
+        return to_json(response), {}, "application/json"
     raw = np.ascontiguousarray(labels, labels.dtype.newbyteorder("<")).tobytes()
     tensor["parameters"] = {"binary_data_size": len(raw)}
     header = json.dumps(response).encode()
     return header + raw, {HEADER_LENGTH: str(len(header))}, "application/octet-stream"
 
 
-def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
+def response_memory(request: InferRequest, labels: Labels) -> int:
+    """Bytes that `write_response` takes for images whose labels are as large as `labels` (H, W), at most."""
+    size = labels.size * len(request.image)
+    return size * (3 * labels.itemsize if request.binary else labels.itemsize + 2 * _NUMBER_BYTES)
+
+
+def _split(body: bytes | bytearray, header_length: str | None) -> tuple[bytes, memoryview]:
     length = len(body)
     if header_length is not None:
         if not (header_length.isascii() and header_length.isdecimal() and len(header_length) < 12):
@@ -121,7 +131,7 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
             raise _bad(f"{HEADER_LENGTH} is {length}, the body has {len(body)} bytes")
     if length > MAX_JSON:
         raise HttpError(413, f"more than {MAX_JSON:,} bytes of JSON; send the tensor as binary data", kind="size")
-    return body[:length], body[length:]
+    return bytes(body[:length]), memoryview(body)[length:]
 
 
 def _object(text: bytes) -> Json:
@@ -150,7 +160,7 @@ def _parameters(tensor: Json) -> Json:
     return parameters
 
 
-def _image(tensor: Json, binary: bytes, max_images: int, max_pixels: int) -> npt.NDArray[np.uint8]:
+def _image(tensor: Json, binary: memoryview, max_images: int, max_pixels: int) -> npt.NDArray[np.uint8]:
     if tensor.get("datatype") != "UINT8":
         raise _bad("'image' must have the datatype UINT8")
     count, height, width, _ = shape = _shape(tensor.get("shape"))

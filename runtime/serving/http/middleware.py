@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from internimage_deploy.runtime.serving.admission import check_token
-from internimage_deploy.runtime.serving.http_error import HttpError
+from internimage_deploy.runtime.serving.http_error import HttpError, overloaded
+from internimage_deploy.runtime.serving.settings import Limits, parse_address
 
 if TYPE_CHECKING:
     from internimage_deploy.runtime.serving.service import Service
@@ -39,10 +41,12 @@ class GatewayMiddleware:
         started = time.monotonic()
         path = scope["path"]
         status = 500
+        started_response = False
 
         async def send_hardened(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started_response
             if message["type"] == "http.response.start":
+                started_response = True
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers.setdefault("X-Content-Type-Options", "nosniff")
@@ -51,14 +55,18 @@ class GatewayMiddleware:
 
         try:
             if path not in _PUBLIC:
-                self._service.check_connections()
-                self._check_client(scope)
+                peer = scope["client"][0] if scope.get("client") else ""
+                self._service.check_connections(peer)
+                self._check_client(scope, peer)
             if path in _SEGMENT and scope["method"] == "POST":
                 self._service.check_room()
             await self._app(scope, receive, send_hardened)
         except HttpError as error:
             self._service.metrics.refused.labels(error.kind).inc()
             await _send_error(error, send_hardened)
+        except asyncio.CancelledError:  # the server's, when the time to finish accepted requests is over
+            if not started_response:
+                await _send_error(overloaded("the service is shutting down; try again"), send_hardened)
         finally:
             # The route's pattern, not the path: the number of series must not be the client's choice.
             route = getattr(scope.get("route"), "path", path if path in _SEGMENT else "other")
@@ -66,10 +74,34 @@ class GatewayMiddleware:
             metrics.requests.labels(route, str(status)).inc()
             metrics.request_seconds.labels(route).observe(time.monotonic() - started)
 
-    def _check_client(self, scope: Scope) -> None:
-        client = scope.get("client")
-        self._service.rate.check(client[0] if client else "")
-        check_token(self._service.settings.token, Headers(scope=scope).get("authorization"))
+    def _check_client(self, scope: Scope, peer: str) -> None:
+        headers = Headers(scope=scope)
+        limits = self._service.settings.limits
+        forwarded = ",".join(headers.getlist("x-forwarded-for")) if limits.is_proxy(peer) else ""
+        client = client_address(peer, forwarded, limits)
+        self._service.rate.check(client)
+        check_token(self._service.settings.token, headers.get("authorization"))
+
+
+def client_address(peer: str, forwarded: str, limits: Limits) -> str:
+    """The address of the client that sent a request.
+
+    Args:
+        peer: the address of the connection.
+        forwarded: the X-Forwarded-For header, to which each proxy appends the address it was called from.
+        limits: say which proxies are believed.
+
+    Returns:
+        The last address in the header that a trusted proxy appended and that is no trusted proxy itself; `peer` if
+        that is no proxy, or the header is damaged there.
+    """
+    client = peer
+    for entry in reversed(forwarded.split(",")):
+        address = parse_address(entry.strip())
+        if address is None or not limits.is_proxy(client):
+            break
+        client = str(address)
+    return client
 
 
 async def _send_error(error: HttpError, send: Send) -> None:

@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
-import json
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from internimage_deploy.runtime.imaging.results import Mask, png
+from internimage_deploy.runtime.serving.admission import Share
 from internimage_deploy.runtime.serving.http import image_codec
 from internimage_deploy.runtime.serving.http_error import HttpError
 from internimage_deploy.runtime.serving.service import SegmentedImage
 
 PNG = "image/png"
 JSON = "application/json"
+
+_LONGEST_ACCEPT = 4096  # characters of an Accept header that count; browsers send 200
+_SENT_AT_ONCE = 1 << 18
 
 
 def negotiate(accept: str | None) -> str:
@@ -45,15 +50,15 @@ def encode_png(image: SegmentedImage, view: str, alpha: float, mask: Mask) -> by
     return png(segmentation.overlay(alpha)) if view == "overlay" else segmentation.mask(mask)
 
 
-def describe(image: SegmentedImage, model: str) -> dict[str, object]:
-    """Size, classes with shares, colours and run-length masks, and times in milliseconds, as plain data.
+def describe(image: SegmentedImage, model: str, share: Share) -> dict[str, object]:
+    """Size, classes with shares, colours and run-length masks, and times in milliseconds, for `to_json`.
 
     Raises:
-        HttpError: 406, see `image_codec.run_lengths`.
+        HttpError: 406, see `image_codec.run_lengths`; 503, `share` cannot take what they need.
     """
     segmentation = image.segmentation
     height, width = segmentation.labels.shape
-    masks = image_codec.run_lengths(segmentation.labels)
+    masks = image_codec.run_lengths(segmentation.labels, share)
     return {
         "model": model,
         "width": width,
@@ -74,9 +79,30 @@ def describe(image: SegmentedImage, model: str) -> dict[str, object]:
     }
 
 
-def encode_json(image: SegmentedImage, model: str) -> bytes:
-    """`describe` as JSON."""
-    return json.dumps(describe(image, model)).encode()
+class HeldResponse(Response):
+    """A response whose memory counts until the client has taken it; it is sent in pieces, at the client's pace.
+
+    Args:
+        content: the body.
+        share: what it holds of the memory of all requests; released at the end.
+        headers: of the response.
+        media_type: of the body.
+    """
+
+    def __init__(self, content: bytes, share: Share, *, headers: dict[str, str], media_type: str) -> None:
+        super().__init__(content, headers=headers, media_type=media_type)
+        self._share = share
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            body = memoryview(self.body)
+            for start in range(0, max(len(body), 1), _SENT_AT_ONCE):
+                piece = bytes(body[start : start + _SENT_AT_ONCE])
+                more = start + _SENT_AT_ONCE < len(body)
+                await send({"type": "http.response.body", "body": piece, "more_body": more})
+        finally:
+            self._share.release()
 
 
 def server_timing(image: SegmentedImage) -> str:
@@ -87,7 +113,7 @@ def server_timing(image: SegmentedImage) -> str:
 def _quality(accept: str, media_type: str) -> float:
     """The q value, 0 to 1, of `media_type` in an Accept header: the most specific range that covers it decides."""
     best = (-1, 0.0)
-    for part in accept.split(","):
+    for part in accept[:_LONGEST_ACCEPT].split(","):
         name, *parameters = (piece.strip().lower() for piece in part.split(";"))
         ranges = ("*/*", f"{media_type.partition('/')[0]}/*", media_type)
         if name not in ranges:

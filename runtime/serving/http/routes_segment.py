@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable
+from contextlib import ExitStack
 from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
@@ -15,8 +15,9 @@ from internimage_deploy.runtime.imaging.results import Mask
 from internimage_deploy.runtime.serving.admission import Share
 from internimage_deploy.runtime.serving.http import api_schema, responses
 from internimage_deploy.runtime.serving.http.body import Upload, read_body, read_uploads
+from internimage_deploy.runtime.serving.http.json_writer import to_json
 from internimage_deploy.runtime.serving.http_error import HttpError
-from internimage_deploy.runtime.serving.service import Service
+from internimage_deploy.runtime.serving.service import OVERLAY_BYTES, RESULT_BYTES, Service, is_large
 
 T = TypeVar("T")
 
@@ -49,18 +50,24 @@ def segment_routes(service: Service) -> APIRouter:
         request: Request, view: View = "labels", alpha: Alpha = 0.5, mask: MaskKind = "indexed"
     ) -> Response:
         media_type = responses.negotiate(request.headers.get("accept"))
-        with service.memory.share() as share:
+        colors = media_type == responses.PNG and (view == "overlay" or mask == "color")
+        with ExitStack() as held:
+            share = held.enter_context(service.memory.share())
             (upload,) = await _uploads(request, share, maximum=1)
-            image = await until_gone(request, service.segment_file(upload.data, share))
+            result_bytes = OVERLAY_BYTES if colors else RESULT_BYTES
+            image = await until_gone(request, service.segment_file(upload.data, share, result_bytes))
             started = time.monotonic()
+            large = is_large(image.segmentation.labels)
             if media_type == responses.PNG:
-                content = await service.in_thread(responses.encode_png, image, view, alpha, mask)
+                content = await service.in_thread(lambda: responses.encode_png(image, view, alpha, mask), large=large)
             else:
-                content = await service.in_thread(responses.encode_json, image, service.settings.name)
+                name = service.settings.name
+                content = await service.in_thread(lambda: to_json(responses.describe(image, name, share)), large=large)
+            held.pop_all()  # the response gives its memory back
         image.seconds["encode"] = time.monotonic() - started
         service.metrics.stage_seconds.labels("encode").observe(image.seconds["encode"])
         headers = {"Server-Timing": responses.server_timing(image), "Vary": "Accept"}
-        return Response(content, media_type=media_type, headers=headers)
+        return responses.HeldResponse(content, share, headers=headers, media_type=media_type)
 
     @router.post(
         "/segment/batch",
@@ -76,7 +83,8 @@ def segment_routes(service: Service) -> APIRouter:
             raise HttpError(
                 406, "this address returns application/json, which the Accept header does not allow", kind="accept"
             )
-        with service.memory.share() as share:
+        with ExitStack() as held:
+            share = held.enter_context(service.memory.share())
             uploads = await _uploads(request, share, maximum=limits.batch_images)
             places = asyncio.Semaphore(service.settings.model.options.batch)  # one batch of this request at a time
 
@@ -87,15 +95,16 @@ def segment_routes(service: Service) -> APIRouter:
             entries = await until_gone(request, asyncio.gather(*(segment_one(upload) for upload in uploads)))
             if all("error" in entry for entry in entries):
                 raise HttpError(400, f"no image could be read; the first: {entries[0]['error']}", kind="picture")
-            content = await service.in_thread(lambda: json.dumps({"results": entries}).encode())
-        return Response(content, media_type=responses.JSON)
+            content = await service.in_thread(lambda: to_json({"results": entries}), large=True)
+            held.pop_all()  # the response gives its memory back
+        return responses.HeldResponse(content, share, headers={}, media_type=responses.JSON)
 
     async def _uploads(request: Request, share: Share, maximum: int) -> list[Upload]:
         started = time.monotonic()
         with service.arriving():
             body = await read_body(request, share, limits)
         service.metrics.stage_seconds.labels("read").observe(time.monotonic() - started)
-        uploads = await read_uploads(request, body, limits)
+        uploads = await read_uploads(request, body, share, limits)
         if len(uploads) > maximum:
             raise HttpError(400, f"{len(uploads)} files; send several to /v1/segment/batch", kind="form")
         return uploads
@@ -106,7 +115,10 @@ def segment_routes(service: Service) -> APIRouter:
 async def _batch_entry(service: Service, upload: Upload, share: Share) -> dict[str, object]:
     try:
         image = await service.segment_file(upload.data, share)
-        description = await service.in_thread(responses.describe, image, service.settings.name)
+        large = is_large(image.segmentation.labels)
+        description = await service.in_thread(
+            lambda: responses.describe(image, service.settings.name, share), large=large
+        )
     except HttpError as error:
         if error.status == 503:  # not this image's fault: the client should send the whole request again
             raise

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -14,9 +15,10 @@ from internimage_deploy.runtime.serving.admission import Share
 from internimage_deploy.runtime.serving.http import api_schema
 from internimage_deploy.runtime.serving.http import inference_protocol as protocol
 from internimage_deploy.runtime.serving.http.body import read_body
+from internimage_deploy.runtime.serving.http.responses import HeldResponse
 from internimage_deploy.runtime.serving.http.routes_segment import until_gone
 from internimage_deploy.runtime.serving.http_error import HttpError
-from internimage_deploy.runtime.serving.service import Service
+from internimage_deploy.runtime.serving.service import Service, is_large
 
 
 def protocol_routes(service: Service) -> APIRouter:
@@ -60,30 +62,25 @@ def protocol_routes(service: Service) -> APIRouter:
 
     async def infer(request: Request, model: str, version: str = protocol.VERSION) -> Response:
         check(model, version)
-        with service.memory.share() as share:
+        with ExitStack() as held:
+            share = held.enter_context(service.memory.share())
             infer_request = await read(request, share)
             share.take(infer_request.image.nbytes)
             images = await until_gone(
-                request, asyncio.gather(*(service.segment_array(image) for image in infer_request.image))
+                request, asyncio.gather(*(service.segment_array(image, share) for image in infer_request.image))
             )
+            share.take(protocol.response_memory(infer_request, images[0].segmentation.labels))
             labels = np.stack([image.segmentation.labels for image in images])
-            content, headers, media_type = await service.in_thread(protocol.write_response, name, infer_request, labels)
-        return Response(content, headers={**headers, "Content-Type": media_type})
+            content, headers, media_type = await service.in_thread(
+                lambda: protocol.write_response(name, infer_request, labels), large=is_large(labels.reshape(-1, 1))
+            )
+            held.pop_all()  # the response gives its memory back
+        return HeldResponse(content, share, headers=headers, media_type=media_type)
 
     async def read(request: Request, share: Share) -> protocol.InferRequest:
         with service.arriving():
             body = await read_body(request, share, limits)
-        header_length = request.headers.get(protocol.HEADER_LENGTH)
-        if header_length is None and len(body) <= protocol.MAX_JSON:
-            share.take(protocol.JSON_MEMORY * len(body))
-        return await service.in_thread(
-            lambda: protocol.read_request(
-                body,
-                header_length,
-                max_images=limits.batch_images,
-                max_pixels=service.settings.model.options.max_pixels,
-            )
-        )
+        return await service.read_request(body, request.headers.get(protocol.HEADER_LENGTH), share)
 
     for prefix in ("/models/{model}", "/models/{model}/versions/{version}"):
         for path, route, summary in (

@@ -1,72 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP server of one machine: uvicorn with a deadline for request headers, and a shutdown that finishes work."""
+"""The HTTP server of one machine: uvicorn with limits on connections, and a shutdown that finishes work."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import multiprocessing
+import os
 import signal
 import socket
 import sys
+import threading
+from types import FrameType
 
 import uvicorn
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.serving.http.app import create_app
+from internimage_deploy.runtime.serving.http.connection import Connections, RateLimitedLog, limited_protocol
 from internimage_deploy.runtime.serving.settings import Settings
 
+log = logging.getLogger("internimage_deploy.serving")
+
 _OTHER_FILES = 512  # descriptors beside the connections: workers, libraries, refused connections that are still open
+_CLOSE_S = 5.0  # to free everything, after the time to finish accepted requests
 _BACKLOG = 2048  # uvicorn's own; the kernel caps it
-_TOO_SLOW = b'{"error": "the request headers arrived too slowly"}'
-_TIMEOUT_RESPONSE = (
-    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: application/json\r\n"
-    b"content-length: %d\r\n\r\n%s" % (len(_TOO_SLOW), _TOO_SLOW)
-)
 
 
-def protocol_with_header_deadline(header_s: float) -> type[asyncio.Protocol]:
-    """Uvicorn's HTTP protocol, closing connections whose request headers take longer than `header_s` seconds.
+class _Server(uvicorn.Server):
+    """uvicorn's server, with an end of the process in time whatever still runs in it."""
 
-    uvicorn itself waits without limit, so that a few clients sending a byte a minute could hold every connection.
-    """
+    def __init__(self, config: uvicorn.Config, drain_s: float) -> None:
+        super().__init__(config)
+        self._end = threading.Timer(drain_s + _CLOSE_S, self._exit)
+        self._end.daemon = True
 
-    class HeaderDeadlineProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-        _timer: asyncio.TimerHandle | None = None
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            self._end.start()
+        super().handle_exit(sig, frame)
 
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            super().connection_made(transport)
-            self._arm()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self._in_request():
-                self._disarm()
-            elif self._timer is None:
-                self._arm()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._disarm()
-            super().connection_lost(exc)
-
-        def _in_request(self) -> bool:
-            return self.cycle is not None and not self.cycle.response_complete
-
-        def _arm(self) -> None:
-            self._timer = self.loop.call_later(header_s, self._close_late)
-
-        def _disarm(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-        def _close_late(self) -> None:
-            self._timer = None
-            if not self._in_request() and not self.transport.is_closing():
-                self.transport.write(_TIMEOUT_RESPONSE)
-                self.transport.close()
-
-    return HeaderDeadlineProtocol
+    def _exit(self) -> None:
+        log.error("the service did not end in time; it is ended")
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(1)
 
 
 def serve(settings: Settings, *, host: str, port: int, drain_s: float) -> None:
@@ -88,10 +65,12 @@ def serve(settings: Settings, *, host: str, port: int, drain_s: float) -> None:
     sys.setswitchinterval(0.0005)
     limits = settings.limits
     app = create_app(settings, on_load_failure=stop_server)
+    connections = Connections(limits)
     config = uvicorn.Config(
         app,
-        http=protocol_with_header_deadline(limits.header_s),
+        http=limited_protocol(limits, connections),
         ws="none",
+        proxy_headers=False,  # the gateway reads X-Forwarded-For, from the proxies that the settings name
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -100,11 +79,13 @@ def serve(settings: Settings, *, host: str, port: int, drain_s: float) -> None:
         timeout_keep_alive=15,
         timeout_graceful_shutdown=max(int(drain_s), 1),
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, drain_s)
     app.state.service.connections = lambda: len(server.server_state.connections)
+    app.state.service.connections_from = connections.count
+    logging.getLogger("uvicorn.error").addFilter(RateLimitedLog())
     _allow_open_files(limits.connections + _OTHER_FILES)
     sock = _bind(host, port)
-    logging.getLogger("internimage_deploy.serving").info("listening on http://%s:%d", *sock.getsockname()[:2])
+    log.info("listening on http://%s:%d", *sock.getsockname()[:2])
     # uvicorn drains on these and raises them again afterwards, which must not end the process with a failure.
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: None)

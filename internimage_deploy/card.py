@@ -20,6 +20,7 @@ from internimage_deploy.errors import UserError
 
 METADATA_KEY = "internimage_deploy"
 CARD_VERSION = 1
+MAX_SIDE = 16_384  # pixels of an image's side, for sizes and resize rules
 COLOR_ORDER = "rgb"  # of every model so far; the file states it
 
 Json = Any  # what json.loads returns

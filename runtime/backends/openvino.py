@@ -43,6 +43,7 @@ class OpenVinoBackend(Backend):
         try:
             inlined = onnx.inliner.inline_local_functions(onnx.load(str(path)))
             if inlined.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
+                onnx.checker.check_model(inlined)  # OpenVINO crashes on nodes without outputs and the like
                 model = core.read_model(inlined.SerializeToString())
             else:
                 model = _read_large_model(core, inlined)
@@ -56,7 +57,13 @@ class OpenVinoBackend(Backend):
         request = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
-        output = request.infer([batch], share_inputs=True)[self._compiled.output(0)]
+        try:
+            output = request.infer([batch], share_inputs=True)[self._compiled.output(0)]
+        except RuntimeError as error:  # OpenVINO's exceptions are plain RuntimeErrors
+            raise UserError(
+                f"OpenVINO cannot run this model on an input of {batch.shape} ({one_line(error)}); "
+                "export the model again, or use a smaller image"
+            ) from error
         return check_output(np.array(output, self.card.output.dtype), self.card, len(batch))
 
     def close(self) -> None:

@@ -85,8 +85,8 @@ def test_colours_from_a_file(text, tmp_path):
 @pytest.mark.parametrize(
     "content",
     [b"", b"\n\n", b"[", b"[" * 100_000, b"[1, 2]", b'["\\u001b[2J"]', b'["\\ud800"]', b"\x1b[2J", b"\xff\xfe\x00",
-     b"[[[]]]", b"1 2 256", b"1 2", b"1 2 3 4", b"1 2 -3", "1 2 ²".encode(), b"[[1, 2, 1e999]]", b"[[true, 1, 1]]", b"[{}]",
-     b"x" * 5_000_000],
+     b"[[[]]]", b"1 2 256", b"1 2", b"1 2 3 4", b"1 2 -3", "1 2 ²".encode(), b"[[1, 2, 1e999]]", b"[[true, 1, 1]]",
+     b"[{}]", b"x" * 5_000_000],
     ids=range(19),
 )  # fmt: skip
 def test_broken_files_of_names_and_colours(content, tmp_path):

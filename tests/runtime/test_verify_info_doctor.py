@@ -16,8 +16,9 @@ from internimage_deploy.cli import doctor
 from internimage_deploy.cli import main as cli
 from internimage_deploy.files import sha256
 from internimage_deploy.onnx_tools.cost import UnknownShape, graph_statistics, multiply_adds
-from internimage_deploy.onnx_tools.model_file import read_model
+from internimage_deploy.onnx_tools.model_file import read_card, read_model
 from internimage_deploy.runtime.backends import load as load_module
+from internimage_deploy.runtime.backends.base import check_output
 from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.backends.registry import REGISTRY, Entry, choose
 from internimage_deploy.runtime.engine import sidecar
@@ -285,9 +286,14 @@ def test_a_gpu_that_auto_leaves_idle_is_named(tmp_path, monkeypatch, caplog, pro
 
 def test_the_output_must_have_the_rank_of_the_card(tmp_path):
     output = TensorSpec("logits", "float32", ("batch", 3, "x", "h4", "w4"))
-    backend = load_backend(color_model(tmp_path / "m.onnx", card_changes={"output": output}), "onnxruntime")
+    path = color_model(tmp_path / "m.onnx", card_changes={"output": output})
+    with pytest.raises(
+        UserError, match=r"output 'logits' is \[None, 3, None, None\] in the graph, its model card says"
+    ):
+        load_backend(path, "onnxruntime")
+    card = dataclasses.replace(read_card(color_model(tmp_path / "m.onnx")), output=output)
     with pytest.raises(UserError, match="expected 5 dimensions"):
-        backend.run(np.zeros((1, 64, 64, 3), np.uint8))
+        check_output(np.zeros((1, 3, 16, 16), np.float32), card, 1)
 
 
 def test_doctor_survives_broken_packages(tmp_path, monkeypatch):

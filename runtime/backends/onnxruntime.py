@@ -15,7 +15,7 @@ from internimage_deploy.environment import available_cpus
 from internimage_deploy.errors import UserError, one_line
 from internimage_deploy.onnx_tools.model_file import card_of, external_files, read_model
 from internimage_deploy.runtime.backends import cpu_graph
-from internimage_deploy.runtime.backends.base import Backend, check_output
+from internimage_deploy.runtime.backends.base import Backend, check_output, input_size
 
 if TYPE_CHECKING:
     import onnx
@@ -66,7 +66,7 @@ class OnnxRuntimeBackend(Backend):
                 f"ONNX Runtime cannot run this model on an input of {batch.shape} ({one_line(error)}); "
                 "export the model again"
             ) from error
-        return check_output(output, self.card, len(batch))
+        return check_output(output, self.card, len(batch), input_size(batch, self.card))
 
     def close(self) -> None:
         del self._session

@@ -13,7 +13,7 @@ from internimage_deploy.card import Array
 from internimage_deploy.environment import available_cpus
 from internimage_deploy.errors import UserError, one_line
 from internimage_deploy.onnx_tools.model_file import read_card
-from internimage_deploy.runtime.backends.base import Backend, check_output
+from internimage_deploy.runtime.backends.base import Backend, check_output, input_size
 
 if TYPE_CHECKING:
     import onnx
@@ -64,7 +64,9 @@ class OpenVinoBackend(Backend):
                 f"OpenVINO cannot run this model on an input of {batch.shape} ({one_line(error)}); "
                 "export the model again, or use a smaller image"
             ) from error
-        return check_output(np.array(output, self.card.output.dtype), self.card, len(batch))
+        return check_output(
+            np.array(output, self.card.output.dtype), self.card, len(batch), input_size(batch, self.card)
+        )
 
     def close(self) -> None:
         self._local = threading.local()

@@ -26,7 +26,7 @@ from internimage_deploy.exporter.tensor_file import Content, read_content
 from internimage_deploy.exporter.unpickler import Damaged, Inert
 from internimage_deploy.files import sha256
 
-_PLAIN_CONTAINERS = ("state_dict", "model", "module", "network")
+_PLAIN_CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "network")
 _EMA_CONTAINERS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "teacher")
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and torch.compile
 _TRAINING_ONLY = re.compile(r"auxiliary_head\.|ema_|.*loss|.*\.num_batches_tracked$|(steps|n_averaged)$")

@@ -99,6 +99,8 @@ def read_content(path: Path) -> Content:
         raise UserError(f"{path} cannot be read: permission denied") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
+    except MemoryError as error:
+        raise UserError(f"{path} cannot be read: not enough memory") from error
     except Refused as refused:
         raise UserError(
             f"{path} is refused: it asks for '{refused}', which can run code and which no training run stores; "

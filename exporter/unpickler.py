@@ -20,7 +20,7 @@ from typing import Protocol, cast
 
 from internimage_deploy.errors import quoted
 
-_MAX_OPCODES = 10_000_000  # the largest training run's checkpoint has some 100,000
+_MAX_OPCODES = 4_000_000  # 9,000 tensors take 500,000, a log of a million numbers as many; these take a gigabyte
 _MAX_NAME = 500  # characters of a module and a name in it
 _MAX_LONG = 1024  # bytes of an integer
 _MAX_KEY_BITS = 64  # larger integers could be made to collide as dictionary keys

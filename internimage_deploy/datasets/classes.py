@@ -99,7 +99,7 @@ def read_classes(classes: str | os.PathLike[str] | Sequence[str]) -> tuple[Class
     """
     if isinstance(classes, str | os.PathLike):
         where = os.fspath(classes)
-        known = lookup(int(where) if where.isascii() and where.isdigit() else where)
+        known = lookup(int(where) if where.isascii() and where.isdigit() and len(where) < 9 else where)
         if (text := _file_text(where, "--classes")) is None:
             if known is None:
                 raise UserError(

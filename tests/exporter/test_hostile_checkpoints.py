@@ -182,7 +182,9 @@ def test_broken_headers_of_safetensors(tmp_path):
             read_checkpoint(path)
 
 
-@pytest.mark.parametrize("container", ["state_dict", "model", "module", "ema", "teacher", "state_dict_ema"])
+@pytest.mark.parametrize(
+    "container", ["state_dict", "model", "model_state_dict", "module", "ema", "teacher", "state_dict_ema"]
+)
 def test_containers(container, tmp_path):
     path = saved(tmp_path / "m.pth", {container: weights(), "epoch": 3})
     assert same_weights(read_checkpoint(path, offset_scale=1.0))

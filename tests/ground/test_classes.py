@@ -102,7 +102,7 @@ def test_broken_files_of_names_and_colours(content, tmp_path):
         assert "\x1b" not in str(error)  # noqa: PT017
 
 
-@pytest.mark.parametrize("name", ["imagenet", "²", "\0", "x" * 5000, ""])
+@pytest.mark.parametrize("name", ["imagenet", "²", "\0", "x" * 5000, "9" * 5000, ""])
 def test_neither_a_data_set_nor_a_file(name):
     for read in (read_classes, read_palette):
         with pytest.raises(UserError, match="neither a data set nor a file"):

@@ -19,11 +19,12 @@ from internimage_deploy.exporter import mmconfig
 from internimage_deploy.exporter.architecture import Hints, infer
 from internimage_deploy.exporter.models.config import SegmentorConfig
 from internimage_deploy.exporter.models.segmentor import Segmentor, build_without_weights
+from internimage_deploy.exporter.pickle_literals import Damaged
 from internimage_deploy.exporter.presets import PRESETS, Preset
 from internimage_deploy.exporter.rebuild import StoredTensor
 from internimage_deploy.exporter.source import SourceModel, StatedLabels, find_preset
 from internimage_deploy.exporter.tensor_file import Content, read_content
-from internimage_deploy.exporter.unpickler import Damaged, Inert
+from internimage_deploy.exporter.unpickler import Inert
 from internimage_deploy.files import sha256
 
 _PLAIN_CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "network")

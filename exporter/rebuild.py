@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from internimage_deploy.exporter.unpickler import Constructor, Damaged, Global, Inert, checked_key
+from internimage_deploy.exporter.pickle_literals import Damaged
+from internimage_deploy.exporter.unpickler import Constructor, Global, Inert, checked_key
 
 _MAX_DIMENSIONS = 32
 _MAX_EXTENT = 1 << 62

@@ -14,8 +14,8 @@ from mmap import mmap
 import torch
 
 from internimage_deploy.errors import quoted
+from internimage_deploy.exporter.pickle_literals import Damaged
 from internimage_deploy.exporter.rebuild import StorageRef, StoredTensor
-from internimage_deploy.exporter.unpickler import Damaged
 
 _MAX_HEADER = 25_000_000  # bytes; the largest model's has some 500,000
 _DTYPES = {

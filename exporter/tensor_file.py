@@ -22,8 +22,9 @@ from torch import Tensor
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.exporter import rebuild, safetensors
+from internimage_deploy.exporter.pickle_literals import Damaged
 from internimage_deploy.exporter.rebuild import StorageRef, StoredTensor
-from internimage_deploy.exporter.unpickler import Damaged, Refused, Unpickler
+from internimage_deploy.exporter.unpickler import Refused, Unpickler
 from internimage_deploy.files import kind_of_file
 
 _HEAD = 1024  # bytes that show what a file is
@@ -91,7 +92,10 @@ def read_content(path: Path) -> Content:
             size = os.fstat(file.fileno()).st_size
             head = file.read(_HEAD)
             if not _is_checkpoint(head, size):
-                raise Damaged(f"it is {kind_of_file(head)}")
+                raise UserError(
+                    f"{path} is not a readable PyTorch checkpoint: it is {kind_of_file(head)}; give the path of a "
+                    ".pth or .safetensors file, or download it again"
+                )
             # Private and writable, as PyTorch wants its memory; nothing writes to it.
             data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
         return _read(data, head)
@@ -108,8 +112,7 @@ def read_content(path: Path) -> Content:
         ) from refused
     except Damaged as damaged:
         raise UserError(
-            f"{path} is not a readable PyTorch checkpoint ({damaged}); it may be truncated or another kind of file: "
-            "download or save it again"
+            f"{path} is not a readable PyTorch checkpoint ({damaged}); it may be truncated: download or save it again"
         ) from damaged
 
 

@@ -10,7 +10,6 @@ deeply nested tuple becomes a dictionary key.
 
 from __future__ import annotations
 
-import codecs
 import pickle
 import struct
 from collections import Counter
@@ -19,36 +18,12 @@ from mmap import mmap
 from typing import Protocol, cast
 
 from internimage_deploy.errors import quoted
+from internimage_deploy.exporter.denied import is_denied
+from internimage_deploy.exporter.pickle_literals import EMPTY, LINES, NUMBERS, SIZED, Damaged
 
 _MAX_OPCODES = 4_000_000  # 9,000 tensors take 500,000, a log of a million numbers as many; these take a gigabyte
 _MAX_NAME = 500  # characters of a module and a name in it
-_MAX_LONG = 1024  # bytes of an integer
 _MAX_KEY_BITS = 64  # larger integers could be made to collide as dictionary keys
-
-# What no training run stores. Nothing would run it here; saying so protects whoever opens the file elsewhere.
-# fmt: off
-_DENIED_MODULES = frozenset((
-    "os", "posix", "nt", "subprocess", "_posixsubprocess", "sys", "shutil", "socket", "ctypes", "_ctypes", "importlib",
-    "imp", "runpy", "pty", "code", "codeop", "commands", "webbrowser", "pickle", "_pickle", "cPickle", "marshal",
-    "signal", "pdb", "bdb", "timeit", "trace", "cProfile", "profile", "pip", "http", "urllib", "ftplib", "smtplib",
-    "linecache", "threading", "asyncio", "multiprocessing", "site", "sysconfig", "distutils", "setuptools",
-))
-_DENIED_BUILTINS = (
-    "eval", "exec", "compile", "open", "getattr", "setattr", "delattr", "globals", "locals", "vars", "input",
-    "breakpoint", "help", "apply", "execfile", "file", "reload", "__import__", "__build_class__",
-)
-_DENIED_NAMES = frozenset((
-    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _DENIED_BUILTINS),
-    "io.open", "io.FileIO", "io.open_code", "_io.open", "_io.FileIO", "_io.open_code", "codecs.open", "types.CodeType",
-    "types.FunctionType", "operator.attrgetter", "operator.methodcaller", "_operator.attrgetter",
-    "_operator.methodcaller", "numpy.load", "numpy.fromfile", "torch.load",
-    "torch.serialization.load", "torch.hub.load", "torch.jit.load",
-))
-# fmt: on
-
-
-class Damaged(Exception):
-    """The file cannot be read; the message is the reason, for the user."""
 
 
 class Refused(Exception):
@@ -237,7 +212,7 @@ class Unpickler:
         if not (isinstance(module, str) and isinstance(name, str)) or len(module) + len(name) > _MAX_NAME:
             raise Damaged("its pickle is damaged")
         full = f"{module}.{name}"
-        if module.partition(".")[0] in _DENIED_MODULES or full in _DENIED_NAMES:
+        if is_denied(module, name):
             raise Refused(quoted(full))
         if full not in self._constructors and full not in self._known:
             self.unknown[quoted(full)] += 1
@@ -302,71 +277,7 @@ def checked_key(key: object) -> object:
     return key
 
 
-def _integer(data: bytes) -> int:
-    if len(data) > _MAX_LONG:
-        raise Damaged("it holds a number of more than 1,024 bytes")
-    return int.from_bytes(data, "little", signed=True)
-
-
-def _integer_in_text(data: bytes) -> int | bool:
-    if data in (b"00", b"01"):
-        return data == b"01"
-    if len(data) > _MAX_LONG:
-        raise Damaged("it holds a number of more than 1,024 digits")
-    return int(data.rstrip(b"L"))
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogatepass")
-
-
-def _text_of_python_2(data: bytes) -> str | bytes:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data
-
-
-def _quoted_text(data: bytes) -> str | bytes:
-    if len(data) < 2 or data[:1] != data[-1:] or data[:1] not in (b"'", b'"'):
-        raise Damaged("its pickle is damaged")
-    return _text_of_python_2(codecs.escape_decode(data[1:-1])[0])
-
-
 _Handler = Callable[[Unpickler], object]
-
-# Opcodes of text: the form of the length before it, and what the bytes become.
-_SIZED: dict[bytes, tuple[str, Callable[[bytes], object]]] = {
-    pickle.BINUNICODE: ("<I", _text),
-    pickle.SHORT_BINUNICODE: ("<B", _text),
-    pickle.BINUNICODE8: ("<Q", _text),
-    pickle.BINSTRING: ("<i", _text_of_python_2),
-    pickle.SHORT_BINSTRING: ("<B", _text_of_python_2),
-    pickle.BINBYTES: ("<I", bytes),
-    pickle.SHORT_BINBYTES: ("<B", bytes),
-    pickle.BINBYTES8: ("<Q", bytes),
-    pickle.BYTEARRAY8: ("<Q", bytearray),
-    pickle.LONG1: ("<B", _integer),
-    pickle.LONG4: ("<i", _integer),
-}
-# Opcodes whose text ends with the line.
-_LINES: dict[bytes, Callable[[bytes], object]] = {
-    pickle.INT: _integer_in_text,
-    pickle.LONG: _integer_in_text,
-    pickle.FLOAT: float,
-    pickle.STRING: _quoted_text,
-    pickle.UNICODE: lambda line: line.decode("raw-unicode-escape"),
-}
-_NUMBERS = {pickle.BININT: "<i", pickle.BININT1: "<B", pickle.BININT2: "<H", pickle.BINFLOAT: ">d"}
-_EMPTY: dict[bytes, Callable[[], object]] = {
-    pickle.EMPTY_DICT: dict,
-    pickle.EMPTY_LIST: list,
-    pickle.EMPTY_SET: set,
-    pickle.EMPTY_TUPLE: tuple,
-    pickle.NONE: lambda: None,
-    pickle.NEWTRUE: lambda: True,
-    pickle.NEWFALSE: lambda: False,
-}
 
 
 def _sized(form: str, make: Callable[[bytes], object]) -> _Handler:
@@ -404,10 +315,10 @@ def _set_item(machine: Unpickler) -> None:
 _HANDLERS: dict[int, _Handler] = {
     code[0]: handler
     for code, handler in (
-        {code: _sized(*how) for code, how in _SIZED.items()}
-        | {code: _of_line(make) for code, make in _LINES.items()}
-        | {code: _of_number(form) for code, form in _NUMBERS.items()}
-        | {code: _of_nothing(make) for code, make in _EMPTY.items()}
+        {code: _sized(*how) for code, how in SIZED.items()}
+        | {code: _of_line(make) for code, make in LINES.items()}
+        | {code: _of_number(form) for code, form in NUMBERS.items()}
+        | {code: _of_nothing(make) for code, make in EMPTY.items()}
         | {
             pickle.PROTO: lambda m: m._bytes(1),
             pickle.FRAME: lambda m: m._bytes(8),

@@ -316,7 +316,7 @@ def test_bombs(name, zipped, tmp_path):
 def test_other_files_are_called_what_they_are(content, kind, tmp_path):
     path = tmp_path / "model.pth"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"not a readable PyTorch checkpoint \(it is {kind}"):
+    with pytest.raises(UserError, match=rf"not a readable PyTorch checkpoint: it is {kind}"):
         read_checkpoint(path)
 
 

@@ -7,6 +7,7 @@ the user, from the training config inside the checkpoint, or from the released v
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,11 +15,12 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from internimage_deploy.errors import UserError
+from internimage_deploy.errors import UserError, quoted
 from internimage_deploy.exporter.models.config import BackboneConfig, HeadConfig, SegmentorConfig
 from internimage_deploy.exporter.options import ACTIVATIONS, Activation
 from internimage_deploy.exporter.presets import BACKBONES, Preset, known_variant
 
+_MAX_WIDTH = 65_536  # channels or classes; the widest released layer has 12,288
 _POINTS = 9  # every InternImage samples 3x3 points
 _CLASSIFIER = "decode_head.conv_seg.weight"
 _WANTED = "expected an InternImage segmentation checkpoint with a UPerHead or SegformerHead"
@@ -132,7 +134,7 @@ class _Settings:
         if name in self._hints.user:
             value = read(self._hints.user[name])
             if value is None:
-                raise UserError(f"{self._where}: {name} cannot be {self._hints.user[name]!r}; {remedy}")
+                raise UserError(f"{self._where}: {name} cannot be {quoted(self._hints.user[name])}; {remedy}")
             return value
         if self._hints.preset is None:
             value = read(self._stored.get(name))
@@ -149,7 +151,8 @@ class _Settings:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    fits = isinstance(value, int | float) and math.isfinite(value) and abs(value) <= 1e6
+    return float(value) if fits else None  # type: ignore[arg-type]
 
 
 def _flag(value: object) -> bool | None:
@@ -167,7 +170,7 @@ def _activation(hints: Hints, where: str) -> Activation:
     for activation in ACTIVATIONS:
         if activation == name:
             return activation
-    raise UserError(f"{where}: the activation is {name!r}; expected one of {', '.join(ACTIVATIONS)}")
+    raise UserError(f"{where}: the activation is {quoted(name)}; expected one of {', '.join(ACTIVATIONS)}")
 
 
 def _head(state: Mapping[str, Tensor], settings: Mapping[str, object], where: str) -> HeadConfig:
@@ -177,13 +180,13 @@ def _head(state: Mapping[str, Tensor], settings: Mapping[str, object], where: st
     if "decode_head.fusion_conv.conv.weight" in state:
         return HeadConfig("SegformerHead", channels, classes)
     if "decode_head.fpn_bottleneck.conv.weight" not in state:
-        kind = settings.get("type", "an unknown decode head")
+        kind = quoted(settings.get("type", "an unknown decode head"))
         raise UserError(f"{where} has {kind}; {_WANTED}")
     scales = settings.get("pool_scales", HeadConfig.pool_scales)
     count = _count(state, r"decode_head\.psp_modules")
     if not isinstance(scales, list | tuple) or len(scales) != count or not all(isinstance(s, int) for s in scales):
         raise UserError(
-            f"{where}: {count} pyramid pooling modules but pool_scales {scales}; expected one scale for each"
+            f"{where}: {count} pyramid pooling modules but pool_scales {quoted(scales)}; expected one scale for each"
         )
     return HeadConfig("UPerHead", channels, classes, tuple(map(int, scales)))
 
@@ -201,4 +204,6 @@ def _size(state: Mapping[str, Tensor], name: str, axis: int, where: str) -> int:
         raise UserError(f"{where} has no tensor '{name}'; {_WANTED}")
     if tensor.ndim <= axis or not tensor.shape[axis]:
         raise UserError(f"{where}: tensor '{name}' has shape {tuple(tensor.shape)}; {_WANTED}")
+    if tensor.shape[axis] > _MAX_WIDTH:
+        raise UserError(f"{where}: tensor '{name}' has shape {tuple(tensor.shape)}, wider than any network; {_WANTED}")
     return tensor.shape[axis]

@@ -1,32 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading official checkpoints without running anything that is in them."""
+"""From what a checkpoint holds to a segmentor with weights and the metadata for its model card."""
 
 from __future__ import annotations
 
 import re
-import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from internimage_deploy.datasets import classes as class_tables
-from internimage_deploy.errors import UserError
+from internimage_deploy.datasets.classes import Classes, Palette, fitted, is_class_name, lookup
+from internimage_deploy.errors import UserError, quoted
 from internimage_deploy.exporter import mmconfig
 from internimage_deploy.exporter.architecture import Hints, infer
 from internimage_deploy.exporter.models.config import SegmentorConfig
 from internimage_deploy.exporter.models.segmentor import Segmentor, build_without_weights
+from internimage_deploy.exporter.pickle_literals import Damaged
 from internimage_deploy.exporter.presets import PRESETS, Preset
-from internimage_deploy.exporter.source import SourceModel, find_preset
+from internimage_deploy.exporter.rebuild import StoredTensor
+from internimage_deploy.exporter.source import SourceModel, StatedLabels, find_preset
+from internimage_deploy.exporter.tensor_file import Content, read_content
+from internimage_deploy.exporter.unpickler import Inert
 from internimage_deploy.files import sha256
 
-Color = tuple[int, int, int]
-
-_PLAIN_CONTAINERS = ("state_dict", "model", "module", "network")
-_EMA_CONTAINERS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema")
+_PLAIN_CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "network")
+_EMA_CONTAINERS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "teacher")
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and torch.compile
-_TRAINING_ONLY = re.compile(r"auxiliary_head\.|ema_|.*loss|.*\.num_batches_tracked$")
+_TRAINING_ONLY = re.compile(r"auxiliary_head\.|ema_|.*loss|.*\.num_batches_tracked$|(steps|n_averaged)$")
 _FAMILIES = {"UPerHead": "upernet_internimage", "SegformerHead": "segformer_internimage"}
 _LISTED = 8  # names shown in a message before "and N more"
 
@@ -39,25 +43,28 @@ def read_checkpoint(
     post_norm_blocks: tuple[int, ...] | None = None,
     act_layer: str | None = None,
     ema: bool = False,
+    stated: StatedLabels = StatedLabels(),  # noqa: B008 - frozen
 ) -> SourceModel:
-    """Read an official InternImage segmentation checkpoint (.pth).
+    """Read an InternImage segmentation checkpoint (.pth, .safetensors).
 
     Args:
-        path: a file that `torch.save` wrote; it is read with `weights_only`, so nothing in it is executed.
+        path: a file that `torch.save` wrote, or safetensors; nothing in it is executed.
         arch: a preset's name: what the weights do not show is taken from there, and the weights must fit it.
         offset_scale: DCNv3's offset scale, which no weight shows.
         post_norm_blocks: the blocks of level 2 that a post-norm follows, which no weight shows.
         act_layer: the activation, which no weight shows.
         ema: take the exponential moving average of the weights where the file holds both.
+        stated: class names, palette and resize rule that the user states.
 
     Returns:
-        The model; its weights are float32, and where the file could be mapped they still lie on disk.
+        The model; its weights are float32, and those stored as float32 still lie on disk, in the mapped file.
 
     Raises:
         UserError: the file cannot be read, is another kind of checkpoint, or does not fit together.
     """
-    stored, meta, notes = _weights(_load(path), path, ema)
-    state, dropped = _usable(stored, path)
+    content = read_content(path)
+    stored, meta, notes = _weights(content.value, path, ema)
+    state, dropped = _usable(content, stored, path)
     notes += dropped
     config_text = meta.get("config") or meta.get("cfg")
     training = mmconfig.parse(config_text) if isinstance(config_text, str) else {}
@@ -72,85 +79,83 @@ def read_checkpoint(
     _load_weights(segmentor, state, path)
     known = preset or _released_as(config, path)
     dataset = _dataset(training) or (known.dataset if known else None)
-    classes, palette = _classes(meta, dataset, config.head.num_classes, notes)
+    classes, palette = _labels(stated, meta, dataset, config.head.num_classes, notes)
     return SourceModel(
         segmentor=segmentor,
         architecture=known.name if known else _FAMILIES[config.head.type],
         classes=classes,
         palette=palette,
-        resize=mmconfig.test_scale(training) or (known.resize if known else None),
-        source={"file": path.name, "sha256": sha256(path)},
+        resize=_resize(stated, mmconfig.test_scale(training), known, notes),
+        source={"file": quoted(path.name), "sha256": sha256(path)},
         notes=tuple(notes),
+        details=_inert_note(content.inert),
     )
-
-
-def _load(path: Path) -> object:
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give the path of a checkpoint (.pth)")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give the path of a checkpoint (.pth)")
-    try:
-        # Mapped, not read: optimiser states stay on disk. Files from before PyTorch 1.6 are no zip: not mappable.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except PermissionError as error:
-        raise UserError(f"{path} cannot be read: permission denied") from error
-    except Exception as error:  # a damaged or hostile file can make the reader fail in any way
-        forbidden = re.search(r"(?:GLOBAL|global:?) (\S+)", str(error))
-        if forbidden and "weights_only" in str(error):
-            raise UserError(
-                f"{path} is refused: it asks to load '{forbidden[1].rstrip('.,')}', and a checkpoint that loads more "
-                "than tensors can run code; save its state_dict alone and export that"
-            ) from error
-        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
-        raise UserError(
-            f"{path} is not a readable PyTorch checkpoint ({reason}); it may be truncated: download or save it again"
-        ) from error
 
 
 def _weights(
     content: object, path: Path, ema: bool
 ) -> tuple[Mapping[object, object], Mapping[object, object], list[str]]:
     """The state dict inside `content`, the metadata beside it, and notes."""
+    if isinstance(content, Inert):
+        raise UserError(
+            f"{path} holds a whole '{quoted(content.name)}' object, and rebuilding it would run its code; where that "
+            "code is at hand, save its state_dict() and export that"
+        )
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a checkpoint, a dictionary of tensors")
     meta = content.get("meta")
     meta = meta if isinstance(meta, Mapping) else {}
     containers = _EMA_CONTAINERS + _PLAIN_CONTAINERS if ema else _PLAIN_CONTAINERS + _EMA_CONTAINERS
-    for name in containers:
-        if isinstance(content.get(name), Mapping):
-            others = [n for n in containers if n != name and isinstance(content.get(n), Mapping)]
-            notes = [f"weights taken from '{name}'" + (f", not from {_listed(others)}" if others else "")]
-            return content[name], meta, notes if others or name in _EMA_CONTAINERS else []
-    if any(isinstance(value, Tensor) for value in content.values()):
+    found = [name for name in containers if isinstance(content.get(name), Mapping) and content[name]]
+    if found:
+        name, others = found[0], found[1:]
+        notes = [f"weights taken from '{name}'" + (f", not from {_listed(others)}" if others else "")]
+        return content[name], meta, notes if others or name in _EMA_CONTAINERS else []
+    if any(isinstance(value, StoredTensor | np.ndarray) for value in content.values()):
         return {key: value for key, value in content.items() if key != "meta"}, meta, []
+    for name in containers:
+        if isinstance(content.get(name), Inert):
+            raise UserError(f"{path}: '{name}' is a {_kind(content[name])}; expected a dictionary of tensors")
     raise UserError(
-        f"{path} holds {_listed(list(map(str, content)))} and no weights; "
+        f"{path} holds {_listed(list(content)) or 'nothing'} and no weights; "
         "expected tensors, or a 'state_dict' or 'model' of tensors"
     )
 
 
-def _usable(stored: Mapping[object, object], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+def _usable(content: Content, stored: Mapping[object, object], path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors that inference needs, under their plain names, and a note on those that were dropped."""
     state: dict[str, Tensor] = {}
     dropped: dict[str, int] = {}
     for key, value in stored.items():
-        name = str(key)
+        name = full = key if isinstance(key, str) else quoted(key)
         while name.startswith(_WRAPPERS):
             name = name.partition(".")[2]
         if _TRAINING_ONLY.match(name):
-            kind = "ema_*" if name.startswith("ema_") else name.split(".")[0] + ".*"
+            kind = quoted("ema_*" if name.startswith("ema_") else name.split(".")[0] + ".*")
             if not name.endswith("num_batches_tracked") or name.startswith("auxiliary_head."):
                 dropped[kind] = dropped.get(kind, 0) + 1
             continue
-        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
-            kind = type(value).__name__ if not isinstance(value, Tensor) else "sparse or quantised tensor"
-            raise UserError(f"{path}: '{name}' is a {kind}; expected a plain tensor")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise UserError(f"{path}: '{name}' claims shape {tuple(value.shape)} but stores less; the file is damaged")
         if name in state:
-            raise UserError(f"{path}: '{name}' occurs twice, with and without a wrapper's prefix")
-        state[name] = value
+            raise UserError(f"{path}: '{quoted(full)}' occurs twice, with and without a wrapper's prefix")
+        state[name] = _tensor(content, value, f"{path}: '{quoted(full)}'")
     return state, [f"dropped {count} training-only tensors: {kind}" for kind, count in dropped.items()]
+
+
+def _tensor(content: Content, value: object, where: str) -> Tensor:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
+    if not isinstance(value, StoredTensor):
+        raise UserError(f"{where} is a {_kind(value)}; expected a plain tensor")
+    if 0 in value.shape:
+        raise UserError(f"{where} has shape {value.shape}, so it holds nothing; the file is damaged")
+    try:
+        return content.file.tensor(value)
+    except Damaged as damaged:
+        raise UserError(f"{where} {damaged}; the file is damaged") from damaged
+
+
+def _kind(value: object) -> str:
+    return f"'{quoted(value.name)}' object, which was not rebuilt" if isinstance(value, Inert) else type(value).__name__
 
 
 def _released_as(config: SegmentorConfig, path: Path) -> Preset | None:
@@ -161,7 +166,7 @@ def _released_as(config: SegmentorConfig, path: Path) -> Preset | None:
 
 def _dataset(training: Mapping[str, object]) -> str | None:
     kind = training.get("dataset_type")
-    return kind if isinstance(kind, str) else None
+    return kind if isinstance(kind, str) and is_class_name(kind) else None
 
 
 def _compare_with_preset(config: SegmentorConfig, preset: Preset, path: Path) -> None:
@@ -214,42 +219,89 @@ def _float32(tensor: Tensor, name: str, path: Path) -> Tensor:
     return tensor
 
 
-def _classes(
-    meta: Mapping[object, object], dataset: str | None, count: int, notes: list[str]
-) -> tuple[tuple[str, ...], tuple[Color, ...]]:
-    """Names and colours for `count` outputs: the checkpoint's own, else its data set's, else numbered ones.
+def _labels(
+    stated: StatedLabels, meta: Mapping[object, object], dataset: str | None, count: int, notes: list[str]
+) -> tuple[Classes, Palette]:
+    """Names and colours for `count` outputs: the user's, else the checkpoint's own, else its data set's, else numbered.
 
     Where the checkpoint names no data set either, it is guessed from `count`.
     """
+    stated.check(count)
     dataset_meta = meta.get("dataset_meta")  # mmsegmentation 1.x
     data = dataset_meta if isinstance(dataset_meta, Mapping) else meta
-    names, palette = data.get("CLASSES", data.get("classes")), data.get("PALETTE", data.get("palette"))
-    if isinstance(names, list | tuple) and 0 < len(names) <= count:
-        names, colors = tuple(map(str, names)), _colors(palette)[: len(names)]
+    names, colors = data.get("CLASSES", data.get("classes")), _colors(data.get("PALETTE", data.get("palette")))
+    if stated.classes is not None:
+        names = stated.classes[:count]
+        colors = (lookup(count) or ((), ()))[1] if (lookup(count) or ((),))[0] == names else colors
+    elif _are_names(names) and len(names) <= count:
+        names, colors = tuple(names), colors[: len(names)]
     else:
-        names, colors = class_tables.lookup(dataset or count) or ((), ())
+        names, colors = lookup(dataset or count) or ((), ())
         if not names:
-            how = f"numbered, for the data set {dataset} is not known" if dataset else "numbered"
+            how = f"numbered, for the data set {quoted(dataset)} is not known" if dataset else "numbered"
         elif dataset:
             how = f"names of {dataset}"
         else:
             how = f"names guessed from the {count} outputs ({', '.join(names[:3])}, ...)"
-        notes.append(f"the checkpoint names no classes: {how}")
+        notes.append(f"the checkpoint names no classes: {how}; --classes states them")
     if 0 < len(names) < count:
         notes.append(f"the head has {count} outputs for {len(names)} named classes: the rest are numbered")
+    if stated.palette is not None:
+        colors = stated.palette
+        if len(colors) < count:
+            notes.append(f"the palette has {len(colors)} colours for {count} outputs: the rest are generated")
     # Apart from each other: a checkpoint may name its classes and leave out their colours.
-    return class_tables.fitted(names, (), count)[0], class_tables.fitted((), colors, count)[1]
+    return fitted(names, (), count)[0], fitted((), colors, count)[1]
 
 
-def _colors(palette: object) -> tuple[Color, ...]:
+def _resize(
+    stated: StatedLabels, trained: tuple[int, int] | None, known: Preset | None, notes: list[str]
+) -> tuple[int, int] | None:
+    """(long, short) that images are resized to; None for their own size."""
+    if stated.resize is not None:
+        return None if stated.resize == "own" else stated.resize
+    if trained is not None:
+        return trained
+    if known is not None:
+        notes.append(
+            f"images are resized to fit {known.resize[0]}x{known.resize[1]}, as for {known.name}; --resize states it"
+        )
+        return known.resize
+    notes.append(
+        "images keep their own size, for the checkpoint does not state which it was evaluated with; --resize states it"
+    )
+    return None
+
+
+def _are_names(names: object) -> TypeGuard[Sequence[str]]:
+    return isinstance(names, list | tuple) and len(names) > 0 and all(map(is_class_name, names))
+
+
+def _colors(palette: object) -> Palette:
     """RGB triples out of what a checkpoint may hold; anything else gives ()."""
-    try:
-        triples = tuple((int(r), int(g), int(b)) for r, g, b in palette)  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
+    if isinstance(palette, np.ndarray):
+        palette = palette.tolist()
+    triples = []
+    for color in palette if isinstance(palette, list | tuple) else ():
+        values = [
+            int(value)
+            for value in (color if isinstance(color, list | tuple | np.ndarray) else ())
+            if isinstance(value, int | float | np.integer) and 0 <= value <= 255
+        ]
+        if len(values) != 3 or len(color) != 3:
+            return ()
+        triples.append((values[0], values[1], values[2]))
+    return tuple(triples)
+
+
+def _inert_note(inert: Counter[str]) -> tuple[str, ...]:
+    if not inert:
         return ()
-    return triples if all(0 <= value <= 255 for triple in triples for value in triple) else ()
+    listed = ", ".join(name if count == 1 else f"{name} ({count} times)" for name, count in inert.most_common(_LISTED))
+    more = f" and {len(inert) - _LISTED} more" if len(inert) > _LISTED else ""
+    return (f"objects in the checkpoint that were neither rebuilt nor run: {listed}{more}",)
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[object]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(f"'{name}'" for name in names[:_LISTED]) + more
+    return ", ".join(f"'{quoted(name)}'" for name in names[:_LISTED]) + more

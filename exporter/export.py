@@ -6,16 +6,17 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from internimage_deploy._version import __version__
-from internimage_deploy.card import METADATA_KEY, ModelCard, TensorSpec, label_dtype
-from internimage_deploy.errors import UserError
+from internimage_deploy.card import MAX_SIDE, METADATA_KEY, ModelCard, TensorSpec, label_dtype
+from internimage_deploy.datasets.classes import Palette, lookup, read_classes, read_palette
+from internimage_deploy.errors import UserError, quoted
 from internimage_deploy.exporter import naming, rewrites
 from internimage_deploy.exporter.checkpoint import read_checkpoint
 from internimage_deploy.exporter.interrupt import repeat_keyboard_interrupt
@@ -29,7 +30,7 @@ from internimage_deploy.exporter.options import (
     ExportOptions,
     Input,
 )
-from internimage_deploy.exporter.source import SourceModel, random_model
+from internimage_deploy.exporter.source import SourceModel, StatedLabels, random_model
 from internimage_deploy.exporter.tracing import trace
 from internimage_deploy.exporter.verify import DEFAULT_CHECK, Check, Report, compare, make_references
 from internimage_deploy.files import staging_folder
@@ -55,7 +56,8 @@ class ExportedModel:
         external_data: the file beside it that holds the weights, where they are too large for one file.
         card: the model card inside the file.
         report: the comparison with PyTorch; None where it was switched off.
-        notes: what was dropped, assumed or guessed while the checkpoint was read, one sentence each.
+        notes: what was dropped, assumed or guessed while the checkpoint was read, one sentence each, and the names of
+            the objects in it that were not rebuilt.
     """
 
     path: Path
@@ -84,6 +86,9 @@ def export(
     post_norm_blocks: Iterable[int] | None = None,
     activation: Activation | None = None,
     ema: bool = False,
+    classes: str | os.PathLike[str] | Sequence[str] | None = None,
+    palette: str | os.PathLike[str] | Sequence[Sequence[int]] | None = None,
+    resize: tuple[int, int] | Literal["own"] | None = None,
     plain: bool = False,
     without: Iterable[str] = (),
     opset: int = DEFAULT_OPSET,
@@ -116,6 +121,12 @@ def export(
         post_norm_blocks: indices of the blocks of level 2 that a post-norm follows, where nothing else states them.
         activation: the activation function, where nothing else states it.
         ema: take the exponential moving average of the weights where the checkpoint holds both.
+        classes: class names, where the checkpoint lacks them: a data set's name such as "cityscapes", a text file with
+            one name per line, or the names in the order of the ids.
+        palette: colours, where the checkpoint lacks them: a data set's name, a file with a line "red green blue" per
+            class or a JSON list of triples, or the triples, each value from 0 to 255.
+        resize: (long, short) in pixels that the runtime resizes images to fit into, keeping their aspect ratio, or
+            "own" for the image's own size, where the checkpoint does not state what it was evaluated with.
         plain: leave out every algebraic rewrite, to measure what they gain. One that a free size needs stays.
         without: names of single rewrites to leave out; `internimage_deploy.exporter.rewrites.REWRITES` has them all.
         opset: version of the standard operators: 16, 17 or 18.
@@ -147,6 +158,11 @@ def export(
         without=tuple(without),
         opset=opset,
     )
+    stated = StatedLabels(
+        classes=None if classes is None else read_classes(classes)[0],
+        palette=_stated_palette(classes, palette),
+        resize=None if resize is None else _checked_resize(resize),
+    )
     rewrites.select(options)  # refuses what cannot be left out before any work is done
     with progress("loading"):
         if source is not None:
@@ -157,13 +173,36 @@ def export(
                 post_norm_blocks=None if post_norm_blocks is None else tuple(post_norm_blocks),
                 act_layer=activation,
                 ema=ema,
+                stated=stated,
             )
         else:
             assert random is not None
-            model = random_model(random, seed)
+            model = random_model(random, seed, stated)
     for note in model.notes:
         _log.info("note: %s", note)
+    for detail in model.details:
+        _log.debug("note: %s", detail)
     return export_model(model, options, target, check=Check(tolerance, seed) if verify else None, progress=progress)
+
+
+def _stated_palette(
+    classes: str | os.PathLike[str] | Sequence[str] | None,
+    palette: str | os.PathLike[str] | Sequence[Sequence[int]] | None,
+) -> Palette | None:
+    """The colours that the user states, by themselves or with a data set's name as `classes`."""
+    if palette is not None:
+        return read_palette(palette)
+    known = lookup(classes) if isinstance(classes, str) else None
+    return None if known is None else known[1]
+
+
+def _checked_resize(resize: object) -> tuple[int, int] | Literal["own"]:
+    match resize:
+        case "own":
+            return "own"
+        case (int(first), int(second)) if min(first, second) > 0 and max(first, second) <= MAX_SIDE:
+            return max(first, second), min(first, second)
+    raise UserError(f"resize: got {quoted(resize)}, expected (long, short) in pixels up to {MAX_SIDE:,}, or 'own'")
 
 
 def check_paths(checkpoint: Path | None, output: Path) -> None:
@@ -225,7 +264,9 @@ def export_model(
         if check is not None:
             with progress("verifying"):
                 report = compare(path, card, references, check)
-    return ExportedModel(target, target.parent / external.name if external else None, card, report, model.notes)
+    return ExportedModel(
+        target, target.parent / external.name if external else None, card, report, model.notes + model.details
+    )
 
 
 def finish(model: ir.Model, options: ExportOptions, card: ModelCard) -> None:

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Mapping
+
+from internimage_deploy.card import MAX_SIDE
 
 # A released config has about 10 kB; more than this is not one.
 _MAX_CHARACTERS = 1_000_000
@@ -18,7 +21,9 @@ def parse(text: str) -> dict[str, object]:
     if len(text) > _MAX_CHARACTERS:
         return {}
     try:
-        tree = ast.parse(text)
+        with warnings.catch_warnings():  # about the config's style, which is not the user's matter
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}
     values: dict[str, object] = {}
@@ -36,7 +41,11 @@ def test_scale(config: Mapping[str, object]) -> tuple[int, int] | None:
     pipeline = config.get("test_pipeline")
     for step in pipeline if isinstance(pipeline, list) else []:
         scale = step.get("img_scale", step.get("scale")) if isinstance(step, dict) else None
-        if isinstance(scale, tuple | list) and len(scale) == 2 and all(isinstance(s, int) and s > 0 for s in scale):
+        if (
+            isinstance(scale, tuple | list)
+            and len(scale) == 2
+            and all(type(s) is int and 0 < s <= MAX_SIDE for s in scale)
+        ):
             return max(scale), min(scale)
     return None
 
@@ -53,8 +62,8 @@ def _value(node: ast.expr, names: Mapping[str, object]) -> object:
             return [_value(item, names) for item in items]
         case ast.Tuple(elts=items):
             return tuple(_value(item, names) for item in items)
-        case ast.Dict(keys=keys, values=values) if all(keys):
-            return {_value(k, names): _value(v, names) for k, v in zip(keys, values, strict=True) if k is not None}
+        case ast.Dict(keys=keys, values=values) if all(isinstance(key, ast.Constant) for key in keys):
+            return {k.value: _value(v, names) for k, v in zip(keys, values, strict=True) if isinstance(k, ast.Constant)}
         case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords) if all(k.arg for k in keywords):
             return {str(k.arg): _value(k.value, names) for k in keywords}
     raise ValueError("not a literal")

@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from internimage_deploy.errors import UserError
+from internimage_deploy.errors import UserError, is_plain_text, one_line, quoted
 
 METADATA_KEY = "internimage_deploy"
 CARD_VERSION = 1
+MAX_SIDE = 16_384  # pixels of an image's side, for sizes and resize rules
+MAX_ENTRIES = 65_536  # of a list in a card: classes, names of nodes
+_MAX_CHARACTERS = 16_000_000  # of a card; one of a thousand classes has some 100,000
+_MAX_TEXT = 1000
 COLOR_ORDER = "rgb"  # of every model so far; the file states it
 
 Json = Any  # what json.loads returns
+Value = TypeVar("Value")
 
 Array: TypeAlias = npt.NDArray[Any]
 """An input or output of a network; the model card says of which element type."""
@@ -134,71 +140,226 @@ class ModelCard:
             UserError: the text is no card, its version is unknown to this program, or a field cannot be read.
         """
         try:
+            if len(text) > _MAX_CHARACTERS:
+                raise ValueError(f"{len(text):,} characters")
             fields = json.loads(text)
             version = fields.pop("version")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{where}: not a model card ({error}); export the model again") from error
-        if version != CARD_VERSION:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise UserError(f"{where}: not a model card ({one_line(error)}); export the model again") from error
+        if version != CARD_VERSION or isinstance(version, bool):
             raise UserError(
-                f"{where}: card version {version}, this program reads version {CARD_VERSION}; "
+                f"{where}: card version {quoted(version)}, this program reads version {CARD_VERSION}; "
                 "use the version of internimage-deploy that wrote it, or export the model again"
             )
         try:
             return _card(fields)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{where}: broken model card ({error}); export the model again") from error
+        except ValueError as error:
+            raise UserError(f"{where}: broken model card ({one_line(error)}); export the model again") from error
 
 
 def _card(fields: dict[str, Json]) -> ModelCard:
     if fields.pop("color_order", COLOR_ORDER) != COLOR_ORDER:
         raise ValueError(f"color_order: expected '{COLOR_ORDER}'")
-    values: dict[str, Json] = {name: _READERS.get(name, _as_it_is)(value) for name, value in fields.items()}
-    card = ModelCard(**values)
+    card = ModelCard(**_read_fields(fields, _READERS, _REQUIRED))
     if len(card.palette) != len(card.classes):
         raise ValueError(f"{len(card.classes)} classes but {len(card.palette)} colours")
+    _check_shapes(card)
     return card
 
 
-def _tensor_spec(value: Json) -> TensorSpec:
-    return TensorSpec(str(value["name"]), str(value["dtype"]), tuple(value["shape"]))
+# Readers make a field's value out of JSON's. Each raises ValueError with what it got and expected.
+Reader: TypeAlias = Callable[[Json], object]
 
 
-def _palette(value: Json) -> tuple[tuple[int, int, int], ...]:
-    return tuple((int(red), int(green), int(blue)) for red, green, blue in value)
+def _read_fields(fields: Json, readers: dict[str, Reader], required: Collection[str]) -> dict[str, Any]:
+    """The values of an object's fields, each by its reader."""
+    if not isinstance(fields, dict):
+        raise _unfit(fields, "an object")
+    missing = [name for name in required if name not in fields]
+    if missing:
+        raise ValueError(f"'{missing[0]}' is missing")
+    values = {}
+    for name, value in fields.items():
+        if name not in readers:
+            raise ValueError(f"'{quoted(name)}' is no field of a card")
+        try:
+            values[name] = readers[name](value)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return values
 
 
-def _resize(value: Json) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    long, short = value
-    return int(long), int(short)
+def _unfit(value: Json, expected: str) -> ValueError:
+    return ValueError(f"got {quoted(value)}, expected {expected}")
 
 
-def _engine(value: Json) -> EngineInfo | None:
-    if value is None:
-        return None
-    fields = dict(value)
-    fields["backend"] = fields.pop("flavour")
-    fields["compute_capabilities"] = tuple(fields["compute_capabilities"])
-    profiles = fields.get("profiles", ())
-    fields["profiles"] = tuple({bound: tuple(shape) for bound, shape in profile.items()} for profile in profiles)
-    return EngineInfo(**fields)
-
-
-def _as_it_is(value: Json) -> Json:
+def _text(value: Json) -> str:
+    if not isinstance(value, str) or len(value) > _MAX_TEXT or not is_plain_text(value):
+        raise _unfit(value, f"a text of up to {_MAX_TEXT} characters without control characters")
     return value
 
 
-# What makes a field's value out of JSON's. Each may raise KeyError, TypeError or ValueError.
-_READERS: dict[str, Callable[[Json], object]] = {
-    "classes": tuple,
-    "palette": _palette,
-    "input": _tensor_spec,
-    "output": _tensor_spec,
-    "mean": tuple,
-    "std": tuple,
-    "resize": _resize,
-    "kept_fp32": tuple,
-    "rewrites": tuple,
-    "engine": _engine,
+def _flag(value: Json) -> bool:
+    if not isinstance(value, bool):
+        raise _unfit(value, "true or false")
+    return value
+
+
+def _integer(low: int, high: int) -> Callable[[Json], int]:
+    def read(value: Json) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise _unfit(value, f"an integer from {low:,} to {high:,}")
+        return value
+
+    return read
+
+
+def _number(low: float, high: float) -> Callable[[Json], float]:
+    def read(value: Json) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # NaN is neither
+            raise _unfit(value, f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    return read
+
+
+def _one_of(*allowed: str) -> Reader:
+    def read(value: Json) -> str:
+        if not isinstance(value, str) or value not in allowed:
+            raise _unfit(value, f"one of {', '.join(allowed)}")
+        return value
+
+    return read
+
+
+def _optional(read: Reader) -> Reader:
+    return lambda value: None if value is None else read(value)
+
+
+def _list_of(
+    read: Callable[[Json], Value], low: int = 0, high: int = MAX_ENTRIES
+) -> Callable[[Json], tuple[Value, ...]]:
+    def read_list(value: Json) -> tuple[Value, ...]:
+        if not isinstance(value, list) or not low <= len(value) <= high:
+            raise _unfit(value, f"a list of {low}" if low == high else f"a list of {low:,} to {high:,}")
+        return tuple(map(read, value))
+
+    return read_list
+
+
+def _texts_by_name(value: Json) -> dict[str, str]:
+    if not isinstance(value, dict) or len(value) > MAX_ENTRIES:
+        raise _unfit(value, "an object of texts")
+    return {_text(name): _text(entry) for name, entry in value.items()}
+
+
+def _settings(value: Json) -> dict[str, dict[str, object]]:
+    """Backbone and head settings: nothing computes with them, but `info` prints them."""
+    if not isinstance(value, dict) or len(value) > MAX_ENTRIES:
+        raise _unfit(value, "an object of objects")
+    return {_text(name): _flat_settings(section) for name, section in value.items()}
+
+
+def _flat_settings(section: Json) -> dict[str, object]:
+    if not isinstance(section, dict) or len(section) > MAX_ENTRIES:
+        raise _unfit(section, "an object of numbers, texts and lists of them")
+    return {
+        _text(name): _list_of(_scalar)(value) if isinstance(value, list) else _scalar(value)
+        for name, value in section.items()
+    }
+
+
+def _scalar(value: Json) -> object:
+    if value is None or isinstance(value, bool):
+        return value
+    return _text(value) if isinstance(value, str) else _plain_number(value)
+
+
+def _plain_number(value: Json) -> int | float:
+    _number(-1e15, 1e15)(value)
+    return cast("int | float", value)
+
+
+def _side(value: Json) -> int | str:
+    """A dimension: its size, or the name of a free one."""
+    return _text(value) if isinstance(value, str) and value else _integer(1, 1_000_000)(value)
+
+
+def _tensor_spec(names: tuple[str, ...]) -> Reader:
+    readers = {"name": _one_of(*names), "dtype": _one_of(*_DTYPES), "shape": _list_of(_side, 3, 5)}
+    return lambda value: TensorSpec(**_read_fields(value, readers, tuple(readers)))
+
+
+def _resize(value: Json) -> tuple[int, ...]:
+    return _list_of(_integer(1, MAX_SIDE), 2, 2)(value)
+
+
+def _profile(value: Json) -> dict[str, tuple[int, ...]]:
+    size = _list_of(_integer(1, 1_000_000), 3, 3)
+    profile = _read_fields(value, dict.fromkeys(("min", "opt", "max"), size), ("min", "opt", "max"))
+    if not all(
+        low <= opt <= high for low, opt, high in zip(*(profile[bound] for bound in ("min", "opt", "max")), strict=True)
+    ):
+        raise _unfit(value, "min, opt and max in this order")
+    return profile
+
+
+def _version(value: Json) -> str:
+    if not isinstance(value, str) or re.fullmatch(r"[0-9]{1,9}(\.[0-9a-z+_-]{1,40}){0,9}", value) is None:
+        raise _unfit(value, "a version such as 10.14.1")
+    return value
+
+
+def _engine(value: Json) -> EngineInfo:
+    fields = _read_fields(value, _ENGINE_READERS, ("flavour", "version", "sha256", "compute_capabilities"))
+    return EngineInfo(backend=fields.pop("flavour"), **fields)
+
+
+def _check_shapes(card: ModelCard) -> None:
+    """Check that input and output are of a form that the runtime knows; raises `ValueError`."""
+    shape, out = card.input.shape, card.output.shape
+    channels = 3 if card.takes_uint8 else 1
+    if len(shape) != 4 or shape[channels] != 3:
+        raise ValueError(
+            f"input: got the shape {quoted(shape)}, expected {'(N, H, W, 3)' if card.takes_uint8 else '(N, 3, H, W)'}"
+        )
+    height, width = card.network_size
+    if isinstance(height, int) != isinstance(width, int):
+        raise ValueError(f"input: got the size {quoted((height, width))}, expected two numbers or two names")
+    if card.emits_labels and (len(out) != 3 or card.output.dtype not in ("uint8", "int32", "int64")):
+        raise ValueError(f"output: got {card.output.dtype} {quoted(out)}, expected integers (N, H, W)")
+    if isinstance(height, int) and isinstance(width, int) and max(height, width) > MAX_SIDE:
+        raise ValueError(f"input: got the size {height}x{width}, expected at most {MAX_SIDE:,} pixels")
+
+
+_DTYPES = ("uint8", "int32", "int64", "float32", "float16")
+_ENGINE_READERS: dict[str, Reader] = {
+    "flavour": _one_of("tensorrt", "tensorrt-rtx"),
+    "version": _version,
+    "sha256": _text,
+    "compute_capabilities": _list_of(_text, high=64),
+    "profiles": _list_of(_profile, high=64),
+    "plugin_version": _text,
+    "plugin_embedded": _flag,
+    "version_compatible": _flag,
+    "device": _text,
+}
+_REQUIRED = ("architecture", "classes", "palette", "input", "output")
+_READERS: dict[str, Reader] = {
+    "architecture": _text,
+    "classes": _list_of(_text, low=1),
+    "palette": _list_of(_list_of(_integer(0, 255), 3, 3)),
+    "input": _tensor_spec(("image", "input")),
+    "output": _tensor_spec(("labels", "logits")),
+    "mean": _list_of(_number(-1e6, 1e6), 3, 3),
+    "std": _list_of(_number(1e-300, 1e6), 3, 3),
+    "resize": _optional(_resize),
+    "size_divisor": _integer(1, 1024),
+    "precision": _one_of("fp32", "fp16", "bf16"),
+    "kept_fp32": _list_of(_text),
+    "rewrites": _list_of(_text),
+    "model": _settings,
+    "source": _texts_by_name,
+    "tools": _texts_by_name,
+    "engine": _optional(_engine),
 }

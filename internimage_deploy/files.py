@@ -38,6 +38,50 @@ def require_file(path: Path, what: str = "a file") -> None:
         raise UserError(f"{path}: {f'is a folder, not {what}' if path.is_dir() else 'no such file'}")
 
 
+# What a file is by its first bytes: its name may be another kind's, as of a web page saved as model.pth.
+_KINDS = (
+    (b"\x89PNG\r\n", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"%PDF", "a PDF document"),
+    (b"PK\3\4", "a zip archive"),
+    (b"\x1f\x8b", "a gzip file, unpack it first"),
+    (b"7z\xbc\xaf", "a 7z archive, unpack it first"),
+    (b"Rar!", "a RAR archive, unpack it first"),
+    (b"\xfd7zXZ", "an xz file, unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file, unpack it first"),
+    (b"\x89HDF\r\n", "an HDF5 file"),
+    (b"\x7fELF", "a program or library"),
+    (b"ftrt", "a TensorRT engine"),
+    (b"version https://git-lfs", "a Git LFS pointer, fetch the file itself with  git lfs pull"),
+)
+_HTML = (b"<!doctype html", b"<html", b"<head", b"<?xml")
+
+
+def kind_of_file(head: bytes) -> str:
+    """What a file is, by its first bytes, as "a PNG image"; "of an unknown kind" where they show nothing."""
+    if not head:
+        return "empty"
+    for magic, kind in _KINDS:
+        if head.startswith(magic):
+            return kind
+    text = head.lstrip().lower()
+    if text.startswith(_HTML):
+        return "a web page (HTML): the download got a page, not the file"
+    # The first two fields of an ONNX file: its version, and the producer's name or the graph.
+    if head[:1] == b"\x08" and 3 <= head[1] <= 30 and head[2:3] in (b"\x12", b"\x3a"):
+        return "an ONNX model"
+    if head[257:262] == b"ustar":
+        return "a tar archive, unpack it first"
+    try:
+        start = head[:-4].decode() if len(head) > 8 else head.decode()  # the last character may be cut
+    except UnicodeDecodeError:
+        return "of an unknown kind"
+    if start[:1] in "{[":
+        return "a JSON text"
+    return "a text" if start.isprintable() or (set(start) & set("\n\t") and "\0" not in start) else "of an unknown kind"
+
+
 def write_error(path: Path, error: OSError) -> UserError:
     """The `UserError` that explains why `path` could not be written."""
     reason = _REASONS.get(error.errno or 0, error.strerror or str(error))

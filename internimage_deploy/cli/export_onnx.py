@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -64,7 +65,9 @@ class Integers(click.ParamType):
 
 
 @click.command(name="export-onnx", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--ckpt", type=click.Path(path_type=Path), help="Checkpoint of a segmentation model (.pth).")
+@click.option(
+    "--ckpt", type=click.Path(path_type=Path), help="Checkpoint of a segmentation model (.pth or .safetensors)."
+)
 @click.option(
     "--random",
     metavar="NAME",
@@ -129,6 +132,24 @@ class Integers(click.ParamType):
     "--ema", is_flag=True, help="Export the exponential moving average of the weights where the checkpoint holds both."
 )
 @click.option(
+    "--classes",
+    metavar="FILE|DATASET",
+    help="Class names: a text file with one name per line in the order of the ids, or a data set's name (an unknown "
+    "name lists them).  [default: from the checkpoint]",
+)
+@click.option(
+    "--palette",
+    metavar="FILE|DATASET",
+    help="Colours of the classes: a text file with a line 'red green blue' per class, a JSON list of such triples, or "
+    "a data set's name.  [default: from the checkpoint]",
+)
+@click.option(
+    "--resize",
+    type=Size("LONGxSHORT", ("own",)),
+    help="Size in pixels that the runtime resizes images to fit into, keeping their aspect ratio; 'own' keeps each "
+    "image's own size.  [default: the size the checkpoint was evaluated with]",
+)
+@click.option(
     "--plain",
     is_flag=True,
     help="Export the network without algebraic rewrites, to measure what they gain; results are the same either way.",
@@ -166,6 +187,9 @@ class Integers(click.ParamType):
     show_default=True,
     help="Seed of the random weights and of the random input of the comparison.",
 )
+@click.option(
+    "--verbose", is_flag=True, help="Name the objects in the checkpoint that were neither rebuilt nor run, too."
+)
 def export_onnx(
     ckpt: Path | None,
     random: str | None,
@@ -182,12 +206,16 @@ def export_onnx(
     post_norm_blocks: tuple[int, ...] | None,
     activation: Activation | None,
     ema: bool,
+    classes: str | None,
+    palette: str | None,
+    resize: tuple[int, int] | Literal["own"] | None,
     plain: bool,
     without: tuple[str, ...],
     opset: str,
     verify: bool,
     tolerance: float,
     seed: int,
+    verbose: bool,
 ) -> None:
     """Export a checkpoint to one portable ONNX file that carries everything the other commands need to know.
 
@@ -224,6 +252,7 @@ def export_onnx(
     _require_known("--arch", arch, PRESETS, "--list")
     for name in without:
         _require_known("--without", name, REWRITES, "--list-rewrites")
+    logging.getLogger("internimage_deploy.exporter").setLevel(logging.DEBUG if verbose else logging.NOTSET)
     exported = export(
         ckpt,
         output,
@@ -237,6 +266,9 @@ def export_onnx(
         post_norm_blocks=post_norm_blocks,
         activation=activation,
         ema=ema,
+        classes=classes,
+        palette=palette,
+        resize=resize,
         plain=plain,
         without=without,
         opset=int(opset),

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from internimage_deploy.card import ModelCard
+from internimage_deploy.errors import escaped, one_line, quoted
 from internimage_deploy.onnx_tools.model_file import external_files
 from internimage_deploy.operators import contract
 
@@ -55,7 +56,7 @@ class GraphStatistics:
 def graph_statistics(model: onnx.ModelProto, path: Path) -> GraphStatistics:
     """The statistics of `model`, which was read from `path`."""
     operators = Counter(
-        node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+        quoted(node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}")
         for node in model.graph.node
     )
     floats = _floating_point_types()
@@ -77,22 +78,31 @@ def multiply_adds(
     normalisation and resizing are not.
 
     Raises:
-        UnknownShape: a node's output size depends on the data.
+        UnknownShape: a node's output size depends on the data, or a node is damaged.
     """
-    tracker = _ShapeTracker(model, folder)
-    spec = card.input
     shape = (batch, *size, 3) if card.takes_uint8 else (batch, 3, *size)
-    tracker.shapes[spec.name] = (_elem_type(spec.dtype), shape)
     total: Counter[str] = Counter()
-    for node in model.graph.node:
-        tracker.visit(node)
-        if count := tracker.cost(node):
-            total[node.op_type] += count
+    place = "a weight"
+    try:
+        tracker = _ShapeTracker(model, folder)
+        tracker.shapes[card.input.name] = (_elem_type(card.input.dtype), shape)
+        for node in model.graph.node:
+            place = f"{quoted(node.op_type)} '{quoted(node.name)}'"
+            tracker.visit(node)
+            if count := tracker.cost(node):
+                total[node.op_type] += count
+    except UnknownShape:
+        raise
+    except Exception as error:  # a damaged graph makes ONNX's own functions fail in any way
+        raise UnknownShape(f"{place} is damaged ({type(error).__name__}: {one_line(error)})") from error
     return dict(total.most_common())
 
 
 class UnknownShape(Exception):
     """A size depends on the data, so it is known only after the model has run."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escaped(message))
 
 
 class _ShapeTracker:
@@ -130,7 +140,7 @@ class _ShapeTracker:
                 continue
             dims = kind.tensor_type.shape.dim
             if not kind.tensor_type.HasField("shape") or any(not dim.HasField("dim_value") for dim in dims):
-                raise UnknownShape(f"the size of '{name}' ({node.op_type}) depends on the data")
+                raise UnknownShape(f"the size of '{quoted(name)}' ({quoted(node.op_type)}) depends on the data")
             self.shapes[name] = (kind.tensor_type.elem_type, tuple(dim.dim_value for dim in dims))
 
     def cost(self, node: onnx.NodeProto) -> int:
@@ -167,7 +177,7 @@ class _ShapeTracker:
             known = {name: self.values[name] for name in names}
         else:
             return False
-        if node.op_type == "Expand" and math.prod(known[names[1]].tolist()) > _LARGEST_VALUE:
+        if node.op_type in _MAKES_SIZES and not _is_small(node, known, names):
             return False
         graph = helper.make_graph(
             [node],
@@ -193,7 +203,7 @@ class _ShapeTracker:
         names = [name for name in node.input if name]
         missing = [name for name in names if name not in self.shapes]
         if missing:
-            raise UnknownShape(f"the size of '{missing[0]}', an input of {node.op_type}, is unknown")
+            raise UnknownShape(f"the size of '{quoted(missing[0])}', an input of {quoted(node.op_type)}, is unknown")
         try:
             schema = defs.get_schema(node.op_type, self._versions.get(node.domain, 1), node.domain)
             return onnx.shape_inference.infer_node_outputs(
@@ -204,7 +214,7 @@ class _ShapeTracker:
                 opset_imports=self._opsets,
             )
         except (defs.SchemaError, onnx.shape_inference.InferenceError) as error:
-            raise UnknownShape(f"{node.op_type} '{node.name}': {error}") from error
+            raise UnknownShape(f"{quoted(node.op_type)} '{quoted(node.name)}': {one_line(error)}") from error
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.shapes[name][1]
@@ -216,6 +226,24 @@ class _ShapeTracker:
             if attribute.name == name:
                 return onnx.helper.get_attribute_value(attribute)
         return default
+
+
+# Operators whose small inputs can make a large output.
+_MAKES_SIZES = ("ConstantOfShape", "EyeLike", "Expand", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample")
+
+
+def _is_small(node: onnx.NodeProto, known: dict[str, npt.NDArray[Any]], names: list[str]) -> bool:
+    """Whether the output of one of `_MAKES_SIZES` is small; False where that is hard to say."""
+    if node.op_type == "ConstantOfShape":
+        return math.prod(known[names[0]].tolist()) <= _LARGEST_VALUE
+    if node.op_type == "Expand":
+        return math.prod(known[names[1]].tolist()) * known[names[0]].size <= _LARGEST_VALUE
+    if node.op_type == "Range":
+        start, limit, delta = (float(known[name]) for name in names)
+        return bool(delta) and abs((limit - start) / delta) <= _LARGEST_VALUE
+    if node.op_type == "Tile":
+        return math.prod(known[names[1]].tolist()) * known[names[0]].size <= _LARGEST_VALUE
+    return False
 
 
 def _is_dcnv3(node: onnx.NodeProto) -> bool:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from internimage_deploy.errors import UserError
+from internimage_deploy.errors import UserError, escaped, one_line, quoted
 
 FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 _INLINE_BYTES = 4096  # tensors below this size stay in the protobuf
@@ -62,8 +62,13 @@ class Graph:
         return {tensor.name: tensor for tensor in self.model.graph.initializer}
 
     def array(self, tensor: TensorProto) -> npt.NDArray[Any]:
-        """The value of a stored tensor, read from disk where it is external."""
-        return np.asarray(numpy_helper.to_array(tensor, base_dir=str(self.folder)))
+        """The value of a stored tensor, read from disk where it is external. Raises `UserError` where it is damaged."""
+        try:
+            return np.asarray(numpy_helper.to_array(tensor, base_dir=str(self.folder)))
+        except (ValueError, TypeError, KeyError, onnx.checker.ValidationError) as error:
+            raise UserError(
+                f"weight '{quoted(tensor.name)}' is damaged ({one_line(error)}); export the model again"
+            ) from error
 
     def replace_nodes(self, nodes: Iterable[onnx.NodeProto]) -> None:
         """Make `nodes` the main graph's nodes."""
@@ -101,11 +106,19 @@ class UniqueNames:
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """The value of an attribute, or `default`."""
+    """The value of an attribute, or `default`. Raises `UserError` where it is of no known type."""
     for entry in node.attribute:
         if entry.name == name:
-            return helper.get_attribute_value(entry)
+            try:
+                return helper.get_attribute_value(entry)
+            except ValueError as error:
+                raise damaged(node) from error
     return default
+
+
+def damaged(node: onnx.NodeProto) -> UserError:
+    """The error for a node that no exporter would write."""
+    return UserError(f"node {node_name(node)}: a damaged {quoted(node.op_type)}; export the model again")
 
 
 def constants_to_initializers(graph: Graph) -> None:
@@ -117,7 +130,7 @@ def constants_to_initializers(graph: Graph) -> None:
     kept = []
     for node in graph.nodes:
         if node.op_type in ("If", "Loop", "Scan"):
-            raise UserError(f"node {node.name or node.output[0]}: {node.op_type} cannot be put into an engine here")
+            raise UserError(f"node {node_name(node)}: {node.op_type} cannot be put into an engine here")
         tensor = _constant(node) if node.op_type == "Constant" and not node.domain else None
         if tensor is None:
             kept.append(node)
@@ -127,9 +140,13 @@ def constants_to_initializers(graph: Graph) -> None:
 
 
 def _constant(node: onnx.NodeProto) -> TensorProto | None:
-    (entry,) = node.attribute
-    value = helper.get_attribute_value(entry)
+    if len(node.attribute) != 1 or len(node.output) != 1:
+        raise damaged(node)
+    entry = node.attribute[0]
+    value = attribute(node, entry.name)
     if entry.name == "value":
+        if not isinstance(value, TensorProto):
+            raise damaged(node)
         tensor = TensorProto()
         tensor.CopyFrom(value)
         tensor.name = node.output[0]
@@ -137,7 +154,10 @@ def _constant(node: onnx.NodeProto) -> TensorProto | None:
     kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
     if entry.name not in kinds:
         return None
-    return numpy_helper.from_array(np.array(value, kinds[entry.name]), node.output[0])
+    try:
+        return numpy_helper.from_array(np.array(value, kinds[entry.name]), node.output[0])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise damaged(node) from error
 
 
 def element_types(graph: Graph) -> dict[str, int]:
@@ -160,9 +180,14 @@ def _result_type(node: onnx.NodeProto, index: int, types: dict[str, int]) -> int
     if index and node.op_type in _SECOND_RESULT:
         return _SECOND_RESULT[node.op_type]
     if node.op_type == "Cast":
-        return int(attribute(node, "to"))
+        to = attribute(node, "to")
+        if not isinstance(to, int):
+            raise damaged(node)
+        return to
     if node.op_type in ("ConstantOfShape", "Constant"):
         value = attribute(node, "value")
+        if value is not None and not isinstance(value, TensorProto):
+            raise damaged(node)
         return FLOAT if value is None else int(value.data_type)
     if node.op_type in _RESULT and not node.domain:
         return _RESULT[node.op_type]
@@ -171,8 +196,8 @@ def _result_type(node: onnx.NodeProto, index: int, types: dict[str, int]) -> int
 
 
 def node_name(node: onnx.NodeProto) -> str:
-    """The node's name, or its first output's where it has none."""
-    return str(node.name or node.output[0])
+    """The node's name, or its first output's where it has none, without control characters."""
+    return escaped(str(node.name or (node.output[0] if node.output else node.op_type)))
 
 
 def save(graph: Graph, path: Path) -> None:

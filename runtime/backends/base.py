@@ -104,12 +104,31 @@ def run_each(backend: Backend, batches: Iterable[tuple[Tag, Array]]) -> Iterator
     yield from drain(0)
 
 
-def check_output(output: Array, card: ModelCard, images: int) -> Array:
-    """`output` itself if its rank and batch fit the card; raises `UserError` where file and card disagree."""
+def check_output(output: Array, card: ModelCard, images: int, size: tuple[int, int] | None = None) -> Array:
+    """`output` itself if it fits the card; raises `UserError` where file and card disagree.
+
+    Args:
+        output: what the network returned.
+        card: the model's.
+        images: number of images in the batch.
+        size: (height, width) of the network's input; None leaves the output's unchecked.
+    """
     rank = len(card.output.shape)
     if output.ndim != rank or output.shape[0] != images:
         raise UserError(
             f"the network returned {card.output.name} of shape {output.shape} for {images} images, "
             f"expected {rank} dimensions as its model card says; export the model again"
         )
+    if size is not None:
+        expected = size if card.emits_labels else (len(card.classes), size[0] // 4, size[1] // 4)
+        if output.shape[1:] != expected:
+            raise UserError(
+                f"the network returned {card.output.name} of shape {output.shape} for an input of {size[0]}x{size[1]}, "
+                f"expected {(images, *expected)}; export the model again"
+            )
     return np.asarray(output)
+
+
+def input_size(batch: Array, card: ModelCard) -> tuple[int, int]:
+    """(height, width) of a batch."""
+    return (batch.shape[1], batch.shape[2]) if card.takes_uint8 else (batch.shape[2], batch.shape[3])

@@ -37,8 +37,32 @@ _UPSAMPLING = 4
 
 
 def adapt(model: onnx.ModelProto) -> int:
-    """Make every applicable change, in place; returns the number of changes."""
+    """Make every applicable change, in place; returns the number of changes.
+
+    A graph with a damaged node is left alone, for the backend to refuse.
+    """
+    if any(not _is_whole(node) for node in model.graph.node):
+        return 0
     return labels_last(model) + winograd(model)
+
+
+_ATTRIBUTE_TYPES = {  # of the attributes that are read here: onnx.AttributeProto's INT, STRING and INTS
+    **dict.fromkeys(("axis", "keepdims", "group"), 2),
+    "auto_pad": 3,
+    **dict.fromkeys(("strides", "dilations", "pads"), 7),
+}
+_MIN_INPUTS = {"ArgMax": 1, "Resize": 1, "Conv": 2}
+
+
+def _is_whole(node: onnx.NodeProto) -> bool:
+    """Whether a node has the inputs, output and attribute types that are read here."""
+    if node.op_type not in _MIN_INPUTS:
+        return True
+    return (
+        len(node.input) >= _MIN_INPUTS[node.op_type]
+        and len(node.output) >= 1
+        and all(_ATTRIBUTE_TYPES.get(entry.name, entry.type) == entry.type for entry in node.attribute)
+    )
 
 
 def labels_last(model: onnx.ModelProto) -> int:
@@ -191,7 +215,8 @@ def _known_sizes(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
         if dim.HasField("dim_value"):
             return int(dim.dim_value)
         name, _, divisor = dim.dim_param.partition("/")
-        return 17 * 32 // int(divisor or 1) if name in ("height", "width") and (divisor or "1").isdigit() else 1
+        known = name in ("height", "width") and divisor in ("", "1", "2", "4", "8", "16", "32")
+        return 17 * 32 // int(divisor or 1) if known else 1
 
     sizes = {}
     for value in model.graph.value_info:

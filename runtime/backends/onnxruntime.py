@@ -15,13 +15,14 @@ from internimage_deploy.environment import available_cpus
 from internimage_deploy.errors import UserError, one_line
 from internimage_deploy.onnx_tools.model_file import card_of, external_files, read_model
 from internimage_deploy.runtime.backends import cpu_graph
-from internimage_deploy.runtime.backends.base import Backend, check_output
+from internimage_deploy.runtime.backends.base import Backend, check_output, input_size
 
 if TYPE_CHECKING:
     import onnx
 
 log = logging.getLogger(__name__)
 
+_FATAL = 4  # of ONNX Runtime's log levels
 _INLINE_BYTES = 4096  # weights smaller than this are not worth a place in a file
 
 
@@ -34,7 +35,9 @@ class OnnxRuntimeBackend(Backend):
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors only: its warnings about folded nodes are nothing a user can act on
+        # Fatal errors only: it raises the others, and its warnings about folded nodes are nothing a user can act on.
+        options.log_severity_level = _FATAL
+        ort.set_default_logger_severity(_FATAL)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.intra_op_num_threads = threads or available_cpus()
         options.inter_op_num_threads = 1  # the graph is a chain: there are no nodes to run in parallel
@@ -47,13 +50,6 @@ class OnnxRuntimeBackend(Backend):
                 self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             except Exception as error:  # ONNX Runtime's exceptions share no base class
                 raise UserError(f"{path}: ONNX Runtime cannot load this model ({one_line(error)})") from error
-        inputs = [tensor.name for tensor in self._session.get_inputs()]
-        outputs = [tensor.name for tensor in self._session.get_outputs()]
-        if inputs != [self.card.input.name] or outputs != [self.card.output.name]:
-            raise UserError(
-                f"{path}: the graph maps {inputs} to {outputs}, its model card says "
-                f"['{self.card.input.name}'] to ['{self.card.output.name}']; export the model again"
-            )
 
     def run(self, batch: Array) -> Array:
         try:
@@ -64,8 +60,13 @@ class OnnxRuntimeBackend(Backend):
                     f"not enough memory for an input of {batch.shape}; "
                     "use a smaller batch, a smaller --resize, or the sliding window"
                 ) from error
-            raise
-        return check_output(output, self.card, len(batch))
+            if isinstance(error, UserError) or not type(error).__module__.startswith("onnxruntime"):
+                raise
+            raise UserError(
+                f"ONNX Runtime cannot run this model on an input of {batch.shape} ({one_line(error)}); "
+                "export the model again"
+            ) from error
+        return check_output(output, self.card, len(batch), input_size(batch, self.card))
 
     def close(self) -> None:
         del self._session

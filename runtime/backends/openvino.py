@@ -13,7 +13,7 @@ from internimage_deploy.card import Array
 from internimage_deploy.environment import available_cpus
 from internimage_deploy.errors import UserError, one_line
 from internimage_deploy.onnx_tools.model_file import read_card
-from internimage_deploy.runtime.backends.base import Backend, check_output
+from internimage_deploy.runtime.backends.base import Backend, check_output, input_size
 
 if TYPE_CHECKING:
     import onnx
@@ -43,6 +43,7 @@ class OpenVinoBackend(Backend):
         try:
             inlined = onnx.inliner.inline_local_functions(onnx.load(str(path)))
             if inlined.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
+                onnx.checker.check_model(inlined)  # OpenVINO crashes on nodes without outputs and the like
                 model = core.read_model(inlined.SerializeToString())
             else:
                 model = _read_large_model(core, inlined)
@@ -56,8 +57,16 @@ class OpenVinoBackend(Backend):
         request = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
-        output = request.infer([batch], share_inputs=True)[self._compiled.output(0)]
-        return check_output(np.array(output, self.card.output.dtype), self.card, len(batch))
+        try:
+            output = request.infer([batch], share_inputs=True)[self._compiled.output(0)]
+        except RuntimeError as error:  # OpenVINO's exceptions are plain RuntimeErrors
+            raise UserError(
+                f"OpenVINO cannot run this model on an input of {batch.shape} ({one_line(error)}); "
+                "export the model again, or use a smaller image"
+            ) from error
+        return check_output(
+            np.array(output, self.card.output.dtype), self.card, len(batch), input_size(batch, self.card)
+        )
 
     def close(self) -> None:
         self._local = threading.local()

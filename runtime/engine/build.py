@@ -13,6 +13,7 @@ from typing import cast
 
 from internimage_deploy.cache import cache_folder
 from internimage_deploy.card import EngineInfo, ModelCard
+from internimage_deploy.datasets.classes import read_classes
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import sha256, staging_folder
 from internimage_deploy.onnx_tools.graph import Graph, save
@@ -20,7 +21,6 @@ from internimage_deploy.operators import contract
 from internimage_deploy.runtime.engine import sidecar, targets
 from internimage_deploy.runtime.engine.compilers import Compiler, choose
 from internimage_deploy.runtime.engine.engine_backend import ENGINE_SUFFIXES, EngineBackend
-from internimage_deploy.runtime.engine.official import Classes, Palette
 from internimage_deploy.runtime.engine.prepare import (
     BuildOptions,
     Precision,
@@ -127,7 +127,7 @@ def build_engine(
         raise UserError("a timing cache is named and switched off; leave one of the two options out")
     capabilities = targets.parse(compute_capabilities) if compute_capabilities else ()
     compiler = choose(backend)
-    names, palette = (None, None) if classes is None else resolve_classes(classes)
+    names, palette = (None, None) if classes is None else read_classes(classes)
     if timing_cache is None and use_timing_cache and compiler.backend == "tensorrt":
         timing_cache = default_timing_cache(compiler.version)
     options = BuildOptions(
@@ -242,32 +242,6 @@ def check_output_name(output: Path) -> None:
 def default_timing_cache(version: str) -> Path:
     """The file in the user's cache folder that keeps measured kernels for this version of TensorRT."""
     return cache_folder() / "timing" / f"tensorrt-{version}.cache"
-
-
-def resolve_classes(classes: str | Sequence[str]) -> tuple[Classes, Palette]:
-    """Names and palette from a data set's name, a number of classes, a file with one name per line, or names.
-
-    Raises:
-        UserError: a text that is none of these, or a file without names.
-    """
-    from internimage_deploy.datasets import classes as tables
-
-    if not isinstance(classes, str):
-        names = tuple(classes)
-    elif Path(classes).is_file():
-        names = tuple(line.strip() for line in Path(classes).read_text().splitlines() if line.strip())
-    else:
-        found = tables.lookup(int(classes) if classes.isdigit() else classes)
-        if found is None:
-            raise UserError(
-                f"--classes {classes}: neither a data set nor a file; expected one of {', '.join(tables.DATASETS)}, "
-                "or a text file with one name per line"
-            )
-        return found
-    if not names:
-        raise UserError(f"--classes {classes}: there are no names, expected one per line")
-    known = tables.lookup(len(names))
-    return names, known[1] if known is not None and known[0] == names else tables.generic(len(names))[1]
 
 
 def _sizes(sizes: InputSizes | None) -> tuple[InputSize, ...]:

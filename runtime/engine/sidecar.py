@@ -10,6 +10,8 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.files import require_file, sha256
 from internimage_deploy.runtime.engine.engine_backend import DISPLAY_NAMES, EngineBackend
 
+_MAX_BYTES = 64_000_000  # of a card
+
 
 def path_of(engine: Path) -> Path:
     """The path of the card of `engine`."""
@@ -23,7 +25,11 @@ def read(engine: Path) -> ModelCard:
         UserError: the engine or its card is missing, they do not belong together, or the engine has changed.
     """
     card, info = _card_and_info(engine)
-    if sha256(engine) != info.sha256:
+    try:
+        digest = sha256(engine)
+    except OSError as error:
+        raise UserError(f"cannot read {engine}: {error.strerror or error}") from error
+    if digest != info.sha256:
         raise UserError(
             f"{engine}: the file is not the one its card describes (changed, truncated or replaced); "
             "copy both files again, or build the engine again"
@@ -44,9 +50,13 @@ def _card_and_info(engine: Path) -> tuple[ModelCard, EngineInfo]:
             f"{engine}: its card {beside.name} is not beside it; copy both files together, or build the engine again"
         )
     try:
-        card = ModelCard.from_json(beside.read_text(), str(beside))
+        if beside.stat().st_size > _MAX_BYTES:
+            raise UserError(f"{beside}: not a model card, larger than {_MAX_BYTES:,} bytes; build the engine again")
+        card = ModelCard.from_json(beside.read_text(encoding="utf-8"), str(beside))
     except UnicodeDecodeError as error:
         raise UserError(f"{beside}: not a model card; build the engine again") from error
+    except OSError as error:
+        raise UserError(f"cannot read {beside}: {error.strerror or error}") from error
     if card.engine is None:
         raise UserError(f"{beside}: the card of a model, not of an engine; build the engine again")
     return card, card.engine
@@ -136,4 +146,4 @@ def check_plugin(engine: Path, info: EngineInfo, *, available: str, trusted: boo
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+    return tuple(int(part) for part in version.split(".") if part.isascii() and part.isdigit())

@@ -125,7 +125,7 @@ def test_names_of_another_data_set_are_not_taken_for_granted(config, first, note
     path = saved(tmp_path / "m.pth", {"meta": {"config": config}, "state_dict": weights()})
     checkpoint = read_checkpoint(path, offset_scale=1.0)
     assert (checkpoint.classes[0], len(checkpoint.classes)) == (first, 19)
-    assert f"the checkpoint names no classes: {note}" in checkpoint.notes
+    assert f"the checkpoint names no classes: {note}; --classes states them" in checkpoint.notes
 
 
 def test_the_checkpoints_own_data_set_comes_before_archs(tmp_path, monkeypatch):

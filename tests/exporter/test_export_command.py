@@ -57,6 +57,38 @@ def test_checkpoint_to_file(checkpoint, tmp_path, capfd):
     assert card.rewrites == ()
 
 
+def test_labels_that_a_checkpoint_lacks_are_stated(tmp_path, capsys, caplog):
+    weights = {key: torch.from_numpy(value) for key, value in golden.state_dict("upernet_t_like").items()}
+    content = {"state_dict": weights, "meta": {"hook_msgs": {"best_score": np.float64(0.5)}}, "run": Path("work")}
+    torch.save(content, tmp_path / "m.pth")
+    names = [f"Klasse {index}" for index in range(19)]
+    (tmp_path / "names.txt").write_text("\ufeff" + "\n".join(names) + "\n")
+    (tmp_path / "colours.txt").write_text("".join(f"{index}, 2 3\n" for index in range(19)))
+    source = ("--ckpt", tmp_path / "m.pth", "-o", tmp_path / "m.onnx", "--offset-scale", "1", "--size", "32x32")
+    stated = ("--classes", tmp_path / "names.txt", "--palette", tmp_path / "colours.txt", "--resize", "256x64")
+    assert call(*source, "--no-verify", *stated, "--verbose") == 0
+    card = read_card(tmp_path / "m.onnx")
+    assert list(card.classes) == names
+    assert card.palette == tuple((index, 2, 3) for index in range(19))
+    assert card.resize == (256, 64)
+    assert "the checkpoint names no classes" not in caplog.text
+    assert "pathlib.PosixPath" in caplog.text
+    assert call(*source, "--no-verify", "--classes", "cityscapes", "--resize", "own") == 0
+    card = read_card(tmp_path / "m.onnx")
+    assert (card.classes[0], card.palette[0], card.resize) == ("road", (128, 64, 128), None)
+    capsys.readouterr()
+    for wrong, message in (
+        (("--classes", "ade20k"), "--classes: got 150 entries, and the model has 19 outputs"),
+        (("--classes", "nowhere.txt"), "neither a data set nor a file; expected one of ade20k"),
+        (("--classes", "x" * 5000), "neither a data set nor a file"),
+        (("--palette", tmp_path / "names.txt"), "got 'Klasse 0', expected red, green and blue"),
+        (("--palette", "nowhere.txt"), "neither a data set nor a file"),
+        (("--resize", "1000000x1000000"), "expected (long, short) in pixels up to 16,384"),
+    ):
+        assert call(*source, *wrong) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_released_models_are_listed(capsys):
     assert call("--list") == 0
     assert capsys.readouterr().out.split() == list(PRESETS)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from internimage_deploy.datasets.classes import DATASETS, fitted, generic, lookup
+from internimage_deploy.datasets.classes import DATASETS, fitted, generic, lookup, read_classes, read_palette
+from internimage_deploy.errors import UserError
 
 # (id, name, colour) that the data sets' own papers and tools state: guards against a shifted table.
 KNOWN = {
@@ -62,3 +63,47 @@ def test_a_wider_head_keeps_the_known_names():
     assert classes[66] == "class_66"
     assert len(classes) == len(palette) == 150
     assert fitted(*lookup("mapillary"), 65) == lookup(65)
+
+
+@pytest.mark.parametrize(
+    "text", ["road\nsky\n\n", "\ufeffroad\r\nsky", '["road", "sky"]'], ids=["lines", "windows", "json"]
+)
+def test_names_from_a_file(text, tmp_path):
+    (tmp_path / "names").write_text(text)
+    assert read_classes(tmp_path / "names") == read_classes(["road", "sky"]) == (("road", "sky"), generic(2)[1])
+
+
+@pytest.mark.parametrize(
+    "text", ["1 2 3\n4 5 6\n", "1,2,3\n4,5,6", "[[1, 2, 3], [4, 5, 6]]"], ids=["blanks", "commas", "json"]
+)
+def test_colours_from_a_file(text, tmp_path):
+    (tmp_path / "colours").write_text(text)
+    assert read_palette(tmp_path / "colours") == read_palette([(1, 2, 3), (4, 5, 6)]) == ((1, 2, 3), (4, 5, 6))
+    assert read_palette("cityscapes") == lookup("cityscapes")[1]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n\n", b"[", b"[" * 100_000, b"[1, 2]", b'["\\u001b[2J"]', b'["\\ud800"]', b"\x1b[2J", b"\xff\xfe\x00",
+     b"[[[]]]", b"1 2 256", b"1 2", b"1 2 3 4", b"1 2 -3", "1 2 ²".encode(), b"[[1, 2, 1e999]]", b"[[true, 1, 1]]",
+     b"[{}]", b"x" * 5_000_000],
+    ids=range(19),
+)  # fmt: skip
+def test_broken_files_of_names_and_colours(content, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_palette(path)
+    assert "\n" not in str(error.value)
+    try:
+        assert all(name.isprintable() for name in read_classes(path)[0])
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        assert "\x1b" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("name", ["imagenet", "²", "\0", "x" * 5000, "9" * 5000, ""])
+def test_neither_a_data_set_nor_a_file(name):
+    for read in (read_classes, read_palette):
+        with pytest.raises(UserError, match="neither a data set nor a file"):
+            read(name)

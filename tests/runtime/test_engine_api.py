@@ -7,7 +7,7 @@ from internimage_deploy.card import ModelCard
 from internimage_deploy.datasets import classes as tables
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.engine import build as module
-from internimage_deploy.runtime.engine.build import build_engine, resolve_classes
+from internimage_deploy.runtime.engine.build import build_engine
 from internimage_deploy.runtime.engine.compilers import Compiler
 from internimage_deploy.runtime.engine.protocol import Compiled, CompilerChosen, CompilerWarning
 from support.tiny_models import color_model
@@ -102,9 +102,9 @@ def test_classes_by_name_number_file_or_one_by_one(tmp_path):
     cityscapes = tables.lookup("cityscapes")
     (tmp_path / "names.txt").write_text("\n".join(cityscapes[0]) + "\n")
     for classes in ("cityscapes", "19", str(tmp_path / "names.txt"), cityscapes[0]):
-        assert resolve_classes(classes) == cityscapes
-    names, palette = resolve_classes(["road", "sky"])
+        assert tables.read_classes(classes) == cityscapes
+    names, palette = tables.read_classes(["road", "sky"])
     assert (names, palette) == (("road", "sky"), tables.generic(2)[1])
     (tmp_path / "empty.txt").touch()
     with pytest.raises(UserError, match="there are no names, expected one per line"):
-        resolve_classes(str(tmp_path / "empty.txt"))
+        tables.read_classes(str(tmp_path / "empty.txt"))

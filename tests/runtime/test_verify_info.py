@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import json
 import logging
 import re
@@ -13,8 +14,9 @@ from internimage_deploy import UserError
 from internimage_deploy.card import METADATA_KEY, EngineInfo, ModelCard, TensorSpec
 from internimage_deploy.files import sha256
 from internimage_deploy.onnx_tools.cost import UnknownShape, graph_statistics, multiply_adds
-from internimage_deploy.onnx_tools.model_file import read_model
+from internimage_deploy.onnx_tools.model_file import read_card, read_model
 from internimage_deploy.runtime.backends import load as load_module
+from internimage_deploy.runtime.backends.base import check_output
 from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.backends.registry import REGISTRY, Entry, choose
 from internimage_deploy.runtime.engine import sidecar
@@ -342,6 +344,11 @@ def test_a_gpu_that_auto_leaves_idle_is_named(tmp_path, monkeypatch, caplog, pro
 
 def test_the_output_must_have_the_rank_of_the_card(tmp_path):
     output = TensorSpec("logits", "float32", ("batch", 3, "x", "h4", "w4"))
-    backend = load_backend(color_model(tmp_path / "m.onnx", card_changes={"output": output}), "onnxruntime")
+    path = color_model(tmp_path / "m.onnx", card_changes={"output": output})
+    with pytest.raises(
+        UserError, match=r"output 'logits' is \[None, 3, None, None\] in the graph, its model card says"
+    ):
+        load_backend(path, "onnxruntime")
+    card = dataclasses.replace(read_card(color_model(tmp_path / "m.onnx")), output=output)
     with pytest.raises(UserError, match="expected 5 dimensions"):
-        backend.run(np.zeros((1, 64, 64, 3), np.uint8))
+        check_output(np.zeros((1, 3, 16, 16), np.float32), card, 1)

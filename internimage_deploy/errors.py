@@ -19,6 +19,10 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(escaped(message, keep="\n\t"))
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str]]:
+        # Subclasses take other arguments; what crosses to another process is the message.
+        return UserError, (str(self),)
+
 
 class MissingDependency(UserError):
     """A package that this task needs is not installed; the message names the command that installs it.

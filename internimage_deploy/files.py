@@ -25,6 +25,16 @@ _REASONS = {
     errno.EISDIR: "it is a folder; name a file",
     errno.EFBIG: "the file is too large for this file system or its limits",
 }
+
+
+def _process_umask() -> int:
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+# Read once: reading it means setting it for a moment, and other threads write files in that moment.
+_UMASK = _process_umask()
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -34,8 +44,12 @@ def require_file(path: Path, what: str = "a file") -> None:
     Raises:
         UserError: there is nothing at `path`, or it is a folder.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: {f'is a folder, not {what}' if path.is_dir() else 'no such file'}")
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:  # a name that no file system takes
+        raise UserError(f"{str(path)[:80]}: {error.strerror or error}") from error
+    if not is_file:
+        raise UserError(f"{path}: {f'is a folder, not {what}' if is_folder else 'no such file'}")
 
 
 # What a file is by its first bytes: its name may be another kind's, as of a web page saved as model.pth.
@@ -185,6 +199,4 @@ def _lies_in(name: object, folder: Path) -> bool:
 
 def _adopt_umask(path: Path) -> None:
     """Set the permissions that a plain open() would have set; a private temporary folder's are narrower."""
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(path, 0o666 & ~umask)
+    os.chmod(path, 0o666 & ~_UMASK)

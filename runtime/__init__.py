@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and engines: model card, pre- and post-processing, backends, engine building. Never imports torch."""
+"""Images and engines: model card, pre- and post-processing, backends, engine building. Never imports torch."""

@@ -57,6 +57,7 @@ class Segmenter:
                 f"Segmenter() takes a loaded backend, got {type(backend).__name__}; use Segmenter.load(path)"
             )
         self.backend = backend
+        self._closed = False
         self.card: ModelCard = backend.card
         self.pipeline = ImagePipeline(self.card, resize=resize, window=window, max_pixels=max_pixels)
         self.batch = self.card.batch or max(batch, 1)
@@ -146,6 +147,8 @@ class Segmenter:
             Per image, labels (h, w) or logits (classes, h/4, w/4), as the card says; with a window, the logits of its
             crops (crops, classes, h/4, w/4).
         """
+        if not images:
+            return []
         ((_, outputs),) = self.forward_each([[(None, image) for image in images]])
         return outputs
 
@@ -188,8 +191,10 @@ class Segmenter:
         return self.pipeline.result(prepared, self.pipeline.labels(output, prepared.geometry))
 
     def close(self) -> None:
-        """Free the network."""
-        self.backend.close()
+        """Free the network; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            self.backend.close()
 
     def __enter__(self) -> Segmenter:
         return self

@@ -140,7 +140,7 @@ def segment(
     """
     from internimage_deploy.cli.segment_run import Run, VideoOptions
     from internimage_deploy.runtime.cluster.connect import Cluster
-    from internimage_deploy.runtime.pipelines.find import find_inputs
+    from internimage_deploy.runtime.pipelines.find import STDIN, find_inputs
     from internimage_deploy.runtime.pipelines.storage import Location
 
     if executor == "local":
@@ -159,10 +159,12 @@ def segment(
     if (live or frames or frame_masks) and not found.videos:
         raise click.UsageError("--live, --frames and --frame-masks are for videos")
     if executor == "ray" and found.videos:
-        raise click.UsageError(f"{found.videos[0].source}: videos are segmented on one machine; leave --executor out")
+        raise click.UsageError(f"{found.videos[0]}: videos are segmented on one machine; leave --executor out")
+    if executor == "ray" and any(image.path == STDIN for image in found.images):
+        raise click.UsageError("- is read on this machine; leave --executor out")
     if found.videos and not (overlay or as_json or frame_masks):
         raise click.UsageError(
-            f"{found.videos[0].source}: nothing would be written for a video; add --overlay, --json or --frame-masks"
+            f"{found.videos[0]}: nothing would be written for a video; add --overlay, --json or --frame-masks"
         )
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks about odd metadata: the pixels decide
     results = ResultOptions(overlay, as_json, mask, alpha, legend, overlay_format)

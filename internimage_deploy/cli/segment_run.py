@@ -92,7 +92,7 @@ class Run:
                 try:
                     self._video(segmenter, source, video)
                 except UserError as error:
-                    self.report.failed.append((source.source, str(error)))
+                    self.report.failed.append((str(source), str(error)))
             started = time.monotonic()
             with _ProgressBar(len(self.images), self.quiet) as advance:
 
@@ -189,7 +189,7 @@ class Run:
         if shown:
             click.echo("\r", err=True, nl=False)
         if not self.quiet:
-            click.echo(f"{video.source}: {_speed(progress)}, wrote {', '.join(map(str, results.paths))}")
+            click.echo(f"{video}: {_speed(progress)}, wrote {', '.join(map(str, results.paths))}")
 
 
 class _ProgressBar:

@@ -73,7 +73,10 @@ def segment_on_cluster(
     )
     try:
         for row in rows.iter_rows():
-            done(str(row["name"]), Outcome(**json.loads(row["outcome"])))
+            outcome = Outcome(**json.loads(row["outcome"]))
+            if outcome.fatal:
+                raise UserError(outcome.error)
+            done(str(row["name"]), outcome)
     except ray.exceptions.RayError as error:
         raise UserError(
             f"the run stopped: {last_line(error)}; run it again with --skip-existing for the images that are left"
@@ -95,8 +98,9 @@ class _Worker:
         outcomes: dict[ImageFile, Outcome] = {}
         try:
             segment_files(self._segmenter, images, self._writer, outcomes.__setitem__)
-        except WriteFailure as failure:
-            raise failure.reason from failure
+        except WriteFailure as failure:  # as a row: Ray would wrap an exception in remarks of its own
+            stop = Outcome(str(failure.reason), fatal=True)
+            outcomes.update({image: stop for image in images if image not in outcomes})
         return {
             "name": np.array([str(image) for image in images], object),
             "outcome": np.array([json.dumps(asdict(outcomes[image])) for image in images], object),

@@ -17,7 +17,7 @@ class Cluster:
 
     Attributes:
         address: where it is; "auto" for the running one, None to start one on this machine.
-        replicas: copies of the model, least and most.
+        replicas: copies of the model, minimum and maximum.
         gpus: GPUs of each copy; may be a fraction.
         cpus: CPUs of each copy.
     """

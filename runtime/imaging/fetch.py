@@ -30,6 +30,11 @@ def address_stem(address: str) -> str:
     return re.sub(r"[^\w.-]", "_", name)
 
 
+def without_credentials(text: str) -> str:
+    """`text` without the user and password of an address (rtsp://USER:SECRET@host), which belong in no message."""
+    return re.sub(r"(\w+://)[^/@\s]*@", r"\1", text)
+
+
 def fetch(address: str, *, max_bytes: int = MAX_BYTES, timeout_s: float = TIMEOUT_S) -> bytes:
     """The content of `address`.
 
@@ -41,6 +46,7 @@ def fetch(address: str, *, max_bytes: int = MAX_BYTES, timeout_s: float = TIMEOU
     Raises:
         UserError: no answer, an answer other than success, or more than `max_bytes` or `timeout_s`.
     """
+    shown = without_credentials(address)
     request = urllib.request.Request(address, headers={"User-Agent": "internimage-deploy", "Accept": "image/*"})
     give_up = time.monotonic() + timeout_s
     content = bytearray()
@@ -49,13 +55,13 @@ def fetch(address: str, *, max_bytes: int = MAX_BYTES, timeout_s: float = TIMEOU
             while chunk := response.read(_CHUNK):
                 content += chunk
                 if len(content) > max_bytes:
-                    raise UserError(f"{address}: larger than {max_bytes >> 20} MiB; download it and name the file")
+                    raise UserError(f"{shown}: larger than {max_bytes >> 20} MiB; download it and name the file")
                 if time.monotonic() > give_up:
-                    raise UserError(f"{address}: not complete after {timeout_s:g} s; download it and name the file")
+                    raise UserError(f"{shown}: not complete after {timeout_s:g} s; download it and name the file")
     except urllib.error.HTTPError as error:
-        raise UserError(f"{address}: the server answered {error.code} {error.reason}") from error
+        raise UserError(f"{shown}: the server answered {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
-        raise UserError(f"{address}: cannot be fetched ({error.reason}); check the address") from error
+        raise UserError(f"{shown}: cannot be fetched ({error.reason}); check the address") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise UserError(f"{address}: cannot be fetched ({error or type(error).__name__}); check the address") from error
+        raise UserError(f"{shown}: cannot be fetched ({error or type(error).__name__}); check the address") from error
     return bytes(content)

@@ -24,6 +24,7 @@ FAILURES = "failures.jsonl"
 
 Mask = Literal["indexed", "ids", "color"]
 
+MAX_JPEG_SIDE = 65535
 _JPEG_QUALITY = 92
 _PALETTE_SIZE = 256
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import atomic_write, make_folder
 from internimage_deploy.runtime.imaging import drawing, results
+from internimage_deploy.runtime.imaging.fetch import address_stem, is_web_address
 from internimage_deploy.runtime.imaging.postprocess import Labels
 from internimage_deploy.runtime.imaging.results import Mask, ResultOptions
 
@@ -123,6 +124,8 @@ class Segmentation:
 
     def mask(self, kind: Mask = "indexed") -> bytes:
         """The label map as a PNG file; see `ResultOptions.mask` for the kinds."""
+        if kind not in get_args(Mask):
+            raise UserError(f"mask is {kind!r}, expected one of {', '.join(get_args(Mask))}")
         if kind == "color":
             return results.png(self.color_mask())
         return results.indexed_png(self.labels, self.palette) if kind == "indexed" else results.png(self.labels)
@@ -153,7 +156,8 @@ class Segmentation:
         Raises:
             UserError: a file cannot be written.
         """
-        target = Path(folder) / (stem or Path(self.source).stem or "image")
+        own = address_stem(self.source) if is_web_address(self.source) else Path(self.source).stem
+        target = Path(folder) / (stem or own or "image")
         make_folder(target.parent)
         files = self.encode(ResultOptions(overlay, as_json, mask), metadata or {})
         paths = [target.with_name(target.name + ending) for ending in files]
@@ -167,6 +171,11 @@ class Segmentation:
         if options.overlay:
             overlay = self.overlay(options.alpha, legend=options.legend, classes=options.classes)
             jpeg = options.overlay_format == "jpeg"
+            if jpeg and max(overlay.shape) > results.MAX_JPEG_SIDE:
+                raise UserError(
+                    f"an overlay of {overlay.shape[1]}x{overlay.shape[0]}: a JPEG file holds at most "
+                    f"{results.MAX_JPEG_SIDE} pixels a side; use --overlay-format png"
+                )
             files[results.OVERLAY_JPEG if jpeg else results.OVERLAY] = (results.jpeg if jpeg else results.png)(overlay)
         if options.as_json:
             summary = self.summary(options.classes)

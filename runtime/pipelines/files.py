@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,10 +31,17 @@ _Group = Group[ImageFile, PreparedImage]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one image: the reason why it failed, or its pixels by class name."""
+    """What became of one image.
+
+    Attributes:
+        error: why it failed; empty where it did not.
+        pixels: by class name.
+        fatal: its results could not be written, which ends the run: those of others could not be written either.
+    """
 
     error: str = ""
     pixels: dict[str, int] = field(default_factory=dict)
+    fatal: bool = False
 
 
 @dataclass
@@ -120,6 +128,7 @@ class ImageReader:
     def __init__(self, segmenter: Segmenter) -> None:
         self._segmenter = segmenter
         self._opened: dict[Location, Storage] = {}
+        self._lock = threading.Lock()
 
     def read(self, image: ImageFile) -> PreparedImage:
         """`image` decoded and resized; may be called from any thread. Raises `UserError`."""
@@ -127,7 +136,10 @@ class ImageReader:
             return self._segmenter.prepare(sys.stdin.buffer.read() if image.path == STDIN else image.path)
         if not image.location.is_address:
             return self._segmenter.prepare(Path(str(image)))
-        storage = self._opened.get(image.location) or self._opened.setdefault(image.location, image.location.open())
+        with self._lock:
+            if image.location not in self._opened:
+                self._opened[image.location] = image.location.open()
+            storage = self._opened[image.location]
         data = storage.read(image.path)
         return self._segmenter.prepare(
             decode_image(data, what=str(image), max_pixels=self._segmenter.pipeline.max_pixels)

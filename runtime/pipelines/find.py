@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.imaging.fetch import address_stem, is_web_address
+from internimage_deploy.runtime.imaging.fetch import address_stem, is_web_address, without_credentials
 from internimage_deploy.runtime.imaging.image_io import EXTENSIONS
-from internimage_deploy.runtime.imaging.results import LABELS, is_result
+from internimage_deploy.runtime.imaging.results import is_result
 from internimage_deploy.runtime.pipelines.storage import Location
 from internimage_deploy.runtime.pipelines.video import VIDEO_EXTENSIONS, is_video, video_stem
+
+_MAX_NAME = 4096  # of a path, on most systems
 
 STDIN = "-"
 """Names the standard input, which then holds one image file."""
@@ -49,7 +51,7 @@ class ImageFile:
 
     def __str__(self) -> str:
         if not self.location.uri:
-            return "standard input" if self.path == STDIN else self.path
+            return "standard input" if self.path == STDIN else without_credentials(self.path)
         if self.location.is_address:
             return f"{self.location}/{self.path}"
         return str(Path(self.location.uri) / self.path)
@@ -72,6 +74,9 @@ class VideoFile:
 
     source: str
     stem: str
+
+    def __str__(self) -> str:
+        return without_credentials(self.source)
 
 
 @dataclass
@@ -110,9 +115,11 @@ def find_inputs(names: Sequence[str], *, recursive: bool = False, streams: bool 
     found = Inputs()
     seen: set[str] = set()
     for name in _expanded(names):
+        if len(name) > _MAX_NAME:
+            raise UserError(f"{name[:40]}...: {len(name):,} characters, which is no file's name")
         if name == STDIN:
             _add(found, seen, ImageFile(Location(""), STDIN, "stdin"))
-        elif is_video(name, web=streams):
+        elif is_video(name, web=streams) and not Path(name).is_dir():
             _add(found, seen, VideoFile(name, video_stem(name)))
         elif is_web_address(name):
             _add(found, seen, ImageFile(Location(""), name, address_stem(name)))
@@ -139,17 +146,17 @@ def _expanded(names: Sequence[str]) -> Iterator[str]:
         if path.suffix.lower() == ".txt" and path.is_file():
             yield from _listed(path)
         elif glob.has_magic(name) and "://" not in name and " ! " not in name and not path.exists():
-            matches = sorted(glob.glob(name, recursive=True))
+            matches = [match for match in sorted(glob.glob(name, recursive=True)) if not is_result(match)]
             if not matches:
-                raise UserError(f"{name}: no file matches this pattern")
-            yield from (match for match in matches if not is_result(match))
+                raise UserError(f"{name}: no file matches this pattern, results of this program left out")
+            yield from matches
         else:
             yield name
 
 
 def _listed(path: Path) -> Iterator[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a list of files ({error})") from error
     entries = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
@@ -190,18 +197,23 @@ def _add(found: Inputs, seen: set[str], item: ImageFile | VideoFile) -> None:
 
 
 def _part_equal_stems(found: Inputs) -> None:
-    """Give images of one stem names that keep the file's ending; refuse those whose names are equal all the same."""
+    """Give files of one stem names that keep the file's ending; refuse those whose names are equal all the same."""
     counts = Counter(image.stem for image in found.images)
     for index, image in enumerate(found.images):
         if counts[image.stem] > 1:
             ending = PurePosixPath(image.path).suffix
             found.images[index] = dataclasses.replace(image, stem=image.stem + ending)
             found.renamed.append(found.images[index])
-    owners: dict[str, ImageFile] = {}
-    for image in found.images:
-        first = owners.setdefault(image.stem, image)
-        if first is not image:
-            raise UserError(
-                f"{first} and {image} would both write {image.stem}{LABELS}; "
-                "rename one, or segment them into different folders"
-            )
+    counts = Counter(video.stem for video in found.videos)
+    for index, video in enumerate(found.videos):
+        if counts[video.stem] > 1 and (ending := PurePosixPath(video.source).suffix) in VIDEO_EXTENSIONS:
+            found.videos[index] = dataclasses.replace(video, stem=video.stem + ending)
+    for kind in (found.images, found.videos):
+        owners: dict[str, ImageFile | VideoFile] = {}
+        for item in kind:
+            first = owners.setdefault(item.stem, item)
+            if first is not item:
+                raise UserError(
+                    f"{first} and {item} would both write {item.stem}.*; "
+                    "rename one, or segment them into different folders"
+                )

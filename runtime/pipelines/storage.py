@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import posixpath
-import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from internimage_deploy.errors import MissingDependency, UserError
 from internimage_deploy.files import atomic_write, make_folder
+from internimage_deploy.runtime.imaging.fetch import without_credentials
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -24,8 +24,7 @@ class Location:
     uri: str
 
     def __str__(self) -> str:
-        # Addresses may hold credentials (s3://KEY:SECRET@bucket), which belong in no message.
-        return re.sub(r"//[^/@]*@", "//", self.uri)
+        return without_credentials(self.uri)
 
     @property
     def is_address(self) -> bool:

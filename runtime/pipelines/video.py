@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.imaging.fetch import is_web_address
+from internimage_deploy.runtime.imaging.fetch import is_web_address, without_credentials
 from internimage_deploy.runtime.imaging.pipeline import PreparedImage
 from internimage_deploy.runtime.pipelines.video_results import FrameSink, VideoResults
 from internimage_deploy.runtime.segmenter import Segmenter
@@ -115,7 +115,7 @@ def segment_video(
             if not _is_stream(source):  # a camera has no end of its own: Ctrl-C ends the video and keeps it
                 raise
         if not progress.frames:
-            raise UserError(f"{source}: holds no frame that OpenCV can decode")
+            raise UserError(f"{without_credentials(source)}: holds no frame that OpenCV can decode")
         if writer is not None:
             writer.finish()
     return progress
@@ -137,7 +137,7 @@ def _open(source: str) -> tuple[Any, float]:
     else:
         capture = cv2.VideoCapture(source)
     if not capture.isOpened():
-        what = f"camera {source}" if source.isdigit() else source
+        what = f"camera {source}" if source.isdigit() else without_credentials(source)
         hint = "; this OpenCV may be built without GStreamer" if " ! " in source else ""
         raise UserError(f"{what}: OpenCV cannot open it{hint}; check the name, the permissions and the codec")
     fps = capture.get(cv2.CAP_PROP_FPS)

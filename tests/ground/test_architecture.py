@@ -45,6 +45,7 @@ def test_this_repository_follows_the_rules():
         ("runtime/part", "import torch.nn as nn", "runtime.part:1: runtime must not import torch"),
         ("runtime/part", "from internimage_deploy.cli import main", "runtime.part:1: runtime must not import api"),
         ("runtime/part", "import exporter", "runtime.part:1: write internimage_deploy.exporter"),
+        ("runtime/part", "from .. import exporter", "runtime.part:1: write internimage_deploy....; relative imports"),
         ("cli/main", "from internimage_deploy.runtime import part", "cli.main:1: api imports runtime inside functions"),
     ],
 )

@@ -254,7 +254,10 @@ class Service:
         black = np.zeros((8, 8, 3), np.uint8)
         await self.in_thread(lambda: (png(black), pipeline.prepare(black)))
         far = time.monotonic() + _WARM_UP_S
-        await self._decoders.decode(Job(png(black), 64, 1 << 20, large=False, deadline=far))
+        try:
+            await self._decoders.decode(Job(png(black), 64, 1 << 20, large=False, deadline=far))
+        except HttpError as error:
+            raise UserError(f"the processes that decode images do not work: {error.reason}") from error
 
     def _loaded(self) -> ImagePipeline:
         if self._pipeline is None:

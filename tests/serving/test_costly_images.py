@@ -21,8 +21,13 @@ from test_hostile import check_alive, connect
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.imaging.image_io import decode_image
 from internimage_deploy.runtime.imaging.scan import check_structure
+from internimage_deploy.runtime.serving.execution import decoder as decoder_module
 from internimage_deploy.runtime.serving.execution.decoder import DecoderPool, Job
+from internimage_deploy.runtime.serving.execution.executor import LocalExecutor
 from internimage_deploy.runtime.serving.http_error import HttpError
+from internimage_deploy.runtime.serving.metrics import Metrics
+from internimage_deploy.runtime.serving.service import Service
+from internimage_deploy.runtime.serving.settings import ModelSettings, Settings
 from support import attacks
 from support.served import WAIT_S, Served, decoded, encoded, stripes, until
 from support.tiny_models import color_model
@@ -227,9 +232,9 @@ def test_an_image_of_a_dead_decoder_is_decoded_by_another():
         busy.kill()
         signal_all(pool, signal.SIGCONT)
         np.testing.assert_array_equal(await running, RGB)
-        for decoder in list(pool._all):  # also those that died while idle
-            os.kill(decoder._process.pid, signal.SIGKILL)
-            decoder._process.wait()
+        for process in list(pool._all):  # also those that died while idle
+            os.kill(process._process.pid, signal.SIGKILL)
+            process._process.wait()
         np.testing.assert_array_equal(await pool.decode(job()), RGB)
 
     with_decoders(scenario)
@@ -414,3 +419,20 @@ def test_much_json_is_read_beside_the_service(color_path, tmp_path):
             stuck = client.submit(server.post, address, content=flood)
             assert server.get("/healthz").status_code == 200
             assert stuck.result().status_code == 503
+
+
+def test_decoders_that_do_not_start_are_reported(color_path, monkeypatch):
+    monkeypatch.setattr(decoder_module, "_MAIN", "raise SystemExit(3)  # {path!r}")
+    settings = Settings(ModelSettings(color_path))
+    metrics = Metrics()
+
+    async def go():
+        service = Service(settings, LocalExecutor(settings, metrics), metrics)
+        try:
+            with pytest.raises(UserError, match="the processes that decode images do not work"):
+                await service.start()
+            assert not service.ready
+        finally:
+            await service.close()
+
+    asyncio.run(go())

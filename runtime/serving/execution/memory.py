@@ -8,7 +8,8 @@ import ctypes
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_LARGE_BLOCK = 1 << 20
+_LARGE_BLOCK = 4 << 20
+_KEPT = 16 << 20  # at the end of a heap, so that small images need nothing from the system
 
 
 def return_freed_memory() -> None:
@@ -22,5 +23,5 @@ def return_freed_memory() -> None:
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
-        mallopt(_M_TRIM_THRESHOLD, _LARGE_BLOCK)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT)
         mallopt(_M_ARENA_MAX, 2)

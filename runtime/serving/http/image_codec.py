@@ -51,13 +51,12 @@ def run_lengths(labels: Labels, share: Share) -> dict[int, npt.NDArray[np.int64]
     column_first = np.asarray(labels).T.ravel()
     changes = column_first[1:] != column_first[:-1]
     number = int(np.count_nonzero(changes)) + 1
-    if number <= MAX_RUNS:
-        share.take(number * _RUN_BYTES)
-        starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
-    else:
+    if number > MAX_RUNS:
         raise HttpError(
             406, "too many small regions for run lengths; ask for the labels with  Accept: image/png", kind="runs"
         )
+    share.take(number * _RUN_BYTES)
+    starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
     ends = np.append(starts[1:], column_first.size)
     values = column_first[starts]
     order = np.argsort(values, kind="stable")

@@ -320,6 +320,7 @@ def test_other_files_are_called_what_they_are(content, kind, tmp_path):
         read_checkpoint(path)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_other_zip_archives(tmp_path):
     path = tmp_path / "m.pth"
     np.savez(path.open("wb"), a=np.zeros(3))

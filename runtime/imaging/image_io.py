@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Union
 import numpy as np
 import numpy.typing as npt
 
-from internimage_deploy.errors import UserError
+from internimage_deploy.errors import UserError, one_line
+from internimage_deploy.files import require_file
 from internimage_deploy.runtime.imaging.fetch import fetch, is_web_address
 from internimage_deploy.runtime.imaging.scan import Structure, check_structure
 
@@ -65,8 +66,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray
         UserError: no such file, no image, a damaged image, or one above the limit.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder, not an image' if path.is_dir() else 'no such file'}")
+    require_file(path, "an image")
     with opened(path, str(path)) as (image, _):
         return _to_array(image, str(path), max_pixels)
 
@@ -212,7 +212,7 @@ def _damage_as_user_error(name: str) -> Iterator[None]:
     except MemoryError as error:
         raise UserError(f"{name}: not enough memory to decode this image") from error
     except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged files
-        raise UserError(f"{name}: cannot be read as an image ({_one_line(error)})") from error
+        raise UserError(f"{name}: cannot be read as an image ({one_line(error)})") from error
 
 
 def _structure_of(file: BinaryIO, name: str) -> Structure:
@@ -253,7 +253,3 @@ def _own_pixel_limit() -> Iterator[None]:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = before
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -17,8 +17,6 @@ from internimage_deploy.runtime.imaging.results import is_result
 from internimage_deploy.runtime.pipelines.storage import Location
 from internimage_deploy.runtime.pipelines.video import VIDEO_EXTENSIONS, is_video, video_stem
 
-_MAX_NAME = 4096  # of a path, on most systems
-
 STDIN = "-"
 """Names the standard input, which then holds one image file."""
 
@@ -115,21 +113,10 @@ def find_inputs(names: Sequence[str], *, recursive: bool = False, streams: bool 
     found = Inputs()
     seen: set[str] = set()
     for name in _expanded(names):
-        if len(name) > _MAX_NAME:
-            raise UserError(f"{name[:40]}...: {len(name):,} characters, which is no file's name")
-        if name == STDIN:
-            _add(found, seen, ImageFile(Location(""), STDIN, "stdin"))
-        elif is_video(name, web=streams) and not Path(name).is_dir():
-            _add(found, seen, VideoFile(name, video_stem(name)))
-        elif is_web_address(name):
-            _add(found, seen, ImageFile(Location(""), name, address_stem(name)))
-        elif Location(name).is_address or Path(name).is_dir():
-            _search(Location(name), recursive, found, seen)
-        elif Path(name).is_file():
-            path = Path(name)
-            _add(found, seen, ImageFile(Location(str(path.parent)), path.name, path.stem))
-        else:
-            found.missing.append((name, "no such file"))
+        try:
+            _find(name, found, seen, recursive=recursive, streams=streams)
+        except OSError as error:  # such as a name that is too long for the file system
+            found.missing.append((name[:80], error.strerror or str(error)))
     if not found.images and not found.videos:
         if found.missing:
             raise UserError("; ".join(f"{name}: {reason}" for name, reason in found.missing))
@@ -137,6 +124,23 @@ def find_inputs(names: Sequence[str], *, recursive: bool = False, streams: bool 
             raise UserError(f"{found.unread[0]}: this format is not read; convert it to PNG or JPEG first")
     _part_equal_stems(found)
     return found
+
+
+def _find(name: str, found: Inputs, seen: set[str], *, recursive: bool, streams: bool) -> None:
+    """Add what one name stands for."""
+    if name == STDIN:
+        _add(found, seen, ImageFile(Location(""), STDIN, "stdin"))
+    elif is_video(name, web=streams) and not Path(name).is_dir():
+        _add(found, seen, VideoFile(name, video_stem(name)))
+    elif is_web_address(name):
+        _add(found, seen, ImageFile(Location(""), name, address_stem(name)))
+    elif Location(name).is_address or Path(name).is_dir():
+        _search(Location(name), recursive, found, seen)
+    elif Path(name).is_file():
+        path = Path(name)
+        _add(found, seen, ImageFile(Location(str(path.parent)), path.name, path.stem))
+    else:
+        found.missing.append((name, "no such file"))
 
 
 def _expanded(names: Sequence[str]) -> Iterator[str]:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+import pickle
 import subprocess
 import sys
+
+from internimage_deploy import MissingDependency, UserError
 
 
 def test_importing_the_package_loads_nothing_heavy():
@@ -9,3 +12,11 @@ def test_importing_the_package_loads_nothing_heavy():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_errors_cross_processes():
+    """What a worker raises arrives as an error with the same message."""
+    for error in (UserError("no"), MissingDependency("ray", "ray", "segmenting on a cluster")):
+        arrived = pickle.loads(pickle.dumps(error))
+        assert isinstance(arrived, UserError)
+        assert str(arrived) == str(error)

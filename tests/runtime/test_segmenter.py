@@ -9,6 +9,7 @@ from PIL import Image
 
 import internimage_deploy
 from internimage_deploy import Segmenter, UserError, Window
+from internimage_deploy.runtime.imaging.results import ResultOptions
 from support.tiny_models import CLASSES, color_model, picture
 
 
@@ -158,3 +159,18 @@ def test_probabilities_are_the_softmax_of_the_logits_at_the_images_size(tmp_path
 def test_a_model_of_labels_has_no_probabilities(tmp_path):
     with pytest.raises(UserError, match="export it with --emit logits"):
         Segmenter.load(color_model(tmp_path / "m.onnx", labels=True), "onnxruntime").probabilities(picture(8, 8)[0])
+
+
+def test_small_edges_of_the_api(tmp_path):
+    segmenter = Segmenter.load(color_model(tmp_path / "m.onnx"), "onnxruntime")
+    assert segmenter.forward([]) == []
+    assert segmenter([]) == []
+    with pytest.raises(UserError, match="mask is 'colour', expected one of indexed, ids, color"):
+        segmenter(picture(8, 8)[0]).mask("colour")
+    with pytest.raises(UserError, match=r"File name too long|no such file"):
+        segmenter("x" * 5000)
+    wide = segmenter(picture(1, 70_000)[0])
+    with pytest.raises(UserError, match=r"70000x1: a JPEG file holds at most 65535 pixels a side"):
+        wide.encode(ResultOptions(overlay=True, overlay_format="jpeg"), {})
+    segmenter.close()
+    segmenter.close()

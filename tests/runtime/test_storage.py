@@ -135,3 +135,35 @@ def test_results_are_the_same_from_and_to_either(location, tmp_path, model, run)
     assert (code, text.startswith("segmented 1 of 1 image into")) == (0, True)
     names = [tmp_path / folder / "a.labels.png" for folder in ("plain", "out")]
     assert names[0].read_bytes() == names[1].read_bytes()
+
+
+def test_two_videos_with_one_stem_keep_their_endings(tmp_path):
+    for name in ("v.avi", "v.mp4", "w.mp4"):
+        (tmp_path / name).touch()
+    assert [video.stem for video in find_inputs([str(tmp_path)]).videos] == ["v.avi", "v.mp4", "w"]
+    with pytest.raises(UserError, match=r"would both write stream\.\*"):
+        find_inputs(["rtsp://host/1", "rtsp://host/2"])
+
+
+def test_a_pattern_that_matches_results_only_and_a_name_too_long(tmp_path):
+    (tmp_path / "a.labels.png").touch()
+    with pytest.raises(UserError, match="no file matches this pattern"):
+        find_inputs([f"{tmp_path}/*.png"])
+    with pytest.raises(UserError, match=r"File name too long|no such file"):
+        find_inputs(["x" * 300 + ".png"])
+
+
+def test_a_list_with_a_byte_order_mark_and_a_folder_named_like_a_video(tmp_path):
+    (tmp_path / "clips.mp4").mkdir()
+    (tmp_path / "clips.mp4" / "a.png").touch()
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfclips.mp4/a.png\n")
+    assert [image.stem for image in find_inputs([str(tmp_path / "list.txt")]).images] == ["a"]
+    assert [image.stem for image in find_inputs([str(tmp_path / "clips.mp4")]).images] == ["a"]
+
+
+def test_passwords_are_in_no_message_and_no_report(run, model, tmp_path):
+    sources = ("rtsp://user:secret@127.0.0.1:1/cam", "http://user:secret@127.0.0.1:1/a.png")
+    code, text, err = run("segment", model, *sources, "-o", tmp_path / "out", "--overlay")
+    assert code == 1
+    assert "secret" not in text + err + (tmp_path / "out" / "failures.jsonl").read_text()
+    assert "rtsp://127.0.0.1:1/cam" in err

@@ -174,6 +174,16 @@ def test_a_folder_is_segmented_once_whatever_breaks(cluster, color_path, tmp_pat
     assert "40 were there already" in again.stdout
 
 
+def test_a_result_that_cannot_be_written_ends_the_run_with_the_reason(cluster, color_path, tmp_path):
+    (tmp_path / "a.png").write_bytes(stripes()[0])
+    (tmp_path / "out" / "a.labels.png").mkdir(parents=True)
+    run = command("segment", color_path, tmp_path / "a.png", "-o", tmp_path / "out", "--executor", "ray",
+                  "--ray-address", cluster, "--cpus", 0.5, "--threads", 1)  # fmt: skip
+    result = subprocess.run(run, capture_output=True, text=True, timeout=WAIT_S)
+    assert result.returncode == 1
+    assert "a.labels.png: it is a folder; name a file" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -214,14 +214,15 @@ class DecoderPool:
         self._dispatch()
         try:
             return await asyncio.wait_for(asyncio.shield(turn), max(job.deadline - started, 0.001))
-        except asyncio.TimeoutError as error:
-            waited = f"waited {time.monotonic() - started:.1f} s to be decoded; try again"
-            raise overloaded(waited, kind="deadline", retry_after_s=2) from error
-        finally:
+        except BaseException as error:
             if not turn.done():
                 self._waiting.remove((job.large, turn))
-            elif sys.exc_info()[0] is not None and not turn.cancelled():  # got its turn in the moment it gave up
+            elif not turn.cancelled():  # got its turn in the moment it gave up
                 self._release(turn.result(), job.large)
+            if not isinstance(error, asyncio.TimeoutError):
+                raise
+            waited = f"waited {time.monotonic() - started:.1f} s to be decoded; try again"
+            raise overloaded(waited, kind="deadline", retry_after_s=2) from error
 
     def _dispatch(self) -> None:
         """Replace dead processes, and give idle ones to those that have waited longest."""

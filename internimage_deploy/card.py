@@ -199,6 +199,13 @@ def _text(value: Json) -> str:
     return value
 
 
+def _class_name(value: Json) -> str:
+    """A name that is shown; a line break in it does no harm, other control characters do."""
+    if not isinstance(value, str) or len(value) > _MAX_TEXT or not is_plain_text(re.sub(r"[\n\t]", "", value)):
+        raise _unfit(value, f"a text of up to {_MAX_TEXT} characters without control characters")
+    return value
+
+
 def _flag(value: Json) -> bool:
     if not isinstance(value, bool):
         raise _unfit(value, "true or false")
@@ -347,7 +354,7 @@ _ENGINE_READERS: dict[str, Reader] = {
 _REQUIRED = ("architecture", "classes", "palette", "input", "output")
 _READERS: dict[str, Reader] = {
     "architecture": _text,
-    "classes": _list_of(_text, low=1),
+    "classes": _list_of(_class_name, low=1),
     "palette": _list_of(_list_of(_integer(0, 255), 3, 3)),
     "input": _tensor_spec(("image", "input")),
     "output": _tensor_spec(("labels", "logits")),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -83,6 +84,8 @@ class Segmenter:
         Raises:
             UserError: the model cannot be loaded, or the options do not fit it.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise UserError(f"Segmenter.load() takes the path of a model file, got {type(path).__name__}")
         options = LoadOptions(backend, threads, resize, window, batch, max_pixels, trust_engine, cuda_graphs)
         return cls.from_options(path, options)
 
@@ -118,7 +121,7 @@ class Segmenter:
         Raises:
             UserError: an image cannot be read, or has the wrong type or shape.
         """
-        if isinstance(images, (list, tuple, Iterator)):
+        if isinstance(images, (list, tuple, Iterator)) and not hasattr(images, "read"):
             return self._segment([self.prepare(image) for image in images])
         one: Any = images  # whatever else it is, `prepare` knows it or says what it expects
         return self._segment([self.prepare(one)])[0]

@@ -41,8 +41,9 @@ class Size(click.ParamType):
             return value
         match = re.fullmatch(r"(\d+)[xX](\d+)", str(value))
         if match is None or 0 in (pair := (int(match[1]), int(match[2]))):
+            example = "2048x512" if self._form.startswith("LONG") else "512x1024"
             words = "".join(f" or '{word}'" for word in self._words)
-            self.fail(f"got '{value}', expected {self._form} such as 512x1024{words}", param, ctx)
+            self.fail(f"got '{value}', expected {self._form} such as {example}{words}", param, ctx)
         if max(pair) > _LARGEST_SIDE:
             self.fail(f"got '{value}', expected at most {_LARGEST_SIDE} pixels on a side", param, ctx)
         return pair

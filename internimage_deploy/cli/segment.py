@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from internimage_deploy.cli.cluster_options import check_local, cluster_options
 from internimage_deploy.cli.options import (
@@ -25,6 +26,8 @@ from internimage_deploy.cli.options import (
 from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS
 from internimage_deploy.runtime.imaging.results import Mask, ResultOptions
 from internimage_deploy.runtime.options import LoadOptions
+
+_COMMAND_LINE = ParameterSource.COMMANDLINE
 
 _result_options = apply_options(
     click.option("-o", "--output", required=True, help="Folder for the results, or an object store's prefix."),
@@ -163,9 +166,13 @@ def segment(
     if executor == "ray" and any(image.path == STDIN for image in found.images):
         raise click.UsageError("- is read on this machine; leave --executor out")
     if found.videos and not (overlay or as_json or frame_masks):
-        raise click.UsageError(
-            f"{found.videos[0]}: nothing would be written for a video; add --overlay, --json or --frame-masks"
-        )
+        what = "nothing would be written for a video; add --overlay, --json or --frame-masks"
+        if named := [video for video in found.videos if not video.found]:
+            raise click.UsageError(f"{named[0]}: {what}")
+        click.echo(f"note: {len(found.videos)} videos in folders are left out: {what}", err=True)
+        found.videos.clear()
+    if not overlay and (legend or click.get_current_context().get_parameter_source("alpha") is _COMMAND_LINE):
+        raise click.UsageError("--alpha and --legend need --overlay")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks about odd metadata: the pixels decide
     results = ResultOptions(overlay, as_json, mask, alpha, legend, overlay_format)
     names = tuple(name.strip() for name in (classes or "").split(",") if name.strip())

@@ -142,28 +142,35 @@ class Run:
 
     def _summary(self) -> None:
         report, count = self.report, len(self.images) + len(self.missing)
-        skipped = f", {report.skipped} were there already" if report.skipped else ""
+        skipped = (
+            f", {report.skipped} {'was' if report.skipped == 1 else 'were'} there already" if report.skipped else ""
+        )
         noun = "image" if count == 1 else "images"
         click.echo(f"segmented {report.done} of {count} {noun} into {self.output}{skipped}")
         if not report.done:
             return
         click.echo(f"{self.seconds:.1f} s, {report.done / max(self.seconds, 1e-9):.1f} images per second")
-        largest = report.pixels.most_common(_LARGEST)
+        shown = self.results.classes
+        names = None if shown is None else {model_card(self.model).classes[index] for index in shown}
+        counted = [(name, count) for name, count in report.pixels.most_common() if names is None or name in names]
+        largest = counted[:_LARGEST]
+        if not largest:
+            return
         width = max(len(name) for name, _ in largest)
         every = report.pixels.total()
         for name, pixels in largest:
             click.echo(f"  {name:{width}}  {pixels / every:6.1%}")
-        if len(report.pixels) > len(largest):
-            click.echo(f"  and {len(report.pixels) - len(largest)} more classes")
+        if len(counted) > len(largest):
+            click.echo(f"  and {len(counted) - len(largest)} more classes")
 
     def _note(self, inputs: Inputs) -> None:
         if inputs.unread:
             shown = ", ".join(inputs.unread[:3]) + (", ..." if len(inputs.unread) > 3 else "")
-            click.echo(f"note: {len(inputs.unread)} files of formats that are not read: {shown}", err=True)
+            click.echo(f"note: left out, for their format is not read: {shown}", err=True)
         if inputs.renamed and not self.quiet:
             first = inputs.renamed[0]
             click.echo(
-                f"note: images share a name, so their results keep the ending: {first} -> {first.stem}.labels.png",
+                f"note: files share a name, so their results are told apart: {first} -> {first.stem}.labels.png",
                 err=True,
             )
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import onnx
 
 
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+
+
 def read_model(path: Path) -> onnx.ModelProto:
     """The ONNX model in `path`; weights in external data stay on disk, but must be there.
 
@@ -25,6 +28,11 @@ def read_model(path: Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     require_file(path, "a model file")
+    if path.suffix.lower() in CHECKPOINT_SUFFIXES:
+        raise UserError(
+            f"{path}: a checkpoint, which is not run or compiled directly; make it an ONNX file first with  "
+            f"export-onnx --ckpt {path} -o {path.with_suffix('.onnx').name}"
+        )
     try:
         model = onnx.load(str(path), load_external_data=False)
     except OSError as error:

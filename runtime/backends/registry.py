@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from internimage_deploy.errors import MissingDependency, UserError
+from internimage_deploy.onnx_tools.model_file import CHECKPOINT_SUFFIXES
 from internimage_deploy.runtime.backends.base import Backend
 from internimage_deploy.runtime.engine.engine_backend import ENGINE_SUFFIXES
 
@@ -38,7 +39,6 @@ class Entry:
 
 _HERE = "internimage_deploy.runtime.backends"
 
-_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 _ENGINE_OPTIONS = ("trust_engine", "cuda_graphs")
 
 # `auto` takes the first that is installed and reads the file, or the fastest of `CPU_CANDIDATES`; an engine's card
@@ -90,7 +90,7 @@ def choose(path: Path, backend: str = "auto") -> str:
         raise UserError(f"no backend '{backend}'; choose one of: auto, {', '.join(REGISTRY)}")
     names = list(REGISTRY) if backend == "auto" else [backend]
     fitting = [name for name in names if path.suffix.lower() in REGISTRY[name].suffixes]
-    if path.suffix.lower() in _CHECKPOINTS:
+    if path.suffix.lower() in CHECKPOINT_SUFFIXES:
         raise UserError(
             f"{path}: a checkpoint is not run directly; make it an ONNX file first with  "
             f"export-onnx --ckpt {path} -o {path.with_suffix('.onnx').name}"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 from internimage_deploy.cache import cache_folder
 from internimage_deploy.card import EngineInfo, ModelCard
@@ -20,7 +20,7 @@ from internimage_deploy.onnx_tools.graph import Graph, save
 from internimage_deploy.operators import contract
 from internimage_deploy.runtime.engine import sidecar, targets
 from internimage_deploy.runtime.engine.compilers import Compiler, choose
-from internimage_deploy.runtime.engine.engine_backend import ENGINE_SUFFIXES, EngineBackend
+from internimage_deploy.runtime.engine.engine_backend import ENGINE_BACKENDS, ENGINE_SUFFIXES, EngineBackend
 from internimage_deploy.runtime.engine.prepare import (
     BuildOptions,
     Precision,
@@ -123,6 +123,10 @@ def build_engine(
     """
     output = Path(output)
     check_output_name(output)
+    if precision not in get_args(Precision):
+        raise UserError(f"precision is {precision!r}, expected one of {', '.join(get_args(Precision))}")
+    if backend is not None and backend not in ENGINE_BACKENDS:
+        raise UserError(f"backend is {backend!r}, expected one of {', '.join(ENGINE_BACKENDS)}")
     if timing_cache is not None and not use_timing_cache:
         raise UserError("a timing cache is named and switched off; leave one of the two options out")
     capabilities = targets.parse(compute_capabilities) if compute_capabilities else ()

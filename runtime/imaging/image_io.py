@@ -158,6 +158,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> npt.NDAr
         return read_image(source, max_pixels=max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return decode_image(bytes(source), max_pixels=max_pixels)
+    if hasattr(source, "read"):  # an open file
+        return decode_image(source.read(), max_pixels=max_pixels)
     if isinstance(source, Image.Image):
         with _damage_as_user_error("image"):
             _check_pixels(source, "image", max_pixels)

@@ -78,7 +78,8 @@ class ImagePipeline:
         """Read, decode and resize one image, see `load_image`; may be called from any thread. Raises `UserError`."""
         array = load_image(image, max_pixels=self.max_pixels)
         geometry = self.geometry((array.shape[0], array.shape[1]))
-        if math.prod(geometry.network) > max(self.max_pixels, array.shape[0] * array.shape[1]):
+        before_rounding = math.prod(side - self.card.size_divisor for side in geometry.network)
+        if before_rounding > max(self.max_pixels, array.shape[0] * array.shape[1]):
             raise UserError(
                 f"the network's input for this image would be {_size(geometry.network)}, the limit is "
                 f"{self.max_pixels:,} pixels; use a smaller resize"

@@ -81,7 +81,9 @@ def indexed_png(labels: npt.NDArray[Any], palette: Sequence[tuple[int, int, int]
     if labels.dtype != np.uint8 or len(palette) > _PALETTE_SIZE:
         return png(labels)
     image = Image.fromarray(np.ascontiguousarray(labels))
-    image.putpalette([value for color in palette for value in color])
+    # All 256 entries, for with fewer Pillow writes fewer than 8 bits a pixel.
+    colors = [value for color in palette for value in color]
+    image.putpalette(colors + [0] * (3 * _PALETTE_SIZE - len(colors)))
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=3)
     return file.getvalue()

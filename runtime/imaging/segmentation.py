@@ -74,14 +74,14 @@ class Segmentation:
     colors = color_mask  # the name it had in 0.1
 
     def overlay(
-        self, alpha: float = 0.5, *, legend: bool = False, classes: Sequence[int] | None = None
+        self, alpha: float = 0.5, *, legend: bool = False, classes: Sequence[int | str] | None = None
     ) -> npt.NDArray[np.uint8]:
         """The image with its labels drawn over it.
 
         Args:
             alpha: weight of the labels' colours, 0 to 1; 0 is the image alone.
             legend: list the classes that occur, most frequent first, right of the image.
-            classes: ids of the classes that are drawn; None for all.
+            classes: ids or names of the classes that are drawn; None for all.
 
         Returns:
             (H, W, 3) uint8 RGB; wider with a legend.
@@ -91,13 +91,22 @@ class Segmentation:
         """
         if not 0 <= alpha <= 1:
             raise UserError(f"alpha is {alpha}, expected a number from 0 to 1")
-        if unknown := [index for index in classes or () if not 0 <= index < len(self.classes)]:
-            raise UserError(f"class {unknown[0]} is not among the ids 0 to {len(self.classes) - 1}")
-        drawn = drawing.blend(self.image, self.labels, self.palette, alpha, classes)
+        ids = None if classes is None else self._ids(classes)
+        drawn = drawing.blend(self.image, self.labels, self.palette, alpha, ids)
         if not legend:
             return drawn
-        shown = [index for index in self.pixels() if classes is None or index in classes]
+        shown = [index for index in self.pixels() if ids is None or index in ids]
         return drawing.with_legend(drawn, [(self.classes[index], self.palette[index]) for index in shown])
+
+    def _ids(self, classes: Sequence[int | str]) -> list[int]:
+        """Class ids from ids or names."""
+        ids: list[int] = []
+        for given in [classes] if isinstance(classes, str) else classes:
+            found = [given] if isinstance(given, int) else [i for i, name in enumerate(self.classes) if name == given]
+            if not found or not 0 <= found[0] < len(self.classes):
+                raise UserError(f"class {given!r} is not among the {len(self.classes)} classes of this model")
+            ids += found
+        return ids
 
     def show(self) -> None:
         """Open the overlay in the system's image viewer; a notebook shows a result by itself."""

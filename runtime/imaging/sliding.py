@@ -27,6 +27,9 @@ class Window:
     stride: tuple[int, int]
 
     def __post_init__(self) -> None:
+        for name, value in (("crop", self.crop), ("stride", self.stride)):
+            if not (isinstance(value, tuple) and len(value) == 2 and all(isinstance(side, int) for side in value)):
+                raise UserError(f"{name} is {value!r}, expected (height, width) in pixels such as (512, 512)")
         for crop, stride in zip(self.crop, self.stride, strict=True):
             if not 0 < stride <= crop:
                 raise UserError(

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.imaging.fetch import address_stem, is_web_address, without_credentials
@@ -72,9 +72,13 @@ class VideoFile:
 
     source: str
     stem: str
+    found: bool = False  # by searching a folder, rather than named
 
     def __str__(self) -> str:
         return without_credentials(self.source)
+
+
+Item = TypeVar("Item", ImageFile, VideoFile)
 
 
 @dataclass
@@ -86,14 +90,14 @@ class Inputs:
         videos: video files and streams.
         unread: files of image formats that are not read, as "file (format)".
         missing: (file, reason) of inputs that were named and do not exist.
-        renamed: images whose results keep the file's ending in their name, because another image has the same stem.
+        renamed: files whose results have the ending or the folder in their name, as another file has the same stem.
     """
 
     images: list[ImageFile] = field(default_factory=list)
     videos: list[VideoFile] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
-    renamed: list[ImageFile] = field(default_factory=list)
+    renamed: list[ImageFile | VideoFile] = field(default_factory=list)
 
 
 def find_inputs(names: Sequence[str], *, recursive: bool = False, streams: bool = False) -> Inputs:
@@ -180,7 +184,7 @@ def _search(place: Location, recursive: bool, found: Inputs, seen: set[str]) -> 
         if ending in EXTENSIONS:
             _add(found, seen, ImageFile(place, path, str(pure.with_suffix(""))))
         elif ending in VIDEO_EXTENSIONS and not place.is_address and not pure.name.endswith(".overlay.mp4"):
-            _add(found, seen, VideoFile(str(Path(place.uri) / path), str(pure.with_suffix(""))))
+            _add(found, seen, VideoFile(str(Path(place.uri) / path), str(pure.with_suffix("")), found=True))
         elif ending in _UNREAD:
             found.unread.append(f"{ImageFile(place, path, '')} ({_UNREAD[ending]})")
     if len(found.images) + len(found.videos) + len(found.unread) == before:
@@ -201,23 +205,38 @@ def _add(found: Inputs, seen: set[str], item: ImageFile | VideoFile) -> None:
 
 
 def _part_equal_stems(found: Inputs) -> None:
-    """Give files of one stem names that keep the file's ending; refuse those whose names are equal all the same."""
-    counts = Counter(image.stem for image in found.images)
-    for index, image in enumerate(found.images):
-        if counts[image.stem] > 1:
-            ending = PurePosixPath(image.path).suffix
-            found.images[index] = dataclasses.replace(image, stem=image.stem + ending)
-            found.renamed.append(found.images[index])
-    counts = Counter(video.stem for video in found.videos)
-    for index, video in enumerate(found.videos):
-        if counts[video.stem] > 1 and (ending := PurePosixPath(video.source).suffix) in VIDEO_EXTENSIONS:
-            found.videos[index] = dataclasses.replace(video, stem=video.stem + ending)
-    for kind in (found.images, found.videos):
-        owners: dict[str, ImageFile | VideoFile] = {}
-        for item in kind:
-            first = owners.setdefault(item.stem, item)
-            if first is not item:
-                raise UserError(
-                    f"{first} and {item} would both write {item.stem}.*; "
-                    "rename one, or segment them into different folders"
-                )
+    """Part files whose results would have one name, by the file's ending or else by the folder; refuse what is left."""
+    found.images, renamed_images = _parted(found.images)
+    found.videos, renamed_videos = _parted(found.videos)
+    found.renamed = [*renamed_images, *renamed_videos]
+
+
+def _parted(items: list[Item]) -> tuple[list[Item], list[Item]]:
+    """`items` with stems of their own, and those of them that were renamed."""
+    by_stem: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        by_stem.setdefault(item.stem, []).append(index)
+    parted, renamed = list(items), []
+    for indices in by_stem.values():
+        if len(indices) == 1:
+            continue
+        for index, stem in zip(indices, _distinct_stems([items[index] for index in indices]), strict=True):
+            parted[index] = dataclasses.replace(items[index], stem=stem)
+            renamed.append(parted[index])
+    owners: dict[str, Item] = {}
+    for item in parted:
+        first = owners.setdefault(item.stem, item)
+        if first is not item:
+            raise UserError(
+                f"{first} and {item} would both write {item.stem}.*; rename one, or segment them into different folders"
+            )
+    return parted, renamed
+
+
+def _distinct_stems(items: Sequence[ImageFile | VideoFile]) -> list[str]:
+    """Names for the results of `items`, which have one stem: with the ending, with the folder, or with both."""
+    paths = [PurePosixPath(str(item)) for item in items]
+    endings = [item.stem + path.suffix for item, path in zip(items, paths, strict=True)]
+    folders = [f"{path.parent.name}/{item.stem}" for item, path in zip(items, paths, strict=True)]
+    both = [folder + path.suffix for folder, path in zip(folders, paths, strict=True)]
+    return next((stems for stems in (endings, folders) if len(set(stems)) == len(stems)), both)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from internimage_deploy import Segmenter, UserError, Window
+from internimage_deploy import Segmenter, UserError, Window, build_engine
 from internimage_deploy.runtime.imaging import fetch as fetch_module
 from internimage_deploy.runtime.imaging.fetch import address_stem, fetch
 from support.tiny_models import picture
@@ -77,6 +77,19 @@ def test_every_kind_of_image_gives_the_same_labels(segmenter, image, encoded, tm
     several = segmenter([path, encoded, Image.open(path)])
     assert len(several) == 3
     assert len(segmenter(source for source in (path, image))) == 2
+
+
+def test_an_open_file(segmenter, image, encoded):
+    np.testing.assert_array_equal(segmenter(io.BytesIO(encoded)).labels, segmenter(image).labels)
+
+
+def test_overlays_of_classes_by_name(segmenter, image):
+    result = segmenter(image)
+    np.testing.assert_array_equal(result.overlay(classes=["green"]), result.overlay(classes=[1]))
+    np.testing.assert_array_equal(result.overlay(classes="green"), result.overlay(classes=[1]))
+    for unknown in ("roof", 3, -1):
+        with pytest.raises(UserError, match="is not among the 3 classes of this model"):
+            result.overlay(classes=[unknown])
 
 
 def test_tensors_of_pytorch(segmenter, image):
@@ -155,6 +168,13 @@ def test_a_resize_beyond_all_memory_is_one_line(model):
 def test_wrong_ways_in_are_one_line(model):
     with pytest.raises(UserError, match=r"takes a loaded backend, got str; use Segmenter\.load\(path\)"):
         Segmenter(str(model))
+    with pytest.raises(UserError, match=r"crop is 96, expected \(height, width\)"):
+        Window(96, 64)
+    with pytest.raises(UserError, match="takes the path of a model file, got NoneType"):
+        Segmenter.load(None)
+    for options, message in (({"precision": "int8"}, "precision is 'int8'"), ({"backend": "x"}, "backend is 'x'")):
+        with pytest.raises(UserError, match=message):
+            build_engine(model, model.with_suffix(".engine"), **options)
     with pytest.raises(UserError, match="expected strides from 1 to the crop"):
         Window((64, 64), (65, 64))
     with pytest.raises(UserError, match="alpha is 5"):

@@ -120,7 +120,7 @@ def test_images_that_are_done_can_be_left_out(run, model, pictures, tmp_path):
     out.mkdir()
     (out / "p1.labels.png").write_bytes(b"done already")
     code, text, _ = run("segment", model, pictures, "-o", out, "--skip-existing")
-    assert (code, text.splitlines()[0]) == (0, f"segmented 2 of 2 images into {out}, 1 were there already")
+    assert (code, text.splitlines()[0]) == (0, f"segmented 2 of 2 images into {out}, 1 was there already")
     assert (out / "p1.labels.png").read_bytes() == b"done already"
     code, text, _ = run("segment", model, pictures, "-o", out)
     assert (code, text.splitlines()[0]) == (0, f"segmented 3 of 3 images into {out}")
@@ -165,11 +165,20 @@ def test_results_in_the_input_folder_are_not_segmented_again(run, model, picture
         assert "3 of 3" in said
 
 
-def test_two_inputs_of_one_name_are_refused_before_any_work(run, model, pictures, tmp_path):
+def test_two_inputs_of_one_name_are_told_apart_by_their_folders(run, model, pictures, tmp_path):
     Image.fromarray(picture(40, 40)[0]).save(tmp_path / "p0.png")
-    code, _, err = run("segment", model, pictures, tmp_path / "p0.png", "-o", tmp_path / "out")
+    assert run("segment", model, pictures, tmp_path / "p0.png", "-o", tmp_path / "out")[0] == 0
+    folders = sorted(("pictures/p0.labels.png", f"{tmp_path.name}/p0.labels.png"))
+    assert names(tmp_path / "out") == sorted([*folders, "p1.labels.png", "p2.labels.png"])
+
+
+def test_two_inputs_that_cannot_be_told_apart_are_refused_before_any_work(run, model, pictures, tmp_path):
+    other = tmp_path / "other" / "pictures"
+    other.mkdir(parents=True)
+    Image.fromarray(picture(40, 40)[0]).save(other / "p0.png")
+    code, _, err = run("segment", model, pictures, other, "-o", tmp_path / "out")
     assert code == 1
-    assert "would both write p0.png.labels.png" in one_error_line(err)
+    assert "would both write pictures/p0.png.*" in one_error_line(err)
     assert not (tmp_path / "out").exists()
 
 

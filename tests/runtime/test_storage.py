@@ -72,12 +72,14 @@ def test_two_images_with_one_stem_keep_their_endings(location, tmp_path):
     assert [image.stem for image in found.renamed] == ["a.jpg", "a.png"]
 
 
-def test_two_images_of_one_name_are_refused(tmp_path):
-    for name in ("x", "y"):
-        (tmp_path / name).mkdir()
+def test_two_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for name in ("x", "y", "deep/x"):
+        (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "a.png").touch()
-    with pytest.raises(UserError, match=r"x/a\.png and .*y/a\.png would both write a\.png\.labels\.png"):
-        find_inputs([str(tmp_path / "x"), str(tmp_path / "y")])
+    found = find_inputs([str(tmp_path / "x"), str(tmp_path / "y")])
+    assert [image.stem for image in found.images] == ["x/a", "y/a"]
+    with pytest.raises(UserError, match=r"x/a\.png and .*deep/x/a\.png would both write x/a\.png\.\*"):
+        find_inputs([str(tmp_path / "x"), str(tmp_path / "deep" / "x")])
 
 
 def test_a_file_that_is_named_twice_is_found_once(tmp_path):
@@ -141,7 +143,7 @@ def test_two_videos_with_one_stem_keep_their_endings(tmp_path):
     for name in ("v.avi", "v.mp4", "w.mp4"):
         (tmp_path / name).touch()
     assert [video.stem for video in find_inputs([str(tmp_path)]).videos] == ["v.avi", "v.mp4", "w"]
-    with pytest.raises(UserError, match=r"would both write stream\.\*"):
+    with pytest.raises(UserError, match=r"would both write host/stream\.\*"):
         find_inputs(["rtsp://host/1", "rtsp://host/2"])
 
 

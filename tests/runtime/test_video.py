@@ -191,6 +191,16 @@ def test_a_video_without_anything_to_write_is_refused(clip, tmp_path, capsys):
     assert "add --overlay, --json or --frame-masks" in " ".join(capsys.readouterr().err.split())
 
 
+def test_videos_of_a_folder_do_not_keep_its_images_from_being_done(clip, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "clip.avi").write_bytes(clip.read_bytes())
+    cv2.imwrite(str(folder / "a.png"), picture(HEIGHT, WIDTH)[0])
+    assert command("segment", color_model(tmp_path / "m.onnx"), folder, "-o", tmp_path / "out") == 0
+    assert "1 videos in folders are left out: nothing would be written" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.labels.png"]
+
+
 def test_videos_in_a_folder_are_segmented_with_its_images(clip, tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()

@@ -157,7 +157,7 @@ def test_a_folder_is_segmented_once_whatever_breaks(cluster, color_path, tmp_pat
     text, errors = process.communicate(timeout=WAIT_S)
     assert process.returncode == 1, errors
     assert "segmented 39 of 40 images" in text
-    assert "1 were there already" in text
+    assert "1 was there already" in text
     assert "broken.png" in errors
     assert done.read_bytes() == b"done already"
     (failure,) = map(json.loads, (out / "failures.jsonl").read_text().splitlines())

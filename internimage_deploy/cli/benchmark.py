@@ -85,10 +85,11 @@ def benchmark(
         click.echo(json.dumps({**environment(), "input": list(images.shape), "backends": rows}, indent=1))
         return
     for name, timing in times.items():
-        click.echo(
-            f"{name}: median {timing.median_ms:.1f} ms, p95 {timing.p95_ms:.1f} ms, CoV {100 * timing.cv:.1f} %, "
-            f"labels that differ from {networks[0].name}'s {100 * differing[name]:.3f} %"
-        )
+        line = f"{name}: median {timing.median_ms:.1f} ms, p95 {timing.p95_ms:.1f} ms, "
+        line += f"variation {100 * timing.cv:.1f} %"
+        if name != networks[0].name:
+            line += f", labels that differ from {networks[0].name}'s {100 * differing[name]:.3f} %"
+        click.echo(line)
         if timing.unstable:
             click.echo("warning: the runs differ by more than 10 %; is the machine busy?", err=True)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from internimage_deploy.errors import UserError
+from internimage_deploy.errors import UserError, escaped
 from internimage_deploy.files import check_folder, make_folder
 from internimage_deploy.runtime.backends.load import model_card
 from internimage_deploy.runtime.cluster.connect import Cluster
@@ -132,7 +132,7 @@ class Run:
         if total == len(report.failed) == 1:
             raise UserError(_named(*report.failed[0]))
         for failure in report.failed:
-            click.echo(f"failed: {_named(*failure)}", err=True)
+            click.echo(f"failed: {escaped(_named(*failure))}", err=True)
         if (self.images or report.skipped) and not self.quiet:
             self._summary()
         if report.failed:
@@ -166,7 +166,7 @@ class Run:
     def _note(self, inputs: Inputs) -> None:
         if inputs.unread:
             shown = ", ".join(inputs.unread[:3]) + (", ..." if len(inputs.unread) > 3 else "")
-            click.echo(f"note: left out, for their format is not read: {shown}", err=True)
+            click.echo(f"note: left out, for their format is not read: {escaped(shown)}", err=True)
         if inputs.renamed and not self.quiet:
             first = inputs.renamed[0]
             click.echo(

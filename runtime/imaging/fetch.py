@@ -35,6 +35,22 @@ def without_credentials(text: str) -> str:
     return re.sub(r"(\w+://)[^/@\s]*@", r"\1", text)
 
 
+def _opener() -> urllib.request.OpenerDirector:
+    """Opens http and https alone: a server must not send us on to other kinds of addresses."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
 def fetch(address: str, *, max_bytes: int = MAX_BYTES, timeout_s: float = TIMEOUT_S) -> bytes:
     """The content of `address`.
 
@@ -51,13 +67,15 @@ def fetch(address: str, *, max_bytes: int = MAX_BYTES, timeout_s: float = TIMEOU
     give_up = time.monotonic() + timeout_s
     content = bytearray()
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as response:
-            while chunk := response.read(_CHUNK):
+        with _opener().open(request, timeout=timeout_s) as response:
+            while chunk := response.read1(_CHUNK):  # what has arrived: `read` would wait for the whole chunk
                 content += chunk
                 if len(content) > max_bytes:
                     raise UserError(f"{shown}: larger than {max_bytes >> 20} MiB; download it and name the file")
                 if time.monotonic() > give_up:
                     raise UserError(f"{shown}: not complete after {timeout_s:g} s; download it and name the file")
+            if response.length:
+                raise UserError(f"{shown}: ended {response.length:,} bytes early; try again")
     except urllib.error.HTTPError as error:
         raise UserError(f"{shown}: the server answered {error.code} {error.reason}") from error
     except urllib.error.URLError as error:

@@ -33,6 +33,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _MARKER_IN_DATA = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # restart markers belong to the data
 _SCAN, _END = 0xDA, 0xD9
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_WORK_PER_RUN_BYTE = 8
 _RLE_PASSES = 100  # Pillow decodes run lengths of BMP files in Python
 _SCANS_PER_PASS = 20
 
@@ -117,9 +118,9 @@ class _Jpeg:
                 if self._fill > _MAX_FILL:
                     raise _excess(self._what, f"more than {_MAX_FILL >> 10} KiB between its segments")
             marker, position = data[found + 1], found + 2
-            if marker == _END:
+            if marker == _END and self._scans:  # before any scan, decoders read on behind it
                 break
-            if marker < 0xC0 or 0xD0 <= marker <= 0xD8:  # without a length
+            if marker < 0xC0 or 0xD0 <= marker <= 0xD9:  # without a length
                 self._fill += 2
                 continue
             size = int.from_bytes(data[position : position + 2], "big")
@@ -148,7 +149,7 @@ class _Jpeg:
 
 
 def _png(data: Buffer, what: str) -> Structure:
-    metadata, position, chunks = _Count(what), 8, 0
+    metadata, position, chunks, profiles = _Count(what), 8, 0, 0
     width, height = struct.unpack(">II", data[16:24].ljust(8, b"\0"))
     while len(header := data[position : position + 8]) == 8:
         size, kind = struct.unpack(">I4s", header)
@@ -160,6 +161,9 @@ def _png(data: Buffer, what: str) -> Structure:
                 raise _excess(what, f"data chunks of less than {MIN_DATA_CHUNK} bytes")
         else:
             metadata.add(size)
+            profiles += kind == b"iCCP"
+            if profiles > 1:  # the format allows one; each is decompressed
+                raise _excess(what, "more than one colour profile")
         position += 12 + size
     return Structure(width, height)
 
@@ -213,7 +217,11 @@ def _bmp(data: Buffer) -> Structure:
         return Structure(width, height)
     width, height, _, compression = struct.unpack("<iiII", header[4:20])
     runs = compression in (1, 2)
-    return Structure(abs(width), abs(height), _RLE_PASSES if runs else 1.0, 12 if runs else 8)
+    if not runs:
+        return Structure(abs(width), abs(height))
+    # Runs may hold no pixel at all, so their bytes count beside the pixels.
+    passes = _RLE_PASSES + _WORK_PER_RUN_BYTE * len(data) / max(abs(width * height), 1)
+    return Structure(abs(width), abs(height), passes, 12)
 
 
 def _excess(what: str, content: str) -> UserError:

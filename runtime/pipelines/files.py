@@ -16,6 +16,7 @@ from typing import Any
 import numpy.typing as npt
 
 from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.imaging.fetch import MAX_BYTES
 from internimage_deploy.runtime.imaging.image_io import decode_image
 from internimage_deploy.runtime.imaging.pipeline import PreparedImage
 from internimage_deploy.runtime.imaging.results import FAILURES, LABELS, ResultOptions
@@ -133,7 +134,7 @@ class ImageReader:
     def read(self, image: ImageFile) -> PreparedImage:
         """`image` decoded and resized; may be called from any thread. Raises `UserError`."""
         if not image.location.uri:
-            return self._segmenter.prepare(sys.stdin.buffer.read() if image.path == STDIN else image.path)
+            return self._segmenter.prepare(_standard_input() if image.path == STDIN else image.path)
         if not image.location.is_address:
             return self._segmenter.prepare(Path(str(image)))
         with self._lock:
@@ -144,6 +145,13 @@ class ImageReader:
         return self._segmenter.prepare(
             decode_image(data, what=str(image), max_pixels=self._segmenter.pipeline.max_pixels)
         )
+
+
+def _standard_input() -> bytes:
+    data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UserError(f"standard input: larger than {MAX_BYTES >> 20} MiB; name the file instead")
+    return data
 
 
 def segment_files(

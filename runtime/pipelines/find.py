@@ -119,8 +119,8 @@ def find_inputs(names: Sequence[str], *, recursive: bool = False, streams: bool 
     for name in _expanded(names):
         try:
             _find(name, found, seen, recursive=recursive, streams=streams)
-        except OSError as error:  # such as a name that is too long for the file system
-            found.missing.append((name[:80], error.strerror or str(error)))
+        except (OSError, ValueError) as error:  # a name that is too long for the file system, an address that is none
+            found.missing.append((name[:80], getattr(error, "strerror", None) or str(error)))
     if not found.images and not found.videos:
         if found.missing:
             raise UserError("; ".join(f"{name}: {reason}" for name, reason in found.missing))
@@ -134,7 +134,7 @@ def _find(name: str, found: Inputs, seen: set[str], *, recursive: bool, streams:
     """Add what one name stands for."""
     if name == STDIN:
         _add(found, seen, ImageFile(Location(""), STDIN, "stdin"))
-    elif is_video(name, web=streams) and not Path(name).is_dir():
+    elif is_video(name, web=streams) and not _is_other_file(name):
         _add(found, seen, VideoFile(name, video_stem(name)))
     elif is_web_address(name):
         _add(found, seen, ImageFile(Location(""), name, address_stem(name)))
@@ -147,13 +147,26 @@ def _find(name: str, found: Inputs, seen: set[str], *, recursive: bool, streams:
         found.missing.append((name, "no such file"))
 
 
+def _is_other_file(name: str) -> bool:
+    """True for a folder or file whose name looks like a stream's or pipeline's: what exists is what it is."""
+    path = Path(name)
+    return "://" not in name and path.exists() and (path.is_dir() or path.suffix.lower() not in VIDEO_EXTENSIONS)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long for the file system
+        return False
+
+
 def _expanded(names: Sequence[str]) -> Iterator[str]:
     """`names` with patterns and text files replaced by what they stand for."""
     for name in names:
         path = Path(name)
-        if path.suffix.lower() == ".txt" and path.is_file():
+        if path.suffix.lower() == ".txt" and _exists(path):
             yield from _listed(path)
-        elif glob.has_magic(name) and "://" not in name and " ! " not in name and not path.exists():
+        elif glob.has_magic(name) and "://" not in name and " ! " not in name and not _exists(path):
             matches = [match for match in sorted(glob.glob(name, recursive=True)) if not is_result(match)]
             if not matches:
                 raise UserError(f"{name}: no file matches this pattern, results of this program left out")

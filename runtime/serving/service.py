@@ -125,7 +125,7 @@ class Service:
         limits = self.settings.limits
         if self.connections() > limits.connections:
             reason = "too many connections; try again"
-        elif self.connections_from(peer) > limits.connections_per_client and not limits.is_proxy(peer):
+        elif self.connections_from(peer) >= limits.connections_per_client and not limits.is_proxy(peer):
             reason = "too many connections from this address; try again"
         else:
             return

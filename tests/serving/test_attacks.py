@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attacks on the HTTP connection itself: headers, pipelining, many connections, forged client addresses."""
 
+import contextlib
 import http.client
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from test_hostile import check_alive, connect, exchange, read_head, status
@@ -230,3 +232,44 @@ def test_a_proxy_is_an_address_or_a_network(proxy):
     result = CliRunner().invoke(serve, ["model.onnx", "--proxy", proxy])
     assert result.exit_code == 2
     assert "is no IP address or network" in result.output
+
+
+def test_a_string_among_the_numbers_of_a_tensor_costs_nothing():
+    """NumPy would make an array of strings as long as the longest: gigabytes from 64 KiB."""
+    from internimage_deploy.runtime.serving.http import inference_protocol as protocol
+
+    for data in (
+        ["a" * 32_600, *[1] * 16_300],
+        [*[""] * 16_300, "a" * 32_600],
+        [[1, 2, 3], "a"],
+        [1.5, 1, 1],
+        [True] * 3,
+    ):
+        with pytest.raises(HttpError) as error:
+            protocol._numbers(data, 3)
+        assert error.value.status == 400
+    np.testing.assert_array_equal(protocol._numbers([[[[1, 2, 3]]]], 3), [1, 2, 3])
+    np.testing.assert_array_equal(protocol._numbers([1, 2, 255], 3), [1, 2, 255])
+    with pytest.raises(HttpError, match="0 to 255"):
+        protocol._numbers([1, 2, 10**30], 3)
+
+
+def test_a_body_in_chunks_of_single_bytes_is_cut_off(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_S) as client:
+        client.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(OSError):  # it closes while we send
+            for _ in range(40):
+                client.sendall(b"1\r\nx\r\n" * 10_000)
+        received = b""
+        with contextlib.suppress(OSError):
+            while piece := client.recv(65536):
+                received += piece
+    assert b"200 OK" not in received
+    assert server.get("/healthz").status_code == 200
+
+
+def test_a_body_in_ordinary_chunks_passes(server):
+    data, labels = stripes()
+    response = server.post("/v1/segment", content=iter([data[i : i + 64] for i in range(0, len(data), 64)]))
+    assert response.status_code == 200
+    np.testing.assert_array_equal(decoded(response.content), labels)

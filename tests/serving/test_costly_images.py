@@ -9,8 +9,10 @@ import json
 import os
 import signal
 import socket
+import struct
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -436,3 +438,27 @@ def test_decoders_that_do_not_start_are_reported(color_path, monkeypatch):
             await service.close()
 
     asyncio.run(go())
+
+
+def test_an_end_before_any_scan_hides_nothing():
+    """Decoders read on behind it, into as many segments as there are."""
+    start = b"\xff\xd8\xff\xc0\x00\x0b\x08\x00\x10\x00\x10\x01\x01\x11\x00\xff\xd9"
+    with pytest.raises(UserError, match="segments of metadata"):
+        check_structure(start + b"\xff\xe1\x00\x09Exif\0\0a" * 3000, "the image")
+
+
+def test_two_colour_profiles_are_refused():
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 0, 0, 0, 0))
+    profile = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 10)))
+    check_structure(b"\x89PNG\r\n\x1a\n" + header + profile, "the image")
+    with pytest.raises(UserError, match="more than one colour profile"):
+        check_structure(b"\x89PNG\r\n\x1a\n" + header + 2 * profile, "the image")
+
+
+def test_the_bytes_of_runs_count_as_work():
+    header = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 0, 0, 0, 54, 40, 16, 16, 1, 8, 1, 0, 0, 0, 0, 0)
+    small = check_structure(header + bytes(100), "the image").work
+    assert check_structure(header + b"\0\2\0\0" * 975_000, "the image").work > small + 10_000_000

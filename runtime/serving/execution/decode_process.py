@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import struct
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -48,6 +50,9 @@ def main() -> None:
     with contextlib.suppress(OSError, AttributeError):
         os.nice(_NICENESS)
     return_freed_memory()
+    # What libraries say about a file is the file's choice, and could fill the service's log.
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
     _prepare_pillow()
     requests = os.fdopen(os.dup(0), "rb", buffering=0)
     replies = os.fdopen(os.dup(1), "wb", buffering=0)

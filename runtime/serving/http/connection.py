@@ -112,9 +112,10 @@ class HttpConnection(UvicornProtocol):
     _timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
     _unparsed = b""
-    _overhead = 0  # bytes since the last piece of a body, or the last end of headers or of a message
+    _overhead = 0  # bytes that are not body, since the last end of headers or of a message
     _headers = 0
     _body_left = 0  # bytes of a body of announced length that are still to come
+    _body_bytes = 0  # of the body that has arrived
     _refused = False
     _last_response = b""
     _feeding = False
@@ -174,8 +175,13 @@ class HttpConnection(UvicornProtocol):
                 position += len(piece)
                 self._overhead += len(piece)
                 super().data_received(piece)
-                if self._overhead > MAX_HEADER_BYTES or self._headers > MAX_HEADERS:
+                if self._headers > MAX_HEADERS:
                     self._refuse()
+                elif self._overhead > MAX_HEADER_BYTES + self._body_bytes:
+                    if self._body_bytes:  # chunks of a few bytes, each of which costs as much as a large one
+                        self._close_with(400, "the body comes in chunks that are too small")
+                    else:
+                        self._refuse()
             self._unparsed = b"" if self._ended() else data[position:]
         finally:
             self._feeding = False
@@ -199,6 +205,7 @@ class HttpConnection(UvicornProtocol):
 
     def on_message_begin(self) -> None:
         self._headers = 0
+        self._body_bytes = 0
         self._body_left = 0
         super().on_message_begin()
 
@@ -221,7 +228,8 @@ class HttpConnection(UvicornProtocol):
     def on_body(self, body: bytes) -> None:
         if self._refused:
             return
-        self._overhead = 0
+        self._overhead = max(self._overhead - len(body), 0)
+        self._body_bytes += len(body)
         self._body_left = max(self._body_left - len(body), 0)
         super().on_body(body)
 

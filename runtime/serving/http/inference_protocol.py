@@ -7,6 +7,7 @@ The model that clients see is the whole pipeline: from `image` (N, H, W, 3), UIN
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ JSON_MEMORY = 20  # bytes of memory for a byte of JSON, at worst
 _NUMBER_BYTES = 5  # of a label in JSON, with its comma
 
 Json = dict[str, object]
+
+_MAX_NESTING = 5  # the four dimensions of the shape, and the list of numbers itself
 
 
 @dataclass(frozen=True)
@@ -193,15 +196,20 @@ def _shape(shape: object) -> tuple[int, int, int, int]:
 
 
 def _numbers(data: object, size: int) -> npt.NDArray[np.uint8]:
-    try:
-        values = np.asarray(data)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise _bad("'data' must be a list of numbers, flat or nested like the shape") from error
-    if values.size != size or values.dtype.kind not in "iu":
-        raise _bad(f"'data' must hold {size} whole numbers, as the shape says")
-    if values.min() < 0 or values.max() > 255:
+    # Looked at before NumPy sees it: a single string among numbers would make it an array of strings of that length.
+    numbers = data
+    for _ in range(_MAX_NESTING):
+        if not isinstance(numbers, list):
+            raise _bad("'data' must be a list of numbers, flat or nested like the shape")
+        if not all(type(item) is list for item in numbers):
+            break
+        numbers = list(itertools.chain.from_iterable(numbers))
+    assert isinstance(numbers, list)
+    if len(numbers) != size or not all(type(item) is int for item in numbers):
+        raise _bad(f"'data' must hold {size} whole numbers, flat or nested like the shape")
+    if min(numbers) < 0 or max(numbers) > 255:
         raise _bad("'data' must lie in 0 to 255")
-    return values.astype(np.uint8)
+    return np.array(numbers, np.uint8)
 
 
 def _bad(reason: str) -> HttpError:

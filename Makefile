@@ -17,7 +17,8 @@ STAMP  := $(VENV)/.installed
 # Set it to the address of PyTorch's packages for CPUs to download 0.2 GB instead of 2.7 GB: an export uses no GPU.
 TORCH_INDEX ?=
 CUDA_COMPILER := $(addsuffix ==13.5.37,nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-crt nvidia-nvvm)
-PYTEST  = $(BIN)/python -m pytest -n 2 --dist loadfile
+# A test process that dies ends the run: restarted, xdist may wait for its tests for ever.
+PYTEST  = $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 .PHONY: ptxas help setup setup-demo test quick soak lint demo bench bench-export clean
 

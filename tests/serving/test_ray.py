@@ -25,26 +25,53 @@ pytest.importorskip("ray", reason="pip install 'ray[data,serve]'")
 pytestmark = pytest.mark.slow
 
 
-def start_cluster():
-    from ray.cluster_utils import Cluster
+# The cluster lives in a process of its own: when one of Ray's dies, Ray ends the process that started it.
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+node = {"num_cpus": 2, "object_store_memory": 100 << 20}
+cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+cluster.add_node(**node)
+print("address", cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+# A busy machine keeps Ray's processes from answering each other for longer than they wait by default.
+PATIENCE = {
+    "RAY_health_check_initial_delay_ms": "60000",
+    "RAY_health_check_timeout_ms": "60000",
+    "RAY_health_check_failure_threshold": "20",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
-    node = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 << 20}
-    running = Cluster(initialize_head=True, head_node_args=node)
-    running.add_node(num_cpus=2, object_store_memory=100 << 20)
-    return running
+
+def start_cluster(log_path):
+    """The process of a cluster and its address; None for the address if it did not start."""
+    environment = {**os.environ, **PATIENCE}
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
+        )
+    until(lambda: process.poll() is not None or "address " in log_path.read_text(errors="replace"), "a cluster")
+    found = [
+        line.split()[1] for line in log_path.read_text(errors="replace").splitlines() if line.startswith("address ")
+    ]
+    return process, found[0] if found else None
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    for attempts_left in (2, 1, 0):
-        try:
-            running = start_cluster()
+def cluster(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cluster")
+    for attempt in range(3):  # Ray gives its processes a time to start, which a busy machine may not keep
+        process, address = start_cluster(folder / f"{attempt}.log")
+        if address is not None:
             break
-        except Exception:  # Ray gives its processes 30 s to start, which a busy machine may not keep
-            if not attempts_left:
-                raise
-    yield running.address
-    running.shutdown()
+    assert address is not None, (folder / "2.log").read_text(errors="replace")
+    yield address
+    process.stdin.close()
+    process.wait(WAIT_S)
 
 
 def command(*arguments):

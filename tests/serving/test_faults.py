@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from internimage_deploy.card import ModelCard
+from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.imaging.pipeline import ImagePipeline, NetworkImage
 from internimage_deploy.runtime.options import LoadOptions
 from internimage_deploy.runtime.serving.execution import pool as pool_module
@@ -230,6 +231,6 @@ def test_an_error_of_one_image_is_not_the_batchs(color_path):
     async def scenario(pool, image):
         broken = NetworkImage(image.pixels[:, :, :2], image.geometry)
         results = await pool.run([image, broken, image])
-        assert [getattr(result, "shape", type(result)) for result in results] == [(32, 32), RuntimeError, (32, 32)]
+        assert [getattr(result, "shape", type(result)) for result in results] == [(32, 32), UserError, (32, 32)]
 
     with_pool(color_path, scenario)

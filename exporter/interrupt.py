@@ -36,9 +36,13 @@ def repeat_keyboard_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        if interrupted and hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)  # first of all: what comes next must not be interrupted
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        while interrupted and hasattr(signal, "setitimer"):
+            try:  # first of all: what comes next must not be interrupted
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, signal.SIG_IGN)
+                break
+            except KeyboardInterrupt:  # one more, which was under way on a busy machine
+                continue
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if interrupted:
         raise KeyboardInterrupt

@@ -4,6 +4,7 @@
 import io
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -197,7 +198,8 @@ def test_addresses_that_fail_are_named(web, monkeypatch):
     with pytest.raises(UserError, match="cannot be fetched"):
         fetch("http://")
     clock = iter([0.0, 100.0])
-    monkeypatch.setattr(fetch_module.time, "monotonic", lambda: next(clock, 100.0))
+    # The module's own clock: other threads must not take its readings.
+    monkeypatch.setattr(fetch_module, "time", SimpleNamespace(monotonic=lambda: next(clock, 100.0)))
     with pytest.raises(UserError, match="not complete after 30 s"):
         fetch(address(web, "/a.png"))
 

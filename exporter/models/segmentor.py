@@ -9,13 +9,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from internimage_deploy.exporter.models.config import SegmentorConfig
+from internimage_deploy.exporter.models.config import HeadConfig, Mask2FormerConfig, SegmentorConfig
 from internimage_deploy.exporter.models.heads import SegformerHead, UPerHead
 from internimage_deploy.exporter.models.internimage import InternImage
+from internimage_deploy.exporter.models.mask2former import Mask2FormerHead
 
 
 class Segmentor(nn.Module):
-    """(N, 3, H, W) float, normalised, H and W multiples of 32, to logits (N, classes, H/4, W/4)."""
+    """(N, 3, H, W) float, normalised, H and W multiples of 32, to logits (N, classes, H/4, W/4).
+
+    Of a Mask2Former these are semantic scores, see `Mask2FormerHead`.
+    """
 
     def __init__(self, config: SegmentorConfig) -> None:
         super().__init__()
@@ -23,11 +27,16 @@ class Segmentor(nn.Module):
         self.divides_by_std = False  # True: the input is centred only, and the first convolution does the division
         self.backbone = InternImage(config.backbone)
         in_channels = [config.backbone.channels * 2**i for i in range(len(config.backbone.depths))]
-        head = UPerHead if config.head.type == "UPerHead" else SegformerHead
-        self.decode_head = head(in_channels, config.head)
+        self.decode_head = _head(in_channels, config.head)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode_head(self.backbone(x))
+
+
+def _head(in_channels: list[int], config: HeadConfig | Mask2FormerConfig) -> nn.Module:
+    if isinstance(config, Mask2FormerConfig):
+        return Mask2FormerHead(in_channels, config)
+    return (UPerHead if config.type == "UPerHead" else SegformerHead)(in_channels, config)
 
 
 def build_without_weights(config: SegmentorConfig) -> Segmentor:

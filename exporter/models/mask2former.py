@@ -53,7 +53,7 @@ class Mask2FormerHead(nn.Module):
         masks = self.attention_masks.prepare(mask_features, levels)
         embeddings = self.level_embed.weight
         positions = [level_positions(x.height, x.width, embeddings[i]) for i, x in enumerate(levels)]
-        query = self.query_feat.weight.expand(len(memories[0]), -1, -1)
+        query = self.query_feat.weight.expand(memories[0].shape[0], -1, -1)
         decoder = self.transformer_decoder
         for index, layer in enumerate(decoder.layers):
             level = index % len(levels)
@@ -209,3 +209,10 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     layer.weight = nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
     layer.bias = nn.Parameter(bias.detach(), requires_grad=bias.requires_grad)
     return layer
+
+
+def split_projections(module: nn.Module) -> None:
+    """Split the projections of every attention inside `module`, see `AttentionWeights.split`."""
+    for layer in module.modules():
+        if isinstance(layer, AttentionWeights):
+            layer.split()

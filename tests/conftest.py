@@ -17,6 +17,7 @@ SLOW = (
     "exporter/test_export_command.py::test_full_disk_leaves_nothing",
     "exporter/test_export_command.py::test_interrupt_leaves_nothing",
     "exporter/test_hostile_checkpoints.py::test_damaged_checkpoints_run_nothing_and_are_told_in_one_line",
+    "exporter/test_mask2former_export.py",
     "exporter/test_rewrites.py::test_labels_are_those_of_the_plain_export",
     "exporter/test_tensorrt_rtx.py",
     "ground/test_architecture.py::test_mypy_sees_across_the_rooms",

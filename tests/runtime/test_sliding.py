@@ -6,7 +6,8 @@ import pytest
 from internimage_deploy import Segmenter, UserError
 from internimage_deploy.runtime.imaging.postprocess import labels_from_logits, labels_from_planes
 from internimage_deploy.runtime.imaging.preprocess import Geometry
-from internimage_deploy.runtime.imaging.sliding import Window, crops, planes_of_crops
+from internimage_deploy.runtime.imaging.sliding import crops, planes_of_crops
+from internimage_deploy.window import Window
 from support.tiny_models import color_model, picture
 
 

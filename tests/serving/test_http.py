@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from internimage_deploy.runtime.imaging.sliding import Window
 from internimage_deploy.runtime.segmenter import Segmenter
+from internimage_deploy.window import Window
 from support.served import Served, decoded, encoded, stripes
 from support.tiny_models import color_model, picture
 

@@ -16,6 +16,7 @@ from internimage_deploy.card import ModelCard
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.backends.base import Backend, run_each
 from internimage_deploy.runtime.backends.load import load_backend
+from internimage_deploy.runtime.engine.profiles import batch_range
 from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS, ImageSource
 from internimage_deploy.runtime.imaging.pipeline import (
     ImagePipeline,
@@ -176,18 +177,18 @@ class Segmenter:
         """
         outputs: npt.NDArray[Any] | None = None
         failure: UserError | None = None
-        for (group, start, total), output in run_each(self.backend, self._batches(groups)):
+        for (group, part, total), output in run_each(self.backend, self._batches(groups)):
             if isinstance(output, UserError):
                 failure = output
                 if on_error is None:
                     raise failure
-            elif total <= self.batch:
+            elif part == slice(0, total):
                 outputs = output[:total]
             else:  # in place: the logits of many crops are not to be in memory twice
                 if outputs is None:
                     outputs = np.empty((total, *output.shape[1:]), output.dtype)
-                outputs[start : start + self.batch] = output[: total - start]
-            if start + self.batch < total:
+                outputs[part] = output[: part.stop - part.start]
+            if part.stop < total:
                 continue
             if failure is None:
                 assert outputs is not None
@@ -238,10 +239,13 @@ class Segmenter:
 
     def _batches(
         self, groups: Iterable[Group[Key, Ready]]
-    ) -> Iterator[tuple[tuple[Group[Key, Ready], int, int], npt.NDArray[Any]]]:
-        """((group, number of the batch's first crop, number of the group's crops), batch) one after another."""
+    ) -> Iterator[tuple[tuple[Group[Key, Ready], slice, int], npt.NDArray[Any]]]:
+        """((group, which of its crops are in the batch, number of its crops), batch) one after another."""
         for group in groups:
             pixels = [crop for _, image in group for crop in self.pipeline.crops(image)]
-            for start in range(0, len(pixels), self.batch):
-                part = pixels[start : start + self.batch]
-                yield (group, start, len(pixels)), self.pipeline.network_input(part)
+            # An engine may take fewer than were asked for: then a slid image would not run at all.
+            _, most = batch_range(self.card, (pixels[0].shape[0], pixels[0].shape[1]))
+            step = min(self.batch, most)
+            for start in range(0, len(pixels), step):
+                part = slice(start, min(start + step, len(pixels)))
+                yield (group, part, len(pixels)), self.pipeline.network_input(pixels[part])

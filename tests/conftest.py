@@ -32,6 +32,18 @@ SLOW = (
     "runtime/test_engine_types.py",
     "runtime/test_golden_models.py",
     "runtime/test_segmenter.py::test_the_public_names_have_their_types",
+    *(
+        f"runtime/test_window.py::test_{name}"
+        for name in (
+            "a_model_slides_as_its_card_says",
+            "a_network_of_fixed_size_and_batch_slides_in_crops_of_its_own",
+            "whole_images_and_other_windows_on_demand",
+            "probabilities_of_a_file_that_returns_labels",
+            "the_model_in_memory_is_sound_and_has_no_more_than_the_logits_need",
+            "the_memory_of_crops_is_known_before_the_network_runs",
+            "the_commands",
+        )
+    ),
     "serving/test_attacks.py",
     "serving/test_costly_images.py",
     "serving/test_faults.py",

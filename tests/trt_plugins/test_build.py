@@ -245,7 +245,7 @@ def test_architectures_follow_the_toolkit(tmp_path, monkeypatch, release, codes,
     # CMake asks the same question.
     script = tmp_path / "ask.cmake"
     script.write_text(
-        f"include({ROOM}/cmake/architectures.cmake)\ndcnv3_architectures({path} found)\nmessage(STATUS ${{found}})\n"
+        f"include({ROOM}/cmake/architectures.cmake)\nplugin_architectures({path} found)\nmessage(STATUS ${{found}})\n"
     )
     output = subprocess.run([tool("cmake"), "-P", script], capture_output=True, text=True, check=True).stdout
     *real, newest = expected

@@ -22,7 +22,7 @@ def sanitized(*arguments):
     if not Path(runtime.stdout.strip()).is_file():
         pytest.skip(f"{host_compiler()} has no AddressSanitizer runtime: install libasan")
     environment = os.environ | {
-        "DCNV3_TEST_SANITIZERS": "1",
+        "PLUGIN_TEST_SANITIZERS": "1",
         "LD_PRELOAD": runtime.stdout.strip(),
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",  # Python itself leaks by design
         "UBSAN_OPTIONS": "print_stacktrace=1",

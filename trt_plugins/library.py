@@ -10,10 +10,11 @@ from types import ModuleType
 from typing import Any
 
 from internimage_deploy.errors import UserError
+from internimage_deploy.operators import ms_deform_attn
 from internimage_deploy.operators.contract import OFFICIAL_OP_TYPE, OP_TYPE, PLUGIN_NAMESPACE, PLUGIN_VERSION
 
 LIBRARY_VARIABLE = "INTERNIMAGE_DEPLOY_PLUGIN"
-CREATORS = (OP_TYPE, OFFICIAL_OP_TYPE)
+CREATORS = (OP_TYPE, OFFICIAL_OP_TYPE, ms_deform_attn.OP_TYPE)
 
 
 def find_library(path: Path | None = None, *, tensorrt: str | None = None, build: bool = False) -> Path:
@@ -54,7 +55,7 @@ def find_library(path: Path | None = None, *, tensorrt: str | None = None, build
     version = f" for TensorRT {tensorrt}" if tensorrt else ""
     headers = "  with --tensorrt-include, that version's headers" if builder.cached_libraries() else ""
     raise UserError(
-        f"the DCNv3 plugin library has not been compiled{version}: run  internimage-deploy build-plugin{headers}"
+        f"the plugin library has not been compiled{version}: run  internimage-deploy build-plugin{headers}"
     )
 
 
@@ -71,7 +72,7 @@ def find_creator(trt: ModuleType, name: str = OP_TYPE) -> Any | None:
 
 
 def load_library(trt: ModuleType, path: Path | None = None, *, build: bool = False) -> Path | None:
-    """Register DCNv3 and TRTDCNv3 with TensorRT, unless they are: before parsing or deserialising anything.
+    """Register DCNv3, TRTDCNv3 and MSDeformAttn with TensorRT, unless they are: before parsing or deserialising anything.
 
     Args:
         trt: The module `tensorrt` (or `tensorrt_rtx`, whose registry takes the library though its builder does not).

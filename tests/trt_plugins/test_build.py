@@ -336,14 +336,14 @@ def test_ptxas_has_no_spills_and_no_more_registers():
     command = [sys.executable, "benchmarks/ptxas.py", "--arch", "87", "--check"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "sm_87   35 kernels" in done.stdout
+    assert "sm_87   52 kernels" in done.stdout
 
 
 def test_ptxas_table_covers_every_architecture_and_variant():
     table = json.loads((REPOSITORY / "benchmarks/results/ptxas.json").read_text())["kernels"]
     assert set(table) == {f"sm_{n}" for n in (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)}
     for kernels in table.values():
-        assert len(kernels) == 35
+        assert len(kernels) == 52
         assert all(k["stack"] == k["spill_stores"] == k["spill_loads"] == 0 for k in kernels.values())
 
 
@@ -365,6 +365,8 @@ def test_ptxas_check_sees_a_worse_kernel():
     kept = {"sm_87": {name: {"registers": 80}}}
     assert len(ptxas.worse(table, kept, same_compiler=True)) == 4
     assert len(ptxas.worse(table, kept, same_compiler=False)) == 3
+    other = "_ZN11internimage21ms_deform_attn_kernelINS_19MsDeformAttnVariantIfLi4ELi2ELi4EEEEEvNS_18MsDeformAttnParamsE"
+    assert ptxas.variant_name(other) == "MSDeformAttn float32 P4 4x2"
     table["sm_87"][name] |= {"stack": 0, "spill_stores": 0, "spill_loads": 0, "registers": 80}
     assert ptxas.worse(table, kept, same_compiler=True) == []
     assert ptxas.worse(table, {"sm_87": {**kept["sm_87"], "lost": {}}}, same_compiler=True) != []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel and both plugin classes once more, compiled with AddressSanitizer and UndefinedBehaviorSanitizer."""
+"""The kernels and both plugin classes once more, compiled with AddressSanitizer and UndefinedBehaviorSanitizer."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ def sanitized(*arguments):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_kernel_and_plugins_are_clean():
+def test_kernels_and_plugins_are_clean():
     chosen = "not beyond_32 and not side_limit and not random_settings and not 4096"
-    files = [str(HERE / name) for name in ("test_kernel.py", "test_variants.py", "test_plugin.py")]
+    names = ("kernel", "variants", "plugin", "ms_deform_attn_kernel", "ms_deform_attn_plugin")
+    files = [str(HERE / f"test_{name}.py") for name in names]
     done = sanitized("-k", chosen, *files)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
-    assert int(passed[1]) > 300
+    assert int(passed[1]) > 550
 
 
 def test_the_sanitizer_would_see_a_read_outside(tmp_path):
@@ -49,7 +50,7 @@ def test_the_sanitizer_would_see_a_read_outside(tmp_path):
     (tmp_path / "test_outside.py").write_text(
         "import numpy as np\n"
         "from internimage_deploy.trt_plugins import host\n"
-        "def test_outside():\n"
+        "def test_dcnv3():\n"
         "    arrays = [np.ones((1, 8, 8, c), np.float32) for c in (64, 72, 36)]\n"
         "    settings = dict(kernel=3, stride=1, pad=1, dilation=1, group=4, offset_scale=1.0)\n"
         "    params, output = host.make_params(*arrays, **settings)\n"

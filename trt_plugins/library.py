@@ -55,7 +55,7 @@ def find_library(path: Path | None = None, *, tensorrt: str | None = None, build
     version = f" for TensorRT {tensorrt}" if tensorrt else ""
     headers = "  with --tensorrt-include, that version's headers" if builder.cached_libraries() else ""
     raise UserError(
-        f"the plugin library has not been compiled{version}: run  internimage-deploy build-plugin{headers}"
+        f"the DCNv3 plugin library has not been compiled{version}: run  internimage-deploy build-plugin{headers}"
     )
 
 
@@ -72,7 +72,7 @@ def find_creator(trt: ModuleType, name: str = OP_TYPE) -> Any | None:
 
 
 def load_library(trt: ModuleType, path: Path | None = None, *, build: bool = False) -> Path | None:
-    """Register DCNv3, TRTDCNv3 and MSDeformAttn with TensorRT, unless they are: before parsing or deserialising anything.
+    """Register the plugins with TensorRT, unless they are: before parsing or deserialising anything.
 
     Args:
         trt: The module `tensorrt` (or `tensorrt_rtx`, whose registry takes the library though its builder does not).

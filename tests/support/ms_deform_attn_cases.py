@@ -52,7 +52,7 @@ def reference(value, shapes, starts, locations, weights):
         for dy in (0, 1):
             for dx in (0, 1):
                 share = (1 - np.abs(y - row - dy)) * (1 - np.abs(x - column - dx)) * weights[:, :, :, level]
-                inside = (0 <= row + dy) & (row + dy < height) & (0 <= column + dx) & (column + dx < width)
+                inside = (row + dy >= 0) & (row + dy < height) & (column + dx >= 0) & (column + dx < width)
                 taken = map_[image, np.clip(row + dy, 0, height - 1), np.clip(column + dx, 0, width - 1), head]
                 total += (np.where(inside, share, 0)[..., None] * np.where(inside[..., None], taken, 0)).sum(3)
     return total.reshape(batch, queries, heads * channels)

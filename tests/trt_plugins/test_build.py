@@ -365,7 +365,7 @@ def test_ptxas_check_sees_a_worse_kernel():
     kept = {"sm_87": {name: {"registers": 80}}}
     assert len(ptxas.worse(table, kept, same_compiler=True)) == 4
     assert len(ptxas.worse(table, kept, same_compiler=False)) == 3
-    other = "_ZN11internimage21ms_deform_attn_kernelINS_19MsDeformAttnVariantIfLi4ELi2ELi4EEEEEvNS_18MsDeformAttnParamsE"
+    other = "_ZN11internimage21ms_deform_attn_kernelINS_19MsDeformAttnVariantIfLi4ELi2ELi4EEEEEvNS_18MsDeformAttn"
     assert ptxas.variant_name(other) == "MSDeformAttn float32 P4 4x2"
     table["sm_87"][name] |= {"stack": 0, "spill_stores": 0, "spill_loads": 0, "registers": 80}
     assert ptxas.worse(table, kept, same_compiler=True) == []

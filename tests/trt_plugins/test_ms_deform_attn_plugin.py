@@ -20,9 +20,8 @@ def types(code):
 
 def shapes_of(batch=2, keys=15, queries=7, heads=2, channels=8, levels=1, points=4):
     places = (batch, queries, heads, levels, points)
-    return [
-        (batch, keys, heads, channels), (levels, 2), (levels,), (*places, 2), places, (batch, queries, heads * channels),
-    ]  # fmt: skip
+    value, output = (batch, keys, heads, channels), (batch, queries, heads * channels)
+    return [value, (levels, 2), (levels,), (*places, 2), places, output]
 
 
 def ready(operands, dtype="float32"):

@@ -155,7 +155,8 @@ def test_creates_and_clones(plugin, probe):
                 plugin = library.find_creator(trt, name).create_plugin("layer", fields, phase)
                 parts = [plugin.get_capability_interface(kind) for kind in (
                     trt.PluginCapabilityType.CORE, trt.PluginCapabilityType.BUILD, trt.PluginCapabilityType.RUNTIME)]
-                result[f"{{name}} {{phase.name}}"] = [all(part is not None for part in parts), probe(address_of(plugin))]
+                whole = all(part is not None for part in parts)
+                result[f"{{name}} {{phase.name}}"] = [whole, probe(address_of(plugin))]
         print(json.dumps(result))
         """,
     )

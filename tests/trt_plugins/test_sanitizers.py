@@ -45,17 +45,29 @@ def test_kernels_and_plugins_are_clean():
     assert int(passed[1]) > 550
 
 
-def test_the_sanitizer_would_see_a_read_outside(tmp_path):
-    # The same set-up on a call that lies about its input's size: without this, a clean run would prove nothing.
-    (tmp_path / "test_outside.py").write_text(
-        "import numpy as np\n"
-        "from internimage_deploy.trt_plugins import host\n"
-        "def test_dcnv3():\n"
+OUTSIDE = {
+    "DCNv3": (
         "    arrays = [np.ones((1, 8, 8, c), np.float32) for c in (64, 72, 36)]\n"
         "    settings = dict(kernel=3, stride=1, pad=1, dilation=1, group=4, offset_scale=1.0)\n"
         "    params, output = host.make_params(*arrays, **settings)\n"
         "    params.input_strides.row *= 2\n"
         "    host.run(params, 'float32')\n"
+    ),
+    "MSDeformAttn": (
+        "    value, places = np.ones((1, 64, 2, 32), np.float32), (1, 64, 2, 1, 4)\n"
+        "    locations, weights = np.full((*places, 2), 0.9, np.float32), np.ones(places, np.float32)\n"
+        "    params, output, held = host.make_ms_deform_attn_params(value, [[8, 16]], [0], locations, weights)\n"
+        "    params.keys *= 2\n"
+        "    host.run_ms_deform_attn(params, 'float32')\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("body", OUTSIDE.values(), ids=OUTSIDE)
+def test_the_sanitizer_would_see_a_read_outside(tmp_path, body):
+    # The same set-up on a call that lies about its input's size: without this, a clean run would prove nothing.
+    (tmp_path / "test_outside.py").write_text(
+        f"import numpy as np\nfrom internimage_deploy.trt_plugins import host\ndef test_outside():\n{body}"
     )
     (tmp_path / "conftest.py").write_text((HERE / "conftest.py").read_text())
     # Without -s the report would end in pytest's capture, which dies with the process.

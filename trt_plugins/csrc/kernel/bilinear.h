@@ -54,17 +54,18 @@ KERNEL_HD Index steps(uint32_t low, Index step) {
 // The map that a thread gathers from. `Index` counts bytes within it.
 template <typename Index>
 struct Source {
-    const char* map;    // the map's first byte
-    Index row;          // bytes from a row to the next
-    Index pixel;        // bytes from a pixel to the next
-    Index channel;      // bytes from a pixel's start to the thread's first channel
+    const char* map;  // the map's first byte
+    Index row;        // bytes from a row to the next
+    Index pixel;      // bytes from a pixel to the next
+    Index channel;    // bytes from a pixel's start to the thread's first channel
     uint32_t height;
     uint32_t width;
 };
 
 // sums += weight * bilinear(map, y, x), zero outside the map.
 template <typename T, int kWidth, int kVectors, typename Index>
-KERNEL_HD void add_point(const Source<Index>& source, Place y, Place x, float weight, float (&sums)[kVectors * kWidth]) {
+KERNEL_HD void add_point(const Source<Index>& source, Place y, Place x, float weight,
+                         float (&sums)[kVectors * kWidth]) {
     using Vector = Pack<T, kWidth>;
     const float bottom = weight * y.fraction;
     const float top = weight - bottom;
@@ -112,7 +113,8 @@ KERNEL_HD void add_point(const Source<Index>& source, Place y, Place x, float we
     }
 }
 
-// Hides an address from the optimiser, or it adds the parts that the address is made of to every corner instead of once.
+// Hides an address from the optimiser, or it adds the parts that the address is made of to every corner instead of
+// once.
 KERNEL_HD void keep_whole(const char*& address) {
 #ifdef __CUDA_ARCH__
     asm("" : "+l"(address));

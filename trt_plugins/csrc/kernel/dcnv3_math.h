@@ -38,7 +38,7 @@ struct Axis {
 };
 
 KERNEL_HD Axis make_axis(int32_t position, int32_t kernel, int32_t stride, int32_t pad, int32_t dilation, float scale,
-                        float reach) {
+                         float reach) {
     const int32_t radius = dilation * (kernel - 1) / 2;
     const uint32_t origin = static_cast<uint32_t>(position * stride - pad + radius) - kShifterBits;
     return {origin, dilation, radius, scale, reach};
@@ -48,8 +48,8 @@ KERNEL_HD Axis make_axis(int32_t position, int32_t kernel, int32_t stride, int32
 // once, and the loop is unrolled. Returns what the sums have to be divided by.
 template <typename V>
 KERNEL_HD float sum_points_3x3(const Source<typename V::Index>& source, const Axis& y_axis, const Axis& x_axis,
-                              const typename V::Scalar* offset, const typename V::Scalar* mask,
-                              float (&sums)[V::kChannels]) {
+                               const typename V::Scalar* offset, const typename V::Scalar* mask,
+                               float (&sums)[V::kChannels]) {
     using T = typename V::Scalar;
     constexpr int kPoints = 9;
     Pack<T, 2> offsets[kPoints];
@@ -85,8 +85,8 @@ KERNEL_HD float sum_points_3x3(const Source<typename V::Index>& source, const Ax
 // Any grid, one point at a time.
 template <typename V>
 KERNEL_HD float sum_points_any(const Dcnv3Params& p, const Source<typename V::Index>& source, const Axis& y_axis,
-                              const Axis& x_axis, const typename V::Scalar* offset, const typename V::Scalar* mask,
-                              float (&sums)[V::kChannels]) {
+                               const Axis& x_axis, const typename V::Scalar* offset, const typename V::Scalar* mask,
+                               float (&sums)[V::kChannels]) {
     using T = typename V::Scalar;
     const int64_t points = int64_t{p.kernel_h} * p.kernel_w;
     float largest = 0.0f;
@@ -118,7 +118,7 @@ KERNEL_HD float sum_points_any(const Dcnv3Params& p, const Source<typename V::In
 // Channels [channel, channel + kChannels) of output pixel (n, ho, wo); they belong to one group.
 template <typename V>
 KERNEL_HD void compute_channels(const Dcnv3Params& p, const Geometry& g, int32_t n, int32_t ho, int32_t wo,
-                               int32_t channel) {
+                                int32_t channel) {
     using T = typename V::Scalar;
     using Index = typename V::Index;
     const int32_t group = channel / (V::kGroupChannels ? V::kGroupChannels : p.group_channels);

@@ -44,9 +44,8 @@ const char* run_on_host(const MsDeformAttnParams& p, DType dtype, int32_t tactic
     const bool found = visit_variants([&](auto variant) {
         using V = decltype(variant);
         if (!same(choice, choice_of<V>())) return false;
-        for_each_thread(grid, [&](uint32_t block, int32_t x, int32_t y, int32_t z) {
-            run_thread<V>(p, grid, block, x, y, z);
-        });
+        for_each_thread(
+            grid, [&](uint32_t block, int32_t x, int32_t y, int32_t z) { run_thread<V>(p, grid, block, x, y, z); });
         return true;
     });
     return found ? nullptr : "no kernel was compiled for the chosen variant";

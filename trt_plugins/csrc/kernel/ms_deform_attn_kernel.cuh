@@ -26,12 +26,12 @@ bool matches(const MsDeformAttnChoice& choice) {
 }  // namespace internimage
 
 // Defines launch_variant<T>; the last line is reached only if choose_variant() names a kernel nobody compiled.
-#define MS_DEFORM_ATTN_DEFINE_LAUNCH(VARIANTS, T)                                                            \
-    template <>                                                                                              \
+#define MS_DEFORM_ATTN_DEFINE_LAUNCH(VARIANTS, T)                                                             \
+    template <>                                                                                               \
     cudaError_t internimage::launch_variant<T>(const MsDeformAttnParams& p, const MsDeformAttnChoice& choice, \
-                                               const Grid& grid, cudaStream_t stream) {                      \
-        VARIANTS(MS_DEFORM_ATTN_LAUNCH_IF_CHOSEN, T)                                                         \
-        return cudaErrorInvalidDeviceFunction;                                                               \
+                                               const Grid& grid, cudaStream_t stream) {                       \
+        VARIANTS(MS_DEFORM_ATTN_LAUNCH_IF_CHOSEN, T)                                                          \
+        return cudaErrorInvalidDeviceFunction;                                                                \
     }
 #define MS_DEFORM_ATTN_LAUNCH_IF_CHOSEN(T, width, vectors, points)                      \
     if (matches<MsDeformAttnVariant<T, width, vectors, points>>(choice)) {              \

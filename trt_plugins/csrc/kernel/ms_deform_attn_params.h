@@ -10,9 +10,9 @@ struct MsDeformAttnParams {
     const void* value;                 // (batch, keys, heads, head_channels); levels one after another, row by row
     const int32_t* spatial_shapes;     // (levels, 2): height, width
     const int32_t* level_start_index;  // (levels): a level's first key
-    const float* sampling_locations;   // (batch, queries, heads, levels, points, 2): x, y, 0 to 1 across the level's map
-    const void* attention_weights;     // (batch, queries, heads, levels, points)
-    void* output;                      // (batch, queries, heads * head_channels)
+    const float* sampling_locations;  // (batch, queries, heads, levels, points, 2): x, y, 0 to 1 across the level's map
+    const void* attention_weights;    // (batch, queries, heads, levels, points)
+    void* output;                     // (batch, queries, heads * head_channels)
 
     int32_t batch;
     int32_t keys;

@@ -17,11 +17,8 @@ using nvinfer1::IExprBuilder;
 using nvinfer1::PluginFieldCollection;
 
 enum Input : int32_t { kValueIdx, kShapesIdx, kStartIdx, kLocationsIdx, kWeightsIdx };
-constexpr TensorInfo kInputs[] = {{"value", 4},
-                                  {"spatial_shapes", 2},
-                                  {"level_start_index", 1},
-                                  {"sampling_locations", 6},
-                                  {"attention_weights", 5}};
+constexpr TensorInfo kInputs[] = {
+    {"value", 4}, {"spatial_shapes", 2}, {"level_start_index", 1}, {"sampling_locations", 6}, {"attention_weights", 5}};
 
 // What an engine of IPluginV2 holds: there are no attributes, and the tag tells a foreign blob from ours.
 constexpr uint32_t kTag = 0x3141534d;  // "MSA1", first layout
@@ -32,19 +29,13 @@ class MsDeformAttnOperator final : public Operator {
   public:
     using Operator::Operator;
 
-    std::unique_ptr<Operator> clone() const override {
-        return std::make_unique<MsDeformAttnOperator>(type(), layer());
-    }
+    std::unique_ptr<Operator> clone() const override { return std::make_unique<MsDeformAttnOperator>(type(), layer()); }
 
     std::vector<nvinfer1::PluginField> fields() const override { return {}; }
 
-    std::string serialize() const override {
-        return std::string(reinterpret_cast<const char*>(&kTag), sizeof(kTag));
-    }
+    std::string serialize() const override { return std::string(reinterpret_cast<const char*>(&kTag), sizeof(kTag)); }
 
-    std::string timing_id() const override {
-        return "internimage-ms-deform-attn-" + std::to_string(kTacticsRevision);
-    }
+    std::string timing_id() const override { return "internimage-ms-deform-attn-" + std::to_string(kTacticsRevision); }
 
   protected:
     DimsExprs output_dims(const DimsExprs* inputs, IExprBuilder& builder) const override {

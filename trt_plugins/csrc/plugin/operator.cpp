@@ -146,8 +146,8 @@ std::string named(const OperatorType& type, const char* layer, const std::string
 bool is_plugin_field(const std::string& name) { return name == "plugin_version" || name == "plugin_namespace"; }
 
 std::unique_ptr<Operator> refuse_bytes(const OperatorType& type, const char* layer, size_t size) {
-    log_error(named(type, layer,
-                    std::to_string(size) + " bytes in the engine are not this plugin's: rebuild the engine"));
+    log_error(
+        named(type, layer, std::to_string(size) + " bytes in the engine are not this plugin's: rebuild the engine"));
     return nullptr;
 }
 

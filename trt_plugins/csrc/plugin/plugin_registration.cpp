@@ -26,7 +26,8 @@ constexpr int32_t kCreators = sizeof(g_creators) / sizeof(g_creators[0]);
 
 #if PLUGIN_TENSORRT_AT_LEAST(10, 0)
 extern "C" PLUGIN_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-    static nvinfer1::IPluginCreatorInterface* const creators[kCreators] = {&g_creators[0], &g_creators[1], &g_creators[2]};
+    static nvinfer1::IPluginCreatorInterface* const creators[kCreators] = {&g_creators[0], &g_creators[1],
+                                                                           &g_creators[2]};
     count = kCreators;
     return creators;
 }

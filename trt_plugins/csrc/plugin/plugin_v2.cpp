@@ -24,7 +24,7 @@ IPluginV2DynamicExt* PluginV2::clone() const noexcept {
 }
 
 DimsExprs PluginV2::getOutputDimensions(int32_t /*outputIndex*/, const DimsExprs* inputs, int32_t nbInputs,
-                                             IExprBuilder& exprBuilder) noexcept {
+                                        IExprBuilder& exprBuilder) noexcept {
     // Zero dimensions are how this interface says that it failed.
     return guarded(getPluginType(), "getOutputDimensions", DimsExprs{}, [&] {
         DimsExprs output{};
@@ -35,12 +35,12 @@ DimsExprs PluginV2::getOutputDimensions(int32_t /*outputIndex*/, const DimsExprs
 }
 
 bool PluginV2::supportsFormatCombination(int32_t pos, const PluginTensorDesc* inOut, int32_t nbInputs,
-                                              int32_t nbOutputs) noexcept {
+                                         int32_t nbOutputs) noexcept {
     return operator_->supports(pos, inOut, nbInputs, nbOutputs);
 }
 
-void PluginV2::configurePlugin(const DynamicPluginTensorDesc* in, int32_t nbInputs,
-                                    const DynamicPluginTensorDesc* out, int32_t nbOutputs) noexcept {
+void PluginV2::configurePlugin(const DynamicPluginTensorDesc* in, int32_t nbInputs, const DynamicPluginTensorDesc* out,
+                               int32_t nbOutputs) noexcept {
     // The interface cannot refuse here; enqueue checks again and does.
     guarded(getPluginType(), "configurePlugin", 0, [&] {
         std::vector<PluginTensorDesc> inputs;
@@ -54,21 +54,20 @@ void PluginV2::configurePlugin(const DynamicPluginTensorDesc* in, int32_t nbInpu
 }
 
 size_t PluginV2::getWorkspaceSize(const PluginTensorDesc* /*inputs*/, int32_t /*nbInputs*/,
-                                       const PluginTensorDesc* /*outputs*/, int32_t /*nbOutputs*/) const noexcept {
+                                  const PluginTensorDesc* /*outputs*/, int32_t /*nbOutputs*/) const noexcept {
     return 0;
 }
 
 int32_t PluginV2::enqueue(const PluginTensorDesc* inputDesc, const PluginTensorDesc* outputDesc,
-                               const void* const* inputs, void* const* outputs, void* /*workspace*/,
-                               cudaStream_t stream) noexcept {
+                          const void* const* inputs, void* const* outputs, void* /*workspace*/,
+                          cudaStream_t stream) noexcept {
     // This interface has no tactics: 0 lets the launch choose by size.
-    return guarded<int32_t>(getPluginType(), "enqueue", -1, [&] {
-        return operator_->enqueue({inputDesc, outputDesc}, inputs, outputs, 0, stream);
-    });
+    return guarded<int32_t>(getPluginType(), "enqueue", -1,
+                            [&] { return operator_->enqueue({inputDesc, outputDesc}, inputs, outputs, 0, stream); });
 }
 
 DataType PluginV2::getOutputDataType(int32_t /*index*/, const DataType* inputTypes,
-                                          int32_t /*nbInputs*/) const noexcept {
+                                     int32_t /*nbInputs*/) const noexcept {
     return inputTypes[0];
 }
 
@@ -84,9 +83,7 @@ void PluginV2::terminate() noexcept {}
 
 size_t PluginV2::getSerializationSize() const noexcept { return bytes_.size(); }
 
-void PluginV2::serialize(void* buffer) const noexcept {
-    memcpy(buffer, bytes_.data(), bytes_.size());
-}
+void PluginV2::serialize(void* buffer) const noexcept { memcpy(buffer, bytes_.data(), bytes_.size()); }
 
 void PluginV2::destroy() noexcept { delete this; }
 
@@ -115,7 +112,8 @@ IPluginV2* CreatorV2::wrap(std::unique_ptr<Operator> op) const {
 }
 
 IPluginV2* CreatorV2::createPlugin(const char* name, const PluginFieldCollection* fc) noexcept {
-    return guarded<IPluginV2*>(type_.name, "createPlugin", nullptr, [&] { return wrap(type_.create(type_, name, fc)); });
+    return guarded<IPluginV2*>(type_.name, "createPlugin", nullptr,
+                               [&] { return wrap(type_.create(type_, name, fc)); });
 }
 
 IPluginV2* CreatorV2::deserializePlugin(const char* name, const void* serialData, size_t serialLength) noexcept {

@@ -57,7 +57,7 @@ const char* PluginV3::getPluginNamespace() const noexcept { return kPluginNamesp
 int32_t PluginV3::getNbOutputs() const noexcept { return 1; }
 
 int32_t PluginV3::configurePlugin(const DynamicPluginTensorDesc* in, int32_t nbInputs,
-                                       const DynamicPluginTensorDesc* out, int32_t nbOutputs) noexcept {
+                                  const DynamicPluginTensorDesc* out, int32_t nbOutputs) noexcept {
     return guarded<int32_t>(getPluginName(), "configurePlugin", kFailed, [&] {
         std::vector<PluginTensorDesc> inputs;
         std::vector<PluginTensorDesc> outputs;
@@ -71,7 +71,7 @@ int32_t PluginV3::configurePlugin(const DynamicPluginTensorDesc* in, int32_t nbI
 }
 
 bool PluginV3::supportsFormatCombination(int32_t pos, const DynamicPluginTensorDesc* inOut, int32_t nbInputs,
-                                              int32_t nbOutputs) noexcept {
+                                         int32_t nbOutputs) noexcept {
     return guarded(getPluginName(), "supportsFormatCombination", false, [&] {
         std::vector<PluginTensorDesc> tensors;
         for (int32_t i = 0; i <= pos; ++i) tensors.push_back(inOut[i].desc);
@@ -80,15 +80,15 @@ bool PluginV3::supportsFormatCombination(int32_t pos, const DynamicPluginTensorD
 }
 
 int32_t PluginV3::getOutputDataTypes(DataType* outputTypes, int32_t nbOutputs, const DataType* inputTypes,
-                                          int32_t nbInputs) const noexcept {
+                                     int32_t nbInputs) const noexcept {
     if (nbInputs != operator_->type().input_count || nbOutputs != 1) return kFailed;
     outputTypes[0] = inputTypes[0];
     return 0;
 }
 
 int32_t PluginV3::getOutputShapes(const DimsExprs* inputs, int32_t nbInputs, const DimsExprs* /*shapeInputs*/,
-                                       int32_t /*nbShapeInputs*/, DimsExprs* outputs, int32_t nbOutputs,
-                                       IExprBuilder& exprBuilder) noexcept {
+                                  int32_t /*nbShapeInputs*/, DimsExprs* outputs, int32_t nbOutputs,
+                                  IExprBuilder& exprBuilder) noexcept {
     return guarded<int32_t>(getPluginName(), "getOutputShapes", kFailed, [&] {
         return nbOutputs == 1 ? report(operator_->output_shape(inputs, nbInputs, exprBuilder, outputs[0])) : kFailed;
     });
@@ -108,8 +108,8 @@ int32_t PluginV3::setTactic(int32_t tactic) noexcept {
     if (tactic < 0 || tactic > kTactics) {
         return guarded<int32_t>(getPluginName(), "setTactic", kFailed, [&] {
             return report(operator_->named("tactic " + std::to_string(tactic) + " does not exist: expected 0 to " +
-                                          std::to_string(kTactics) +
-                                          "; the engine may come from another version of this plugin"));
+                                           std::to_string(kTactics) +
+                                           "; the engine may come from another version of this plugin"));
         });
     }
     tactic_ = tactic;
@@ -117,16 +117,17 @@ int32_t PluginV3::setTactic(int32_t tactic) noexcept {
 }
 
 int32_t PluginV3::onShapeChange(const PluginTensorDesc* in, int32_t nbInputs, const PluginTensorDesc* out,
-                                     int32_t nbOutputs) noexcept {
+                                int32_t nbOutputs) noexcept {
     return guarded<int32_t>(getPluginName(), "onShapeChange", kFailed,
                             [&] { return report(operator_->shape_error({in, out}, nbInputs, nbOutputs)); });
 }
 
 int32_t PluginV3::enqueue(const PluginTensorDesc* inputDesc, const PluginTensorDesc* outputDesc,
-                               const void* const* inputs, void* const* outputs, void* /*workspace*/,
-                               cudaStream_t stream) noexcept {
-    return guarded<int32_t>(getPluginName(), "enqueue", kFailed,
-                            [&] { return operator_->enqueue({inputDesc, outputDesc}, inputs, outputs, tactic_, stream); });
+                          const void* const* inputs, void* const* outputs, void* /*workspace*/,
+                          cudaStream_t stream) noexcept {
+    return guarded<int32_t>(getPluginName(), "enqueue", kFailed, [&] {
+        return operator_->enqueue({inputDesc, outputDesc}, inputs, outputs, tactic_, stream);
+    });
 }
 
 IPluginV3* PluginV3::attachToContext(IPluginResourceContext* /*context*/) noexcept { return clone(); }

@@ -11,9 +11,9 @@
 namespace internimage {
 
 class PluginV3 final : public nvinfer1::IPluginV3,
-                            public nvinfer1::IPluginV3OneCore,
-                            public nvinfer1::IPluginV3OneBuild,
-                            public nvinfer1::IPluginV3OneRuntime {
+                       public nvinfer1::IPluginV3OneCore,
+                       public nvinfer1::IPluginV3OneBuild,
+                       public nvinfer1::IPluginV3OneRuntime {
   public:
     explicit PluginV3(std::unique_ptr<Operator> op);
 

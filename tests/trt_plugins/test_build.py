@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from internimage_deploy import cache
 from internimage_deploy.cli.build_plugin import build_plugin
 from internimage_deploy.errors import UserError
-from internimage_deploy.operators import contract
+from internimage_deploy.operators import contract, ms_deform_attn
 from internimage_deploy.trt_plugins import build, library, toolchain
 
 ROOM = Path(build.__file__).parent
@@ -390,6 +390,17 @@ def test_the_document_states_the_contract():
             assert domain == f"{attribute.minimum} and more"
         else:
             assert domain.startswith(f"{attribute.minimum} to {attribute.maximum}")
+
+
+def test_the_document_states_the_contract_of_attention():
+    document = (REPOSITORY / "docs" / "plugin.md").read_text()
+    section = document[document.index("## MSDeformAttn") : document.index("## What is tested")]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\([^|]*\)) \|", section, re.M))
+    # The same in the contract's docstring: a name, a shape, a type and more.
+    stated = dict(re.findall(r"^    (\w+) +(\(.*?\))  +", ms_deform_attn.__doc__, re.M))
+    assert tuple(rows) == tuple(stated) == ms_deform_attn.INPUTS
+    assert rows == stated
+    assert ms_deform_attn.TENSORRT_OP_TYPE in section
 
 
 def test_gpu_benchmark_lists_its_cases_without_a_gpu():

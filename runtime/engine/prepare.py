@@ -15,10 +15,11 @@ from internimage_deploy.onnx_tools.graph import Graph, save
 from internimage_deploy.onnx_tools.logits import return_logits
 from internimage_deploy.onnx_tools.model_file import read_model
 from internimage_deploy.runtime.engine.compilers import Compiler
+from internimage_deploy.runtime.engine.engine_backend import MsDeformAttnPlugin
 from internimage_deploy.runtime.engine.lowering import lower
 from internimage_deploy.runtime.engine.official import Classes, Palette, adapt_official, upgrade_official
 from internimage_deploy.runtime.engine.operators import Parser, check, parser_of
-from internimage_deploy.runtime.engine.plugin_nodes import dcnv3_nodes, to_plugin_nodes
+from internimage_deploy.runtime.engine.plugin_nodes import dcnv3_nodes, ms_deform_attn_nodes, to_plugin_nodes
 from internimage_deploy.runtime.engine.precision import convert
 from internimage_deploy.runtime.engine.profiles import InputSize, Profile, choose_profiles, tensor_shape
 from internimage_deploy.runtime.engine.protocol import ExpectedTensor, Job
@@ -44,6 +45,7 @@ class BuildOptions:
         strip_weights: leave out weights that can be refitted.
         embed_plugin: put the plugin's code into the engine.
         whole: compile for whole images what was evaluated with a sliding window.
+        ms_deform_attn: the plugin that TensorRT runs multi-scale deformable attention with; see `plugin_nodes`.
         classes, palette, size: the card's entries for a file without a card; see `official.adapt_official`.
     """
 
@@ -60,6 +62,7 @@ class BuildOptions:
     strip_weights: bool = False
     embed_plugin: bool = True
     whole: bool = False
+    ms_deform_attn: MsDeformAttnPlugin = "own"
     classes: Classes | None = None
     palette: Palette | None = None
     size: tuple[int, int] | None = None
@@ -106,9 +109,12 @@ def prepare(model: Path, compiler: Compiler, options: BuildOptions) -> PreparedM
     elif options.keep_fp32:
         raise UserError("--keep-fp32 needs --fp16 or --bf16")
     lowered = lower(graph, parser)
-    uses_plugin = compiler.backend == "tensorrt" and bool(dcnv3_nodes(graph))
+    attention = ms_deform_attn_nodes(graph)
+    if options.ms_deform_attn == "tensorrt" and not attention:
+        raise UserError(f"{model}: has no multi-scale deformable attention; leave --ms-deform-attn out")
+    uses_plugin = compiler.backend == "tensorrt" and bool(dcnv3_nodes(graph) or attention)
     if uses_plugin:
-        to_plugin_nodes(graph)
+        to_plugin_nodes(graph, options.ms_deform_attn)
     check(graph.model, parser)
     return PreparedModel(
         graph, card, parser, profiles, lowered, model, uses_plugin, stored.emits_labels != card.emits_labels
@@ -170,6 +176,7 @@ def make_job(
         timing_cache=str(options.timing_cache or ""),
         plugin=str(plugin.absolute()) if plugin else "",
         embed_plugin=embed,
+        tensorrt_plugins=options.ms_deform_attn == "tensorrt",
     )
 
 
@@ -184,7 +191,14 @@ def _check_options(compiler: Compiler, options: BuildOptions) -> None:
                 "TensorRT compiles for the GPU it runs on, so --compute-capability has no effect; "
                 "leave it out, or use --backend tensorrt-rtx"
             )
+        if options.ms_deform_attn == "tensorrt" and (options.embed_plugin or options.version_compatible):
+            raise UserError(
+                "TensorRT's own plugins cannot be part of a version-compatible engine: with --ms-deform-attn tensorrt "
+                "give --no-embed-plugin and leave --version-compatible out"
+            )
         return
+    if options.ms_deform_attn == "tensorrt":
+        raise UserError("TensorRT-RTX takes no plugins, so --ms-deform-attn has no effect; leave it out")
     if options.timing_cache is not None:
         raise UserError(
             "TensorRT-RTX times no kernels while it compiles, so --timing-cache has no effect; leave it out"

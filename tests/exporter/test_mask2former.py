@@ -2,6 +2,7 @@
 """Mask2Former in PyTorch: against the official implementation, its rewrites, and reading its checkpoints."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from internimage_deploy.exporter.network import Network
 from internimage_deploy.exporter.options import ExportOptions
 from internimage_deploy.exporter.presets import PRESETS
 from internimage_deploy.exporter.rewrites.mask2former import middle_average
+from internimage_deploy.window import Window
 from support import golden
 from support.small_models import FAMILIES, golden_config, golden_segmentor, mask2former, small
 
@@ -138,7 +140,7 @@ def test_architecture_is_inferred(name, with_meta, tmp_path):
     assert model.segmentor.config == golden_config(name)
     assert model.architecture == "mask2former_internimage"
     slides = with_meta and "test_cfg" in golden.case(name)
-    assert model.window == (((64, 64), (32, 32)) if slides else None)
+    assert model.window == (Window((64, 64), (32, 32)) if slides else None)
     assert any("attention heads" in note for note in model.notes) == (not with_meta)
     assert any("group norms" in note for note in model.notes) == (not with_meta)
 
@@ -217,15 +219,32 @@ def test_panoptic_and_instance_checkpoints_are_refused_by_name(prefix, tmp_path)
 @pytest.mark.parametrize(
     ("text", "window"),
     [
-        ("test_cfg=dict(mode='slide', crop_size=(1024, 1024), stride=(512, 512))", ((1024, 1024), (512, 512))),
-        ("test_cfg=dict(mode='slide', crop_size=[896, 512], stride=512)", ((896, 512), (512, 512))),
+        ("test_cfg=dict(mode='slide', crop_size=(1024, 1024), stride=(512, 512))", Window((1024, 1024), (512, 512))),
+        ("test_cfg=dict(mode='slide', crop_size=[896, 512], stride=512)", Window((896, 512), (512, 512))),
         ("test_cfg=dict(mode='whole')", None),
-        ("test_cfg=dict(mode='slide', crop_size=(0, 1), stride=(1, 1))", None),
-        ("test_cfg=dict(mode='slide')", None),
     ],
 )
 def test_the_window_of_a_training_config(text, window):
     assert mmconfig.test_window(mmconfig.parse(f"model = dict({text})")) == window
+
+
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [
+        ("crop_size=(0, 1), stride=(1, 1)", r"whole, for the sliding window .* has the crop \(0, 1\)"),
+        ("crop_size=(64, 64)", "and the stride None"),
+        ("crop_size=(64, 64), stride=(128, 64)", "strides from 1 to the crop's size"),
+        ("crop_size=(520, 520), stride=(256, 256)", "crops of 520x520, .* are no multiples of 32"),
+    ],
+)
+def test_a_window_that_cannot_be_is_left_out_and_said(window, message, tmp_path):
+    weights = {name: torch.from_numpy(value) for name, value in golden.state_dict("m2f_h_like").items()}
+    meta = golden.meta("m2f_h_like")
+    meta["config"] = meta["config"].replace("mode='whole'", f"mode='slide', {window}")
+    torch.save({"meta": meta, "state_dict": weights}, tmp_path / "model.pth")
+    model = read_checkpoint(tmp_path / "model.pth")
+    assert model.window is None
+    assert any(re.search(message, note) for note in model.notes), model.notes
 
 
 def test_released_models_have_the_published_number_of_parameters():

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from internimage_deploy.datasets.classes import Classes, Palette, fitted, is_class_name, lookup
-from internimage_deploy.errors import UserError, quoted
+from internimage_deploy.errors import UserError, one_line, quoted
 from internimage_deploy.exporter import mmconfig
 from internimage_deploy.exporter.architecture import Hints, infer
 from internimage_deploy.exporter.models.config import SegmentorConfig
 from internimage_deploy.exporter.models.segmentor import Segmentor, build_without_weights
+from internimage_deploy.exporter.options import SIZE_DIVISOR
 from internimage_deploy.exporter.pickle_literals import Damaged
 from internimage_deploy.exporter.presets import PRESETS, Preset
 from internimage_deploy.exporter.rebuild import StoredTensor
@@ -26,12 +27,17 @@ from internimage_deploy.exporter.source import SourceModel, StatedLabels, find_p
 from internimage_deploy.exporter.tensor_file import Content, read_content
 from internimage_deploy.exporter.unpickler import Inert
 from internimage_deploy.files import sha256
+from internimage_deploy.window import Window
 
 _PLAIN_CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "network")
 _EMA_CONTAINERS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "teacher")
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and torch.compile
 _TRAINING_ONLY = re.compile(r"auxiliary_head\.|ema_|.*loss|.*\.num_batches_tracked$|(steps|n_averaged)$")
-_FAMILIES = {"UPerHead": "upernet_internimage", "SegformerHead": "segformer_internimage"}
+_FAMILIES = {
+    "UPerHead": "upernet_internimage",
+    "SegformerHead": "segformer_internimage",
+    "Mask2FormerHead": "mask2former_internimage",
+}
 _LISTED = 8  # names shown in a message before "and N more"
 
 
@@ -42,6 +48,8 @@ def read_checkpoint(
     offset_scale: float | None = None,
     post_norm_blocks: tuple[int, ...] | None = None,
     act_layer: str | None = None,
+    attention_heads: int | None = None,
+    norm_groups: int | None = None,
     ema: bool = False,
     stated: StatedLabels = StatedLabels(),  # noqa: B008 - frozen
 ) -> SourceModel:
@@ -53,6 +61,8 @@ def read_checkpoint(
         offset_scale: DCNv3's offset scale, which no weight shows.
         post_norm_blocks: the blocks of level 2 that a post-norm follows, which no weight shows.
         act_layer: the activation, which no weight shows.
+        attention_heads: Mask2Former's number of attention heads, which no weight shows.
+        norm_groups: the number of groups of Mask2Former's group norms, which no weight shows.
         ema: take the exponential moving average of the weights where the file holds both.
         stated: class names, palette and resize rule that the user states.
 
@@ -69,7 +79,13 @@ def read_checkpoint(
     config_text = meta.get("config") or meta.get("cfg")
     training = mmconfig.parse(config_text) if isinstance(config_text, str) else {}
     preset = find_preset(arch) if arch is not None else None
-    settings = {"offset_scale": offset_scale, "level2_post_norm_block_ids": post_norm_blocks, "act_layer": act_layer}
+    settings = {
+        "offset_scale": offset_scale,
+        "level2_post_norm_block_ids": post_norm_blocks,
+        "act_layer": act_layer,
+        "attention_heads": attention_heads,
+        "norm_groups": norm_groups,
+    }
     hints = Hints({name: value for name, value in settings.items() if value is not None}, preset, training, notes)
     config = infer(state, hints, path.name)
     if preset:
@@ -86,6 +102,7 @@ def read_checkpoint(
         classes=classes,
         palette=palette,
         resize=_resize(stated, mmconfig.test_scale(training), known, notes),
+        window=_window(training, known, notes, path),
         source={"file": quoted(path.name), "sha256": sha256(path)},
         notes=tuple(notes),
         details=_inert_note(content.inert),
@@ -271,6 +288,24 @@ def _resize(
         "images keep their own size, for the checkpoint does not state which it was evaluated with; --resize states it"
     )
     return None
+
+
+def _window(training: Mapping[str, object], known: Preset | None, notes: list[str], path: Path) -> Window | None:
+    """The sliding window that the model was evaluated with; None for whole images."""
+    if not training:
+        return known.window if known is not None else None
+    try:
+        window = mmconfig.test_window(training)
+    except UserError as error:
+        notes.append(f"images are segmented whole, for {one_line(error)}")
+        return None
+    if window is not None and any(side % SIZE_DIVISOR for side in window.crop):
+        notes.append(
+            f"images are segmented whole, for crops of {window.crop[0]}x{window.crop[1]}, which the checkpoint was "
+            f"evaluated with, are no multiples of {SIZE_DIVISOR}; --slide with --crop slides over them all the same"
+        )
+        return None
+    return window
 
 
 def _are_names(names: object) -> TypeGuard[Sequence[str]]:

@@ -34,6 +34,7 @@ from internimage_deploy.exporter.source import SourceModel, StatedLabels, random
 from internimage_deploy.exporter.tracing import trace
 from internimage_deploy.exporter.verify import DEFAULT_CHECK, Check, Report, compare, make_references
 from internimage_deploy.files import staging_folder
+from internimage_deploy.onnx_tools.logits import LOGITS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -85,6 +86,8 @@ def export(
     offset_scale: float | None = None,
     post_norm_blocks: Iterable[int] | None = None,
     activation: Activation | None = None,
+    attention_heads: int | None = None,
+    norm_groups: int | None = None,
     ema: bool = False,
     classes: str | os.PathLike[str] | Sequence[str] | None = None,
     palette: str | os.PathLike[str] | Sequence[Sequence[int]] | None = None,
@@ -120,6 +123,8 @@ def export(
         offset_scale: DCNv3's offset scale, where nothing else states it (L and XL: 2.0, other released models: 1.0).
         post_norm_blocks: indices of the blocks of level 2 that a post-norm follows, where nothing else states them.
         activation: the activation function, where nothing else states it.
+        attention_heads: Mask2Former's number of attention heads, where nothing else states it.
+        norm_groups: number of groups of Mask2Former's group norms, where nothing else states it (released models: 32).
         ema: take the exponential moving average of the weights where the checkpoint holds both.
         classes: class names, where the checkpoint lacks them: a data set's name such as "cityscapes", a text file with
             one name per line, or the names in the order of the ids.
@@ -172,6 +177,8 @@ def export(
                 offset_scale=offset_scale,
                 post_norm_blocks=None if post_norm_blocks is None else tuple(post_norm_blocks),
                 act_layer=activation,
+                attention_heads=attention_heads,
+                norm_groups=norm_groups,
                 ema=ema,
                 stated=stated,
             )
@@ -274,7 +281,7 @@ def finish(model: ir.Model, options: ExportOptions, card: ModelCard) -> None:
     lower_opset(model, options.opset)
     naming.name_everything(model, card.input.name, card.output.name)
     naming.name_sizes(model)
-    naming.add_function(model)
+    naming.add_functions(model)
     naming.strip(model)
     model.ir_version = IR_VERSION
     model.graph.name = card.architecture
@@ -315,7 +322,7 @@ def _card(model: SourceModel, options: ExportOptions, applied: tuple[str, ...]) 
     output_spec = (
         TensorSpec("labels", label_dtype(classes).__name__, (batch, height, width))
         if options.emit == "labels"
-        else TensorSpec(naming.LOGITS, "float32", (batch, classes, *quarter))
+        else TensorSpec(LOGITS, "float32", (batch, classes, *quarter))
     )
     tools = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
     return ModelCard(
@@ -325,6 +332,7 @@ def _card(model: SourceModel, options: ExportOptions, applied: tuple[str, ...]) 
         input=input_spec,
         output=output_spec,
         resize=model.resize,
+        window=model.window,
         size_divisor=SIZE_DIVISOR,
         rewrites=applied,
         model=config.asdict(),

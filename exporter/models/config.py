@@ -44,11 +44,35 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
+class Mask2FormerConfig:
+    """Settings of Mask2Former's head.
+
+    `levels` of the backbone's maps, counted from the coarsest, go through the pixel decoder's `encoder_layers`; the
+    transformer decoder reads them in turn, one in each of its `decoder_layers`.
+    """
+
+    channels: int
+    num_classes: int
+    queries: int
+    encoder_heads: int
+    decoder_heads: int
+    encoder_feedforward: int
+    decoder_feedforward: int
+    mask_channels: int
+    encoder_layers: int = 6
+    decoder_layers: int = 9
+    levels: int = 3
+    points: int = 4  # sampled per head and level
+    norm_groups: int = 32
+    type: Literal["Mask2FormerHead"] = "Mask2FormerHead"
+
+
+@dataclass(frozen=True)
 class SegmentorConfig:
     """A backbone and the head that reads its four feature maps."""
 
     backbone: BackboneConfig
-    head: HeadConfig
+    head: HeadConfig | Mask2FormerConfig
 
     def asdict(self) -> dict[str, dict[str, object]]:
         """Plain nested dict, for the model card."""

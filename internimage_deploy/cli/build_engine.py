@@ -65,7 +65,7 @@ Examples:
     metavar="NxHxW",
     help="Smallest input of a dynamic model: batch size, height and width. May be repeated, once per profile, like "
     "--opt and --max. Alone, it replaces the smallest input of the default profiles.  [default of all three: from the "
-    "resize rule in the model card]",
+    "window or the resize rule in the model card]",
 )
 @click.option(
     "--opt",
@@ -141,6 +141,12 @@ Examples:
     "MSDeformAttn.",
 )
 @click.option("--save-onnx", type=FilePath, help="File to write the converted graph to that the compiler reads.")
+@click.option(
+    "--whole",
+    is_flag=True,
+    help="Compile the engine for whole images. A model that was evaluated with a sliding window is otherwise compiled "
+    "to return logits for crops.",
+)
 @click.option(
     "--classes",
     metavar="DATASET|N|FILE",

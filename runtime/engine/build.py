@@ -89,6 +89,7 @@ def build_engine(
     embed_plugin: bool = True,
     ms_deform_attn: MsDeformAttnPlugin = "own",
     save_onnx: str | Path | None = None,
+    whole: bool = False,
     classes: str | Sequence[str] | None = None,
     size: tuple[int, int] | None = None,
     on_event: OnEvent | None = None,
@@ -122,6 +123,8 @@ def build_engine(
             "own" for this project's; "tensorrt" for the one that TensorRT brings, which needs `embed_plugin=False` and
             takes float32 (with `keep_fp32=["MSDeformAttn"]` also within a float16 model).
         save_onnx: also write the converted graph to this file.
+        whole: compile for whole images. By default a model that was evaluated with a sliding window is compiled to
+            return logits for its crops.
         classes: for a file without a model card: a data set's name, a number of classes, a text file with one name
             per line, or the names themselves.
         size: for a file without a model card: (height, width) in pixels that its input is fixed to.
@@ -159,6 +162,7 @@ def build_engine(
         version_compatible=version_compatible,
         strip_weights=strip_weights,
         embed_plugin=embed_plugin,
+        whole=whole,
         ms_deform_attn=ms_deform_attn,
         classes=names,
         palette=palette,
@@ -285,6 +289,11 @@ def _save_graph(parsed: Path, weights_beside: Path, target: Path) -> None:
 
 def _notes(prepared: PreparedModel, options: BuildOptions) -> tuple[str, ...]:
     notes = []
+    if prepared.returns_logits:
+        notes.append(
+            "the engine returns logits in place of labels, for the sliding window that the model was evaluated with; "
+            "--whole compiles it for labels of whole images"
+        )
     if derived := profile_note(prepared.profiles, options.min, options.opt, options.max):
         notes.append(derived)
     if prepared.embeds_plugin(options):

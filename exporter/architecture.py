@@ -16,20 +16,28 @@ from typing import TypeVar
 from torch import Tensor
 
 from internimage_deploy.errors import UserError, quoted
-from internimage_deploy.exporter.models.config import BackboneConfig, HeadConfig, SegmentorConfig
+from internimage_deploy.exporter.head_architecture import infer_head
+from internimage_deploy.exporter.models.config import BackboneConfig, SegmentorConfig
 from internimage_deploy.exporter.options import ACTIVATIONS, Activation
 from internimage_deploy.exporter.presets import BACKBONES, Preset, known_variant
+from internimage_deploy.exporter.state_shapes import WANTED, count, size
 
-_MAX_WIDTH = 65_536  # channels or classes; the widest released layer has 12,288
 _POINTS = 9  # every InternImage samples 3x3 points
-_CLASSIFIER = "decode_head.conv_seg.weight"
-_WANTED = "expected an InternImage segmentation checkpoint with a UPerHead or SegformerHead"
 
 _OTHER_MODELS = (
-    (r"decode_head\.(pixel_decoder|transformer_decoder)\.", "a Mask2Former checkpoint"),
+    (
+        r"(panoptic_head|panoptic_fusion_head|sem_seg_head)\.",
+        "a Mask2Former checkpoint for panoptic or instance segmentation",
+    ),
     (r"(bbox_head|rpn_head|roi_head|mask_head|query_head|transformer)\.", "a detection checkpoint"),
     (r".*\.dcn\.offset_mask\.", "a DCNv4 checkpoint (FlashInternImage)"),
     (r"(head|conv_head|fc|clip_projector)\.", "a classification checkpoint"),
+)
+
+_OTHER_BACKBONES = (
+    (r"backbone\.layer\d\.", "ResNet"),
+    (r"backbone\.stages\.\d+\.blocks\.\d+\.(attn|ffn)\.", "Swin Transformer"),
+    (r"backbone\.(blocks|layers)\.\d+\.(attn|ffn|mlp)\.", "ViT"),
 )
 
 Value = TypeVar("Value")
@@ -58,27 +66,39 @@ def infer(state: Mapping[str, Tensor], hints: Hints, where: str) -> SegmentorCon
         UserError: it is another kind of model, or a setting cannot be inferred.
     """
     _refuse_other_models(state, where)
-    return SegmentorConfig(_backbone(state, hints, where), _head(state, hints.section("decode_head"), where))
+    return SegmentorConfig(
+        _backbone(state, hints, where),
+        infer_head(state, hints.section("decode_head"), hints.user, hints.notes, where),
+    )
 
 
 def _refuse_other_models(state: Mapping[str, Tensor], where: str) -> None:
     for pattern, kind in _OTHER_MODELS:
         if any(re.match(pattern, key) for key in state):
-            raise UserError(f"{where} is {kind}; {_WANTED}")
+            raise UserError(f"{where} is {kind}; {WANTED}")
     if not any(".dcn." in key for key in state):
-        raise UserError(f"{where} is no InternImage checkpoint, it has no '...dcn...' tensors; {_WANTED}")
+        if any(key.startswith("decode_head.transformer_decoder.") for key in state):
+            raise UserError(f"{where} is a Mask2Former checkpoint on {_other_backbone(state)}; {WANTED}")
+        raise UserError(f"{where} is no InternImage checkpoint, it has no '...dcn...' tensors; {WANTED}")
     if not any(key.startswith("decode_head.") for key in state):
-        raise UserError(f"{where} holds a backbone without a decode head; {_WANTED}")
+        raise UserError(f"{where} holds a backbone without a decode head; {WANTED}")
+
+
+def _other_backbone(state: Mapping[str, Tensor]) -> str:
+    for pattern, name in _OTHER_BACKBONES:
+        if any(re.match(pattern, key) for key in state):
+            return f"a {name} backbone"
+    return "another backbone"
 
 
 def _backbone(state: Mapping[str, Tensor], hints: Hints, where: str) -> BackboneConfig:
-    levels = _count(state, r"backbone\.levels")
-    depths = tuple(_count(state, rf"backbone\.levels\.{level}\.blocks") for level in range(levels))
+    levels = count(state, r"backbone\.levels")
+    depths = tuple(count(state, rf"backbone\.levels\.{level}\.blocks") for level in range(levels))
     if len(depths) != 4 or not all(depths):
-        raise UserError(f"{where} has blocks {depths} on its levels; expected four levels with blocks; {_WANTED}")
+        raise UserError(f"{where} has blocks {depths} on its levels; expected four levels with blocks; {WANTED}")
     first = "backbone.levels.0.blocks.0"
-    channels = _size(state, f"{first}.dcn.input_proj.weight", 0, where)
-    masks = [_size(state, f"backbone.levels.{level}.blocks.0.dcn.mask.weight", 0, where) for level in range(4)]
+    channels = size(state, f"{first}.dcn.input_proj.weight", 0, where)
+    masks = [size(state, f"backbone.levels.{level}.blocks.0.dcn.mask.weight", 0, where) for level in range(4)]
     for level, rows in enumerate(masks):
         if rows % _POINTS or not rows or (channels << level) % (rows // _POINTS):
             raise UserError(
@@ -89,11 +109,11 @@ def _backbone(state: Mapping[str, Tensor], hints: Hints, where: str) -> Backbone
         channels=channels,
         depths=depths,
         groups=tuple(rows // _POINTS for rows in masks),
-        mlp_ratio=_size(state, f"{first}.mlp.fc1.weight", 0, where) / channels,
+        mlp_ratio=size(state, f"{first}.mlp.fc1.weight", 0, where) / channels,
         layer_scale=f"{first}.gamma1" in state,
         post_norm="backbone.levels.0.norm.0.weight" not in state,
         res_post_norm=f"{first}.res_post_norm1.0.weight" in state,
-        dw_kernel_size=_size(state, f"{first}.dcn.dw_conv.0.weight", 2, where),
+        dw_kernel_size=size(state, f"{first}.dcn.dw_conv.0.weight", 2, where),
         center_feature_scale=f"{first}.dcn.center_feature_scale_proj_weight" in state,
         norm_layer="BN" if "backbone.patch_embed.norm1.0.running_mean" in state else "LN",
     )
@@ -106,7 +126,7 @@ def _backbone(state: Mapping[str, Tensor], hints: Hints, where: str) -> Backbone
     if found.center_feature_scale and not found.res_post_norm:
         # With centre feature scale, levels have a closing norm either way, so its presence says nothing.
         found = replace(found, post_norm=setting("post_norm", _flag, "name the released model with --arch"))
-    norms = _count(state, r"backbone\.levels\.2\.post_norms")
+    norms = count(state, r"backbone\.levels\.2\.post_norms")
     if norms:
         remedy = "set the blocks with --post-norm-blocks 5,11,..."
         ids = setting("level2_post_norm_block_ids", _integers, remedy)
@@ -171,39 +191,3 @@ def _activation(hints: Hints, where: str) -> Activation:
         if activation == name:
             return activation
     raise UserError(f"{where}: the activation is {quoted(name)}; expected one of {', '.join(ACTIVATIONS)}")
-
-
-def _head(state: Mapping[str, Tensor], settings: Mapping[str, object], where: str) -> HeadConfig:
-    if settings.get("align_corners"):
-        raise UserError(f"{where}: the head was trained with align_corners=True; only False is supported")
-    classes, channels = (_size(state, _CLASSIFIER, axis, where) for axis in (0, 1))
-    if "decode_head.fusion_conv.conv.weight" in state:
-        return HeadConfig("SegformerHead", channels, classes)
-    if "decode_head.fpn_bottleneck.conv.weight" not in state:
-        kind = quoted(settings.get("type", "an unknown decode head"))
-        raise UserError(f"{where} has {kind}; {_WANTED}")
-    scales = settings.get("pool_scales", HeadConfig.pool_scales)
-    count = _count(state, r"decode_head\.psp_modules")
-    if not isinstance(scales, list | tuple) or len(scales) != count or not all(isinstance(s, int) for s in scales):
-        raise UserError(
-            f"{where}: {count} pyramid pooling modules but pool_scales {quoted(scales)}; expected one scale for each"
-        )
-    return HeadConfig("UPerHead", channels, classes, tuple(map(int, scales)))
-
-
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Number of modules under `prefix`, a regular expression, that are numbered 0, 1, ...; 0 if there are gaps."""
-    pattern = re.compile(rf"{prefix}\.(\d{{1,4}})\.")
-    found = {int(match[1]) for match in map(pattern.match, state) if match}
-    return len(found) if found == set(range(len(found))) else 0
-
-
-def _size(state: Mapping[str, Tensor], name: str, axis: int, where: str) -> int:
-    tensor = state.get(name)
-    if tensor is None:
-        raise UserError(f"{where} has no tensor '{name}'; {_WANTED}")
-    if tensor.ndim <= axis or not tensor.shape[axis]:
-        raise UserError(f"{where}: tensor '{name}' has shape {tuple(tensor.shape)}; {_WANTED}")
-    if tensor.shape[axis] > _MAX_WIDTH:
-        raise UserError(f"{where}: tensor '{name}' has shape {tuple(tensor.shape)}, wider than any network; {_WANTED}")
-    return tensor.shape[axis]

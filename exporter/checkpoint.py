@@ -31,7 +31,11 @@ _PLAIN_CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "netwo
 _EMA_CONTAINERS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "teacher")
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and torch.compile
 _TRAINING_ONLY = re.compile(r"auxiliary_head\.|ema_|.*loss|.*\.num_batches_tracked$|(steps|n_averaged)$")
-_FAMILIES = {"UPerHead": "upernet_internimage", "SegformerHead": "segformer_internimage"}
+_FAMILIES = {
+    "UPerHead": "upernet_internimage",
+    "SegformerHead": "segformer_internimage",
+    "Mask2FormerHead": "mask2former_internimage",
+}
 _LISTED = 8  # names shown in a message before "and N more"
 
 
@@ -42,6 +46,8 @@ def read_checkpoint(
     offset_scale: float | None = None,
     post_norm_blocks: tuple[int, ...] | None = None,
     act_layer: str | None = None,
+    attention_heads: int | None = None,
+    norm_groups: int | None = None,
     ema: bool = False,
     stated: StatedLabels = StatedLabels(),  # noqa: B008 - frozen
 ) -> SourceModel:
@@ -53,6 +59,8 @@ def read_checkpoint(
         offset_scale: DCNv3's offset scale, which no weight shows.
         post_norm_blocks: the blocks of level 2 that a post-norm follows, which no weight shows.
         act_layer: the activation, which no weight shows.
+        attention_heads: Mask2Former's number of attention heads, which no weight shows.
+        norm_groups: the number of groups of Mask2Former's group norms, which no weight shows.
         ema: take the exponential moving average of the weights where the file holds both.
         stated: class names, palette and resize rule that the user states.
 
@@ -69,7 +77,13 @@ def read_checkpoint(
     config_text = meta.get("config") or meta.get("cfg")
     training = mmconfig.parse(config_text) if isinstance(config_text, str) else {}
     preset = find_preset(arch) if arch is not None else None
-    settings = {"offset_scale": offset_scale, "level2_post_norm_block_ids": post_norm_blocks, "act_layer": act_layer}
+    settings = {
+        "offset_scale": offset_scale,
+        "level2_post_norm_block_ids": post_norm_blocks,
+        "act_layer": act_layer,
+        "attention_heads": attention_heads,
+        "norm_groups": norm_groups,
+    }
     hints = Hints({name: value for name, value in settings.items() if value is not None}, preset, training, notes)
     config = infer(state, hints, path.name)
     if preset:
@@ -86,6 +100,7 @@ def read_checkpoint(
         classes=classes,
         palette=palette,
         resize=_resize(stated, mmconfig.test_scale(training), known, notes),
+        window=mmconfig.test_window(training) if training else known.window if known else None,
         source={"file": quoted(path.name), "sha256": sha256(path)},
         notes=tuple(notes),
         details=_inert_note(content.inert),

@@ -85,6 +85,8 @@ def export(
     offset_scale: float | None = None,
     post_norm_blocks: Iterable[int] | None = None,
     activation: Activation | None = None,
+    attention_heads: int | None = None,
+    norm_groups: int | None = None,
     ema: bool = False,
     classes: str | os.PathLike[str] | Sequence[str] | None = None,
     palette: str | os.PathLike[str] | Sequence[Sequence[int]] | None = None,
@@ -120,6 +122,8 @@ def export(
         offset_scale: DCNv3's offset scale, where nothing else states it (L and XL: 2.0, other released models: 1.0).
         post_norm_blocks: indices of the blocks of level 2 that a post-norm follows, where nothing else states them.
         activation: the activation function, where nothing else states it.
+        attention_heads: Mask2Former's number of attention heads, where nothing else states it.
+        norm_groups: number of groups of Mask2Former's group norms, where nothing else states it (released models: 32).
         ema: take the exponential moving average of the weights where the checkpoint holds both.
         classes: class names, where the checkpoint lacks them: a data set's name such as "cityscapes", a text file with
             one name per line, or the names in the order of the ids.
@@ -172,6 +176,8 @@ def export(
                 offset_scale=offset_scale,
                 post_norm_blocks=None if post_norm_blocks is None else tuple(post_norm_blocks),
                 act_layer=activation,
+                attention_heads=attention_heads,
+                norm_groups=norm_groups,
                 ema=ema,
                 stated=stated,
             )
@@ -274,7 +280,7 @@ def finish(model: ir.Model, options: ExportOptions, card: ModelCard) -> None:
     lower_opset(model, options.opset)
     naming.name_everything(model, card.input.name, card.output.name)
     naming.name_sizes(model)
-    naming.add_function(model)
+    naming.add_functions(model)
     naming.strip(model)
     model.ir_version = IR_VERSION
     model.graph.name = card.architecture

@@ -50,6 +50,25 @@ def test_scale(config: Mapping[str, object]) -> tuple[int, int] | None:
     return None
 
 
+def test_window(config: Mapping[str, object]) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """(crop, stride), each (height, width) in pixels, if the model was evaluated with a sliding window."""
+    model = config.get("model")
+    test = model.get("test_cfg") if isinstance(model, dict) else None
+    if not isinstance(test, dict) or test.get("mode") != "slide":
+        return None
+    crop, stride = (_pair(test.get(name)) for name in ("crop_size", "stride"))
+    return (crop, stride) if crop is not None and stride is not None else None
+
+
+def _pair(value: object) -> tuple[int, int] | None:
+    match value:
+        case int(side) if 0 < side <= MAX_SIDE:
+            return side, side
+        case (int(height), int(width)) | [int(height), int(width)] if 0 < min(height, width) <= MAX_SIDE:
+            return (height, width) if max(height, width) <= MAX_SIDE else None
+    return None
+
+
 def _value(node: ast.expr, names: Mapping[str, object]) -> object:
     match node:
         case ast.Constant(value=value):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the graph that PyTorch's exporter writes to the graph we ship: names, sizes, the DCNv3 function."""
+"""From the graph that PyTorch's exporter writes to the graph we ship: names, sizes, the functions of our operators."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from internimage_deploy._version import __version__
 from internimage_deploy.exporter.options import SIZE_DIVISOR
-from internimage_deploy.operators import contract
+from internimage_deploy.operators import contract, ms_deform_attn
+from internimage_deploy.operators.ms_deform_attn_function import ms_deform_attn_function
 from internimage_deploy.operators.onnx_function import dcnv3_function
+
+if TYPE_CHECKING:
+    import onnx
 
 LOGITS = "logits"  # the value of this name is the decode head's output in every export, whatever the model returns
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -133,20 +138,43 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-def add_function(model: ir.Model) -> None:
-    """Give the model the function that defines its DCNv3 nodes, and the function's domain.
+def add_functions(model: ir.Model) -> None:
+    """Give the model the functions that define its DCNv3 and MSDeformAttn nodes, and their domain.
 
     Raises:
-        ValueError: the nodes disagree on `mask_softmax`.
+        ValueError: the DCNv3 nodes disagree on `mask_softmax`, or the MSDeformAttn nodes on the number of levels.
     """
-    nodes = [node for node in model.graph if node.domain == contract.DOMAIN]
-    softmax = {node.attributes["mask_softmax"].as_int() for node in nodes}
-    if len(softmax) != 1:
-        raise ValueError(f"DCNv3 nodes disagree on mask_softmax: {sorted(softmax)}")
-    proto = dcnv3_function(model.opset_imports[""], mask_softmax=bool(softmax.pop()))
+    opset = model.opset_imports[""]
+    softmax = {node.attributes["mask_softmax"].as_int() for node in _nodes(model, contract.OP_TYPE)}
+    _add_function(model, dcnv3_function(opset, mask_softmax=bool(_only(softmax, "mask_softmax"))))
+    levels = {_levels(node) for node in _nodes(model, ms_deform_attn.OP_TYPE)}
+    if levels:
+        _add_function(model, ms_deform_attn_function(opset, _only(levels, "the number of levels")))
+    model.opset_imports[contract.DOMAIN] = contract.OPSET_VERSION
+
+
+def _nodes(model: ir.Model, op_type: str) -> list[ir.Node]:
+    return [node for node in model.graph if (node.domain, node.op_type) == (contract.DOMAIN, op_type)]
+
+
+def _only(values: set[int], what: str) -> int:
+    if len(values) != 1:
+        raise ValueError(f"nodes disagree on {what}: {sorted(values)}")
+    return values.pop()
+
+
+def _levels(node: ir.Node) -> int:
+    """The number of levels of an MSDeformAttn node: the fourth size of its sampling locations (N, Q, M, L, P, 2)."""
+    locations = node.inputs[ms_deform_attn.INPUTS.index("sampling_locations")]
+    assert locations is not None
+    levels = _dims(locations)[3]
+    assert isinstance(levels, int)
+    return levels
+
+
+def _add_function(model: ir.Model, proto: onnx.FunctionProto) -> None:
     function = ir.serde.deserialize_function(proto)
     model.functions[function.identifier()] = function
-    model.opset_imports[contract.DOMAIN] = contract.OPSET_VERSION
 
 
 def strip(model: ir.Model) -> None:

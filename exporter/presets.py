@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every released UperNet and SegFormer segmentation config, under its official name.
+"""Every released segmentation config, under its official name.
 
-Source: the configs of https://github.com/OpenGVLab/InternImage/tree/master/segmentation. All of them, Cityscapes and
-Mapillary included, train a head of 150 classes.
+Source: the configs of https://github.com/OpenGVLab/InternImage/tree/master/segmentation. All UperNet and
+SegFormer ones, Cityscapes and Mapillary included, train a head of 150 classes. Mask2Former has two heads, one of 1024
+channels and one of 256; its Mapillary model has the 19 classes of Cityscapes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from internimage_deploy.exporter.models.config import BackboneConfig, HeadConfig, SegmentorConfig
+from internimage_deploy.exporter.models.config import BackboneConfig, HeadConfig, Mask2FormerConfig, SegmentorConfig
 
 BACKBONES = {
     "t": BackboneConfig(64, (4, 4, 18, 4), (4, 8, 16, 32), layer_scale=True),
@@ -37,17 +39,24 @@ BACKBONES = {
     ),
 }
 
+Window = tuple[tuple[int, int], tuple[int, int]]
+
 _HEADS = {"upernet": HeadConfig("UPerHead", 512, 150), "segformer": HeadConfig("SegformerHead", 256, 150)}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A released model: its architecture, test scale (long, short) in pixels and data set."""
+    """A released model: its architecture, test scale (long, short) in pixels and data set.
+
+    `window` is the crop and the stride, each (height, width) in pixels, of a model that is evaluated with a sliding
+    window.
+    """
 
     name: str
     config: SegmentorConfig
     resize: tuple[int, int]
     dataset: str
+    window: Window | None = None
 
 
 def _preset(name: str) -> Preset:
@@ -57,6 +66,47 @@ def _preset(name: str) -> Preset:
     resize = (4 * int(crop), int(crop)) if dataset == "ade20k" else (2048, 1024)
     return Preset(name, SegmentorConfig(BACKBONES[variant], _HEADS[head]), resize, dataset)
 
+
+def _mask2former(
+    name: str,
+    head: Callable[[int], Mask2FormerConfig],
+    classes: int,
+    resize: tuple[int, int],
+    dataset: str,
+    window: Window | None = None,
+) -> Preset:
+    return Preset(name, SegmentorConfig(BACKBONES["h"], head(classes)), resize, dataset, window)
+
+
+def _wide(classes: int) -> Mask2FormerConfig:
+    return Mask2FormerConfig(
+        channels=1024, num_classes=classes, queries=200, encoder_heads=32, decoder_heads=32, encoder_feedforward=4096,
+        decoder_feedforward=4096, mask_channels=1024,
+    )  # fmt: skip
+
+
+def _narrow(classes: int) -> Mask2FormerConfig:
+    return Mask2FormerConfig(
+        channels=256, num_classes=classes, queries=100, encoder_heads=8, decoder_heads=8, encoder_feedforward=1024,
+        decoder_feedforward=2048, mask_channels=256,
+    )  # fmt: skip
+
+
+_MASK2FORMER = (
+    _mask2former("mask2former_internimage_h_896_80k_cocostuff2ade20k", _wide, 150, (3584, 896), "ade20k"),
+    _mask2former("mask2former_internimage_h_896_80k_cocostuff164k", _wide, 171, (3584, 896), "coco_stuff"),
+    _mask2former("mask2former_internimage_h_512_40k_cocostuff164k_to_10k", _wide, 171, (2048, 512), "coco_stuff"),
+    _mask2former(
+        "mask2former_internimage_h_1024x1024_80k_mapillary2cityscapes", _narrow, 19, (2048, 1024), "cityscapes",
+        ((1024, 1024), (512, 512)),
+    ),
+    _mask2former(
+        "mask2former_internimage_h_896x896_80k_mapillary", _narrow, 19, (2048, 1024), "cityscapes",
+        ((896, 896), (512, 512)),
+    ),
+    _mask2former("mask2former_internimage_h_480_40k_pascal_context_59", _narrow, 59, (4096, 520), "pascal_context_59"),
+    _mask2former("mask2former_internimage_h_480_40k_nyu", _narrow, 40, (640, 480), "nyu_40"),
+)  # fmt: skip
 
 PRESETS = {
     name: _preset(name)
@@ -82,7 +132,7 @@ PRESETS = {
         "segformer_internimage_l_512x1024_80k_mapillary",
         "segformer_internimage_xl_512x1024_80k_mapillary",
     )
-}
+} | {preset.name: preset for preset in _MASK2FORMER}
 
 
 def known_variant(backbone: BackboneConfig) -> str | None:

@@ -9,7 +9,7 @@ from typing import Literal
 from internimage_deploy.datasets.classes import Classes, Palette, fitted, lookup
 from internimage_deploy.errors import UserError
 from internimage_deploy.exporter.models import Segmentor, build_random
-from internimage_deploy.exporter.presets import PRESETS, Preset
+from internimage_deploy.exporter.presets import PRESETS, Preset, Window
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class SourceModel:
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     resize: tuple[int, int] | None = None
+    window: Window | None = None
     source: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     details: tuple[str, ...] = ()
@@ -81,6 +82,7 @@ def random_model(name: str, seed: int = 0, stated: StatedLabels = StatedLabels()
         classes=classes,
         palette=palette,
         resize=None if stated.resize == "own" else stated.resize or preset.resize,
+        window=preset.window,
         source={"random": str(seed)},
         notes=("random weights: the labels mean nothing",),
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node `internimage::DCNv3` that a DCNv3 layer becomes while a model is traced."""
+"""The nodes `internimage::DCNv3` and `internimage::MSDeformAttn` that layers become while a model is traced."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch.onnx
 from torch import Tensor, nn
 
 from internimage_deploy.exporter.models.dcnv3 import DCNv3, Pair
-from internimage_deploy.operators import contract
+from internimage_deploy.exporter.models.ms_deform_attn import MSDeformAttention
+from internimage_deploy.operators import contract, ms_deform_attn
 
 # What torch.onnx.ops.symbolic takes as an attribute.
 Value = int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]
@@ -52,8 +53,37 @@ def dcnv3_node(
     )
 
 
+def ms_deform_attn_node(
+    value: Tensor, sizes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """The signature and shapes of `models.ms_deform_attn`; emits the node instead of computing anything."""
+    starts, end = [], 0
+    for height, width in sizes:
+        starts.append(end)
+        end = end + height * width
+    shapes = torch.stack([_integers(size) for size in sizes])
+    batch, _, heads, channels = value.shape
+    return torch.onnx.ops.symbolic(
+        f"{contract.DOMAIN}::{ms_deform_attn.OP_TYPE}",
+        (value, shapes, _integers(starts), sampling_locations, attention_weights),
+        dtype=value.dtype,
+        shape=(batch, sampling_locations.shape[1], heads * channels),
+        version=contract.OPSET_VERSION,
+    )
+
+
+def _integers(values: Sequence[int]) -> Tensor:
+    """An int64 vector of numbers, each of which may be a free size."""
+    return torch.stack([torch.full((), value, dtype=torch.int64) for value in values])
+
+
 def emit_nodes(module: nn.Module) -> None:
-    """Let every `DCNv3` layer inside `module` emit the node; it can no longer be run in PyTorch afterwards."""
+    """Let every `DCNv3` and `MSDeformAttention` layer inside `module` emit its node.
+
+    The module can no longer be run in PyTorch afterwards.
+    """
     for layer in module.modules():
         if isinstance(layer, DCNv3):
             layer.operator = dcnv3_node
+        elif isinstance(layer, MSDeformAttention):
+            layer.operator = ms_deform_attn_node

@@ -13,6 +13,7 @@ import torch
 
 from internimage_deploy.exporter.gelu import replace_gelu
 from internimage_deploy.exporter.models import Segmentor
+from internimage_deploy.exporter.models.mask2former import split_projections
 from internimage_deploy.exporter.network import Network
 from internimage_deploy.exporter.opset import TRACED_OPSET
 from internimage_deploy.exporter.options import SIZE_DIVISOR, ExportOptions
@@ -30,6 +31,7 @@ def trace(segmentor: Segmentor, options: ExportOptions) -> ir.Model:
     """The graph of `segmentor` as PyTorch's exporter writes it; the segmentor no longer runs afterwards."""
     emit_nodes(segmentor)
     replace_gelu(segmentor)
+    split_projections(segmentor)
     network = Network(segmentor, options).eval()
     batch = options.batch or (TRACED_BATCH if options.batch is None else 1)
     height, width = options.size or TRACED_SIZE
@@ -57,13 +59,18 @@ def trace(segmentor: Segmentor, options: ExportOptions) -> ir.Model:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence PyTorch's exporter: it warns of packages we need not and of its own deprecated calls."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Silence PyTorch's exporter: it warns of packages we need not and of its own deprecated calls.
+
+    Its optimiser tells of norms over constants that it does not compute; the rewrites leave none.
+    """
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

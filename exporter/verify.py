@@ -15,8 +15,9 @@ import torch.nn.functional as F
 
 from internimage_deploy.card import ModelCard
 from internimage_deploy.errors import MissingDependency, UserError
+from internimage_deploy.exporter import decisions
 from internimage_deploy.exporter.naming import LOGITS
-from internimage_deploy.exporter.options import DEFAULT_TOLERANCE, ExportOptions
+from internimage_deploy.exporter.options import DEFAULT_TOLERANCE, SIZE_DIVISOR, ExportOptions
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -29,6 +30,9 @@ Labels = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
 # (batch, height, width) compared where they are free: the smallest, a landscape, one larger than the traced size.
 FREE_SIZES = ((1, 32, 32), (2, 64, 128), (1, 192, 160))
 MIN_AGREEMENT = 0.999
+# A group norm over a map of one cell normalises very few numbers, so that rounding shows more: in Mask2Former's pixel
+# decoder, where a side of the image is 32 pixels.
+SINGLE_CELL_FACTOR = 2
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,16 @@ DEFAULT_CHECK = Check()
 
 @dataclass(frozen=True)
 class Reference:
-    """A random input in the file's own form, and PyTorch's logits (N, classes, H/4, W/4) for it."""
+    """A random input in the file's own form, and PyTorch's logits (N, classes, H/4, W/4) for it.
+
+    `decisions` are the logits behind each of its attention masks; see `exporter.decisions`.
+    """
 
     input: Pixels
     size: tuple[int, int]
     logits: npt.NDArray[np.float32]
     seconds: float
+    decisions: list[npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,11 @@ class Comparison:
     torch_seconds: float
     onnx_seconds: float
 
+    @property
+    def relative_error(self) -> float:
+        """`error` relative to max(1, largest |logit|)."""
+        return self.error / max(1.0, self.largest)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -73,7 +86,7 @@ class Report:
     @property
     def error(self) -> float:
         """The largest error relative to max(1, largest |logit|)."""
-        return max(c.error / max(1.0, c.largest) for c in self.comparisons)
+        return max(c.relative_error for c in self.comparisons)
 
 
 def make_references(segmentor: Segmentor, options: ExportOptions, check: Check = DEFAULT_CHECK) -> list[Reference]:
@@ -99,9 +112,9 @@ def _reference(
         pixels = rng.standard_normal((batch, 3, height, width), np.float32)
         x = torch.from_numpy(pixels)
     start = time.perf_counter()
-    with torch.inference_mode():
+    with torch.inference_mode(), decisions.recorded(segmentor) as masks:
         logits = segmentor(x)
-    return Reference(pixels, (height, width), logits.numpy(), time.perf_counter() - start)
+    return Reference(pixels, (height, width), logits.numpy(), time.perf_counter() - start, masks)
 
 
 def compare(path: Path, card: ModelCard, references: list[Reference], check: Check = DEFAULT_CHECK) -> Report:
@@ -110,35 +123,36 @@ def compare(path: Path, card: ModelCard, references: list[Reference], check: Che
     Raises:
         UserError: the error exceeds the tolerance, or the labels are not those of the logits.
     """
-    session, outputs = _session(path, card)
+    session, outputs, masks = _session(path, card)
     comparisons = []
     for reference in references:
         start = time.perf_counter()
-        results = dict(zip(outputs, session.run(outputs, {card.input.name: reference.input}), strict=True))
+        feeds = {card.input.name: reference.input, **decisions.inputs(reference.decisions)}
+        results = dict(zip(outputs + masks, session.run(outputs + masks, feeds), strict=True))
         seconds = time.perf_counter() - start
+        tolerance = check.tolerance * (SINGLE_CELL_FACTOR if masks and min(reference.size) == SIZE_DIVISOR else 1)
+        decisions.check([results[name] for name in masks], reference.decisions, tolerance)
         logits = results[LOGITS]
         labels = labels_of(logits, reference.size)
         if card.emits_labels:
             _expect_labels(results[card.output.name], labels)
             labels = results[card.output.name]
         expected = labels_of(reference.logits, reference.size)
-        comparisons.append(
-            Comparison(
-                shape=(len(logits), *reference.size),
-                error=float(np.abs(logits - reference.logits).max()),
-                largest=float(np.abs(reference.logits).max()),
-                agreement=float((labels == expected).mean()),
-                torch_seconds=reference.seconds,
-                onnx_seconds=seconds,
+        comparison = Comparison(
+            shape=(len(logits), *reference.size),
+            error=float(np.abs(logits - reference.logits).max()),
+            largest=float(np.abs(reference.logits).max()),
+            agreement=float((labels == expected).mean()),
+            torch_seconds=reference.seconds,
+            onnx_seconds=seconds,
+        )
+        if not comparison.relative_error <= tolerance:
+            raise UserError(
+                f"the exported file disagrees with PyTorch: its relative error is {comparison.relative_error:.1e}, "
+                f"expected at most {tolerance:.0e}; raise --tolerance, or keep the file unchecked with --no-verify"
             )
-        )
-    report = Report(tuple(comparisons))
-    if not report.error <= check.tolerance:
-        raise UserError(
-            f"the exported file disagrees with PyTorch: its relative error is {report.error:.1e}, expected at most "
-            f"{check.tolerance:.0e}; raise --tolerance, or keep the file unchecked with --no-verify"
-        )
-    return report
+        comparisons.append(comparison)
+    return Report(tuple(comparisons))
 
 
 def _expect_labels(labels: Labels, expected: npt.NDArray[np.int64]) -> None:
@@ -157,8 +171,11 @@ def labels_of(logits: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDA
     return upsampled.argmax(dim=1).numpy()
 
 
-def _session(path: Path, card: ModelCard) -> tuple[ort.InferenceSession, list[str]]:
-    """A session of the file, and the names of its outputs, the logits among them whatever the file itself returns."""
+def _session(path: Path, card: ModelCard) -> tuple[ort.InferenceSession, list[str], list[str]]:
+    """A session of the file, the names of its outputs, and those of its attention masks, which are inputs too.
+
+    The logits are among the outputs whatever the file itself returns.
+    """
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -170,10 +187,11 @@ def _session(path: Path, card: ModelCard) -> tuple[ort.InferenceSession, list[st
     model = onnx.load(str(path), load_external_data=False)
     if card.emits_labels:
         model.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, [None] * 4))
+    masks = decisions.expose(model)
     probe = path.with_name(f".{path.name}.probe")
     try:
         probe.write_bytes(model.SerializeToString())
         session = ort.InferenceSession(str(probe), options, providers=["CPUExecutionProvider"])
     finally:
         probe.unlink(missing_ok=True)
-    return session, [card.output.name, LOGITS] if card.emits_labels else [card.output.name]
+    return session, [card.output.name, LOGITS] if card.emits_labels else [card.output.name], masks

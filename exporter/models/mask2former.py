@@ -226,3 +226,10 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     layer.weight = nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
     layer.bias = nn.Parameter(bias.detach(), requires_grad=bias.requires_grad)
     return layer
+
+
+def split_projections(module: nn.Module) -> None:
+    """Split the projections of every attention inside `module`, see `AttentionWeights.split`."""
+    for layer in module.modules():
+        if isinstance(layer, AttentionWeights):
+            layer.split()

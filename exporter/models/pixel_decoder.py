@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mask2Former's pixel decoder: deformable attention across the backbone's maps, then one fine map for the masks.
 
-Sources: Mask2Former, https://arxiv.org/abs/2112.01527; Deformable DETR, https://arxiv.org/abs/2010.04159. Parameter names
-are those of the official checkpoints. Inference only.
+Sources: Mask2Former, https://arxiv.org/abs/2112.01527; Deformable DETR, https://arxiv.org/abs/2010.04159. Parameter
+names are those of the official checkpoints. Inference only.
 """
 
 from __future__ import annotations

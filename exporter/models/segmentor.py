@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -80,4 +81,25 @@ def build_random(config: SegmentorConfig, seed: int = 0) -> Segmentor:
             tensor.mul_(0.1).add_(1)
         else:
             tensor.mul_(0.1)
+    for pattern, gain in _mask2former_gains(config.head) if isinstance(config.head, Mask2FormerConfig) else ():
+        for name in fnmatch.filter(segmentor.state_dict(), f"decode_head.{pattern}"):
+            segmentor.get_parameter(name).mul_(gain)
     return segmentor
+
+
+def _mask2former_gains(head: Mask2FormerConfig) -> Sequence[tuple[str, float]]:
+    """Factors under which random queries differ from each other in every layer, and many classes win.
+
+    With unit gain throughout, what all queries have in common grows from layer to layer, and one class wins everywhere.
+    """
+    unit = math.sqrt(head.channels)  # from unit length to unit variance
+    return (
+        ("query_*.weight", unit),
+        ("level_embed.weight", 2.0),
+        ("pixel_decoder.level_encoding.weight", unit / 2),
+        ("transformer_decoder.*.attentions.0.attn.out_proj.weight", 0.4),
+        ("transformer_decoder.*.attentions.1.attn.out_proj.weight", 0.2),
+        ("transformer_decoder.*.ffns.0.layers.1.weight", 0.25),
+        ("mask_embed.4.weight", 1.5),
+        ("cls_embed.weight", 6.0),
+    )

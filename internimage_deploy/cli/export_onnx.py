@@ -129,6 +129,16 @@ class Integers(click.ParamType):
     "--activation", type=click.Choice(ACTIVATIONS), help="Activation function.  [default: from the checkpoint]"
 )
 @click.option(
+    "--attention-heads",
+    type=click.IntRange(min=1),
+    help="Number of attention heads of a Mask2Former.  [default: from the checkpoint, else one for 32 channels]",
+)
+@click.option(
+    "--norm-groups",
+    type=click.IntRange(min=1),
+    help="Number of groups of a Mask2Former's group norms.  [default: from the checkpoint, else 32]",
+)
+@click.option(
     "--ema", is_flag=True, help="Export the exponential moving average of the weights where the checkpoint holds both."
 )
 @click.option(
@@ -205,6 +215,8 @@ def export_onnx(
     offset_scale: float | None,
     post_norm_blocks: tuple[int, ...] | None,
     activation: Activation | None,
+    attention_heads: int | None,
+    norm_groups: int | None,
     ema: bool,
     classes: str | None,
     palette: str | None,
@@ -265,6 +277,8 @@ def export_onnx(
         offset_scale=offset_scale,
         post_norm_blocks=post_norm_blocks,
         activation=activation,
+        attention_heads=attention_heads,
+        norm_groups=norm_groups,
         ema=ema,
         classes=classes,
         palette=palette,

@@ -91,7 +91,7 @@ def _config(description: dict) -> str:
 
 
 def _mask2former_config(description: dict) -> str:
-    """The settings of a released Mask2Former config that mean something, and the misleading panoptic ones among them."""
+    """What a released Mask2Former config states: settings that mean something, and misleading panoptic ones."""
     head = description["head"]
     width = head["feat_channels"]
     attention = {

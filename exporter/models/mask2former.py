@@ -42,6 +42,7 @@ class Mask2FormerHead(nn.Module):
             nn.Linear(channels, config.mask_channels),
         )
         self.attention_masks = AttentionMasks()
+        self.first_embedding: nn.Parameter | None = None  # (1, Q, mask channels), when a rewrite has computed it
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         classes, masks = self.predict(features)
@@ -66,20 +67,23 @@ class Mask2FormerHead(nn.Module):
         masks = self.attention_masks.prepare(mask_features, levels)
         embeddings = self.level_embed.weight
         positions = [level_positions(x.height, x.width, embeddings[i]) for i, x in enumerate(levels)]
+        keys = [memory + position.encoding() for memory, position in zip(memories, positions, strict=True)]
+        values = [memory + position.embedding for memory, position in zip(memories, positions, strict=True)]
         query = self.query_feat.weight.expand(memories[0].shape[0], -1, -1)
         yield query
         for index, layer in enumerate(self.transformer_decoder.layers):
             level = index % len(levels)
-            masked = self.attention_masks(self._mask_embedding(query), masks[level], levels[level])
-            query = layer(query, self.query_embed.weight, memories[level], positions[level], masked)
+            embedding = self.mask_embedding(query) if index or self.first_embedding is None else self.first_embedding
+            masked = self.attention_masks(embedding, masks[level], levels[level])
+            query = layer(query, self.query_embed.weight, keys[level], values[level], masked)
             yield query
 
     def _prediction(self, query: Tensor, mask_features: Tensor) -> tuple[Tensor, Tensor]:
         classes = self.cls_embed(self.transformer_decoder.post_norm(query))
-        return classes, mask_logits(self._mask_embedding(query), mask_features)
+        return classes, mask_logits(self.mask_embedding(query), mask_features)
 
-    def _mask_embedding(self, query: Tensor) -> Tensor:
-        """(N, queries, mask channels)."""
+    def mask_embedding(self, query: Tensor) -> Tensor:
+        """Queries (N, Q, C) to what the mask features are multiplied with, (N, Q, mask channels)."""
         return self.mask_embed(self.transformer_decoder.post_norm(query))
 
 
@@ -111,7 +115,12 @@ class Decision(nn.Module):
 
 
 def mask_logits(embedding: Tensor, mask_features: Tensor) -> Tensor:
-    """Products of (N, Q, C) and (N, C, H, W): (N, Q, H, W)."""
+    """Products of (N, Q, C) and (N, C, H, W): (N, Q, H, W).
+
+    An embedding of C + 1 channels, which a rewrite makes, has a constant at the end.
+    """
+    if embedding.shape[2] == mask_features.shape[1] + 1:
+        return mask_logits(embedding[..., :-1], mask_features) + embedding[..., -1:, None]
     return (embedding @ mask_features.flatten(2)).unflatten(2, mask_features.shape[2:])
 
 
@@ -145,12 +154,8 @@ class DecoderLayer(nn.Module):
         self.ffns = nn.ModuleList([FeedForward(channels, config.decoder_feedforward)])
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
 
-    def forward(
-        self, query: Tensor, embedding: Tensor, memory: Tensor, positions: LevelPositions, masked: Tensor
-    ) -> Tensor:
-        """Queries (N, Q, C), their positions (Q, C), a level's memory (N, T, C) and what is masked (N, Q, T)."""
-        value = memory + positions.embedding
-        key = memory + positions.encoding()
+    def forward(self, query: Tensor, embedding: Tensor, key: Tensor, value: Tensor, masked: Tensor) -> Tensor:
+        """Queries (N, Q, C), their positions (Q, C), a level's keys and values (N, T, C), what is masked (N, Q, T)."""
         query = self.norms[0](query + self.attentions[0](query + embedding, key, value, masked))
         place = query + embedding
         query = self.norms[1](query + self.attentions[1](place, place, query))
@@ -164,15 +169,13 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.attn = AttentionWeights(channels)
+        self.fixed_query: nn.Parameter | None = None  # (1, Q, C), projected, when a rewrite has computed it
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, masked: Tensor | None = None) -> Tensor:
         """`masked` (N, Q, T) is True where a query does not attend, for every head alike."""
-        project = self.attn
-        return self.attend(project.query(query), project.key(key), project.value(value), masked)
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, masked: Tensor | None = None) -> Tensor:
-        """Attention of what is projected already, all (N, ..., C)."""
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        projected = self.attn.query(query) if self.fixed_query is None else self.fixed_query
+        parts = (projected, self.attn.key(key), self.attn.value(value))
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in parts)
         scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(2, 3)
         if masked is not None:
             scores = torch.where(masked[:, None], _MASKED, scores)

@@ -64,7 +64,7 @@ class MSDeformAttention(nn.Module):
         self.operator = ms_deform_attn
         self.sampling_offsets: nn.Linear | None = nn.Linear(channels, heads * levels * points * 2)
         self.attention_weights: nn.Linear | None = nn.Linear(channels, heads * levels * points)
-        self.sampling: nn.Module | None = None  # both in one, when a rewrite has joined them
+        self.sampling: nn.Linear | None = None  # both in one, when a rewrite has joined them
         self.value_proj = nn.Linear(channels, channels)
         self.output_proj = nn.Linear(channels, channels)
 
@@ -82,13 +82,13 @@ class MSDeformAttention(nn.Module):
 
     def _offsets_and_weights(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
         """(N, T, M*L*P*2) in pixels, and (N, T, M*L*P) logits."""
+        query = x + positions.encoding()
         if self.sampling is not None:
-            both = self.sampling(x, positions)
+            both = self.sampling(query)
             third = both.shape[-1] // 3
             return both[..., : 2 * third], both[..., 2 * third :]
         assert self.sampling_offsets is not None
         assert self.attention_weights is not None
-        query = x + positions.encoding()
         return self.sampling_offsets(query), self.attention_weights(query)
 
 

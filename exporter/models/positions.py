@@ -47,12 +47,6 @@ class LevelPositions:
         columns = self.columns[None].expand(self.height, -1, -1)
         return torch.cat((rows, columns), -1).flatten(0, 1) + self.embedding
 
-    def project(self, weight: Tensor) -> Tensor:
-        """`encoding() @ weight.T` for a weight (R, C): (height*width, R), in height + width products."""
-        half = self.rows.shape[-1]
-        rows, columns = self.rows @ weight[:, :half].T, self.columns @ weight[:, half:].T
-        return (rows[:, None] + (columns + weight @ self.embedding)).flatten(0, 1)
-
 
 def level_positions(height: int, width: int, embedding: Tensor) -> LevelPositions:
     """The positions on a map whose level has `embedding` (C)."""
@@ -73,10 +67,6 @@ class Positions:
         if self._encoding is None:
             self._encoding = torch.cat([level.encoding() for level in self.levels])
         return self._encoding
-
-    def project(self, weight: Tensor) -> Tensor:
-        """`encoding() @ weight.T` for a weight (R, C): (T, R)."""
-        return torch.cat([level.project(weight) for level in self.levels])
 
     def references(self, like: Tensor) -> Tensor:
         """The tokens' own places (T, 2): (x, y) of a pixel's centre, 0 to 1 across its map."""

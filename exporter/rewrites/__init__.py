@@ -11,8 +11,15 @@ from internimage_deploy.exporter.models import Segmentor
 from internimage_deploy.exporter.options import ExportOptions
 from internimage_deploy.exporter.rewrites.base import Rewrite
 from internimage_deploy.exporter.rewrites.batch_norm import BATCH_NORM
+from internimage_deploy.exporter.rewrites.fine_map import FINE_MAP
 from internimage_deploy.exporter.rewrites.fusion import PYRAMID_POOLING, UPERNET_FUSION
 from internimage_deploy.exporter.rewrites.layer_scale import LAYER_SCALE
+from internimage_deploy.exporter.rewrites.mask2former import (
+    ATTENTION_MASKS,
+    FIRST_QUERY,
+    MASK_FEATURE,
+    SAMPLING_GEMM,
+)
 from internimage_deploy.exporter.rewrites.pooling import ADAPTIVE_POOLING
 from internimage_deploy.exporter.rewrites.sampling import MASK_SOFTMAX, OFFSET_MASK_GEMM, OFFSET_SCALE
 from internimage_deploy.exporter.rewrites.segformer import SEGFORMER_FUSION
@@ -21,7 +28,7 @@ from internimage_deploy.exporter.rewrites.stem import STEM_NORMALISATION
 __all__ = ["REWRITES", "Rewrite", "apply", "select"]
 
 # In the order they are applied: batch norms before the convolutions they follow are taken apart, the offsets' scale
-# before offsets and mask are joined.
+# before offsets and mask are joined, the mask embedding's last layer before the first query passes through it.
 REWRITES: dict[str, Rewrite] = {
     rewrite.name: rewrite
     for rewrite in (
@@ -35,6 +42,11 @@ REWRITES: dict[str, Rewrite] = {
         PYRAMID_POOLING,
         UPERNET_FUSION,
         SEGFORMER_FUSION,
+        SAMPLING_GEMM,
+        MASK_FEATURE,
+        ATTENTION_MASKS,
+        FIRST_QUERY,
+        FINE_MAP,
     )
 }
 

@@ -27,7 +27,9 @@ FIGURES = ("registers", "stack", "spill_stores", "spill_loads")
 SCALARS = {"f": "float32", "NS_4HalfE": "float16", "NS_8BFloat16E": "bfloat16"}
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
-VARIANT = re.compile(r"7VariantI(f|NS_4HalfE|NS_8BFloat16E)Li(\d+)ELi(\d+)ELi(\d+)ELb([01])E")
+SCALAR = r"(f|NS_4HalfE|NS_8BFloat16E)"
+DCNV3 = re.compile(rf"7VariantI{SCALAR}Li(\d+)ELi(\d+)ELi(\d+)ELb([01])E")
+MS_DEFORM_ATTN = re.compile(rf"19MsDeformAttnVariantI{SCALAR}Li(\d+)ELi(\d+)ELi(\d+)E")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
 
@@ -35,10 +37,17 @@ Table = dict[str, dict[str, dict[str, int]]]
 
 
 def variant_name(mangled: str) -> str:
-    """E.g. "float16 C16 8x2 softmax": storage, group width, channels per access x accesses per thread."""
-    match = VARIANT.search(mangled)
+    """E.g. "float16 C16 8x2 softmax": storage, group width, channels per access x accesses per thread.
+
+    Kernels of MSDeformAttn have their name before it and the points of a level instead of the group width.
+    """
+    match = MS_DEFORM_ATTN.search(mangled)
+    if match is not None:
+        scalar, width, vectors, points = match.groups()
+        return f"MSDeformAttn {SCALARS[scalar]} {'any' if points == '0' else 'P' + points} {width}x{vectors}"
+    match = DCNV3.search(mangled)
     if match is None:
-        raise ValueError(f"not a DCNv3 kernel: {mangled}")
+        raise ValueError(f"not a kernel of the plugins: {mangled}")
     scalar, width, vectors, group, softmax = match.groups()
     name = f"{SCALARS[scalar]} {'any' if group == '0' else 'C' + group} {width}x{vectors}"
     return name + (" softmax" if softmax == "1" else "")

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from internimage_deploy.datasets.classes import Classes, Palette, fitted, is_class_name, lookup
-from internimage_deploy.errors import UserError, quoted
+from internimage_deploy.errors import UserError, one_line, quoted
 from internimage_deploy.exporter import mmconfig
 from internimage_deploy.exporter.architecture import Hints, infer
 from internimage_deploy.exporter.models.config import SegmentorConfig
 from internimage_deploy.exporter.models.segmentor import Segmentor, build_without_weights
+from internimage_deploy.exporter.options import SIZE_DIVISOR
 from internimage_deploy.exporter.pickle_literals import Damaged
 from internimage_deploy.exporter.presets import PRESETS, Preset
 from internimage_deploy.exporter.rebuild import StoredTensor
@@ -26,6 +27,7 @@ from internimage_deploy.exporter.source import SourceModel, StatedLabels, find_p
 from internimage_deploy.exporter.tensor_file import Content, read_content
 from internimage_deploy.exporter.unpickler import Inert
 from internimage_deploy.files import sha256
+from internimage_deploy.window import Window
 
 _PLAIN_CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "network")
 _EMA_CONTAINERS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "teacher")
@@ -100,7 +102,7 @@ def read_checkpoint(
         classes=classes,
         palette=palette,
         resize=_resize(stated, mmconfig.test_scale(training), known, notes),
-        window=mmconfig.test_window(training) if training else known.window if known else None,
+        window=_window(training, known, notes, path),
         source={"file": quoted(path.name), "sha256": sha256(path)},
         notes=tuple(notes),
         details=_inert_note(content.inert),
@@ -286,6 +288,24 @@ def _resize(
         "images keep their own size, for the checkpoint does not state which it was evaluated with; --resize states it"
     )
     return None
+
+
+def _window(training: Mapping[str, object], known: Preset | None, notes: list[str], path: Path) -> Window | None:
+    """The sliding window that the model was evaluated with; None for whole images."""
+    if not training:
+        return known.window if known is not None else None
+    try:
+        window = mmconfig.test_window(training)
+    except UserError as error:
+        notes.append(f"images are segmented whole, for {one_line(error)}")
+        return None
+    if window is not None and any(side % SIZE_DIVISOR for side in window.crop):
+        notes.append(
+            f"images are segmented whole, for crops of {window.crop[0]}x{window.crop[1]}, which the checkpoint was "
+            f"evaluated with, are no multiples of {SIZE_DIVISOR}; --slide with --crop slides over them all the same"
+        )
+        return None
+    return window
 
 
 def _are_names(names: object) -> TypeGuard[Sequence[str]]:

@@ -34,6 +34,7 @@ from internimage_deploy.exporter.source import SourceModel, StatedLabels, random
 from internimage_deploy.exporter.tracing import trace
 from internimage_deploy.exporter.verify import DEFAULT_CHECK, Check, Report, compare, make_references
 from internimage_deploy.files import staging_folder
+from internimage_deploy.onnx_tools.logits import LOGITS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -321,7 +322,7 @@ def _card(model: SourceModel, options: ExportOptions, applied: tuple[str, ...]) 
     output_spec = (
         TensorSpec("labels", label_dtype(classes).__name__, (batch, height, width))
         if options.emit == "labels"
-        else TensorSpec(naming.LOGITS, "float32", (batch, classes, *quarter))
+        else TensorSpec(LOGITS, "float32", (batch, classes, *quarter))
     )
     tools = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
     return ModelCard(
@@ -331,6 +332,7 @@ def _card(model: SourceModel, options: ExportOptions, applied: tuple[str, ...]) 
         input=input_spec,
         output=output_spec,
         resize=model.resize,
+        window=model.window,
         size_divisor=SIZE_DIVISOR,
         rewrites=applied,
         model=config.asdict(),

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Mapping
 
 from internimage_deploy.card import MAX_SIDE
+from internimage_deploy.errors import UserError, quoted
+from internimage_deploy.window import Window
 
 # A released config has about 10 kB; more than this is not one.
 _MAX_CHARACTERS = 1_000_000
@@ -50,22 +52,32 @@ def test_scale(config: Mapping[str, object]) -> tuple[int, int] | None:
     return None
 
 
-def test_window(config: Mapping[str, object]) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """(crop, stride), each (height, width) in pixels, if the model was evaluated with a sliding window."""
+def test_window(config: Mapping[str, object]) -> Window | None:
+    """The sliding window that the model was evaluated with; None if it was evaluated on whole images.
+
+    Raises:
+        UserError: the config asks for a window that cannot be.
+    """
     model = config.get("model")
     test = model.get("test_cfg") if isinstance(model, dict) else None
     if not isinstance(test, dict) or test.get("mode") != "slide":
         return None
     crop, stride = (_pair(test.get(name)) for name in ("crop_size", "stride"))
-    return (crop, stride) if crop is not None and stride is not None else None
+    if crop is None or stride is None:
+        raise UserError(
+            f"the sliding window of the training config has the crop {quoted(test.get('crop_size'))} and the stride "
+            f"{quoted(test.get('stride'))}; expected (height, width) in pixels"
+        )
+    return Window(crop, stride)
 
 
 def _pair(value: object) -> tuple[int, int] | None:
-    match value:
-        case int(side) if 0 < side <= MAX_SIDE:
-            return side, side
-        case (int(height), int(width)) | [int(height), int(width)] if 0 < min(height, width) <= MAX_SIDE:
-            return (height, width) if max(height, width) <= MAX_SIDE else None
+    sides = (value, value) if isinstance(value, int) else value
+    match sides:
+        case (int(height), int(width)) | [int(height), int(width)] if (
+            min(height, width) > 0 and max(height, width) <= MAX_SIDE
+        ):
+            return height, width
     return None
 
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from internimage_deploy._version import __version__
 from internimage_deploy.exporter.options import SIZE_DIVISOR
+from internimage_deploy.onnx_tools.logits import LOGITS
 from internimage_deploy.operators import contract, ms_deform_attn
 from internimage_deploy.operators.ms_deform_attn_function import ms_deform_attn_function
 from internimage_deploy.operators.onnx_function import dcnv3_function
@@ -20,7 +21,6 @@ from internimage_deploy.operators.onnx_function import dcnv3_function
 if TYPE_CHECKING:
     import onnx
 
-LOGITS = "logits"  # the value of this name is the decode head's output in every export, whatever the model returns
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 

@@ -30,6 +30,8 @@ def lower_opset(model: ir.Model, opset: int) -> None:
                 node.attributes.pop(name, None)
         elif node.op_type == "LayerNormalization" and opset < 17:
             _decompose_layer_norm(node)
+        elif node.op_type == "Pad" and len(node.inputs) < 4:
+            pass  # opset 18 added `axes`, nothing else
         elif onnx.defs.get_schema(node.op_type, TRACED_OPSET).since_version > opset:
             raise ValueError(f"{node.name}: {node.op_type} has no form in opset {opset}")
     model.opset_imports[""] = opset

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from internimage_deploy.exporter.models.config import BackboneConfig, HeadConfig, Mask2FormerConfig, SegmentorConfig
+from internimage_deploy.window import Window
 
 BACKBONES = {
     "t": BackboneConfig(64, (4, 4, 18, 4), (4, 8, 16, 32), layer_scale=True),
@@ -39,8 +40,6 @@ BACKBONES = {
     ),
 }
 
-Window = tuple[tuple[int, int], tuple[int, int]]
-
 _HEADS = {"upernet": HeadConfig("UPerHead", 512, 150), "segformer": HeadConfig("SegformerHead", 256, 150)}
 
 
@@ -48,8 +47,7 @@ _HEADS = {"upernet": HeadConfig("UPerHead", 512, 150), "segformer": HeadConfig("
 class Preset:
     """A released model: its architecture, test scale (long, short) in pixels and data set.
 
-    `window` is the crop and the stride, each (height, width) in pixels, of a model that is evaluated with a sliding
-    window.
+    `window` is the sliding window that a model is evaluated with; None for whole images.
     """
 
     name: str
@@ -98,11 +96,11 @@ _MASK2FORMER = (
     _mask2former("mask2former_internimage_h_512_40k_cocostuff164k_to_10k", _wide, 171, (2048, 512), "coco_stuff"),
     _mask2former(
         "mask2former_internimage_h_1024x1024_80k_mapillary2cityscapes", _narrow, 19, (2048, 1024), "cityscapes",
-        ((1024, 1024), (512, 512)),
+        Window((1024, 1024), (512, 512)),
     ),
     _mask2former(
         "mask2former_internimage_h_896x896_80k_mapillary", _narrow, 19, (2048, 1024), "cityscapes",
-        ((896, 896), (512, 512)),
+        Window((896, 896), (512, 512)),
     ),
     _mask2former("mask2former_internimage_h_480_40k_pascal_context_59", _narrow, 59, (4096, 520), "pascal_context_59"),
     _mask2former("mask2former_internimage_h_480_40k_nyu", _narrow, 40, (640, 480), "nyu_40"),

@@ -9,7 +9,8 @@ from typing import Literal
 from internimage_deploy.datasets.classes import Classes, Palette, fitted, lookup
 from internimage_deploy.errors import UserError
 from internimage_deploy.exporter.models import Segmentor, build_random
-from internimage_deploy.exporter.presets import PRESETS, Preset, Window
+from internimage_deploy.exporter.presets import PRESETS, Preset
+from internimage_deploy.window import Window
 
 
 @dataclass(frozen=True)

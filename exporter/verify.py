@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from internimage_deploy.card import ModelCard
 from internimage_deploy.errors import MissingDependency, UserError
 from internimage_deploy.exporter import decisions
-from internimage_deploy.exporter.naming import LOGITS
 from internimage_deploy.exporter.options import DEFAULT_TOLERANCE, SIZE_DIVISOR, ExportOptions
+from internimage_deploy.onnx_tools.logits import LOGITS
 
 if TYPE_CHECKING:
     import onnxruntime as ort

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from internimage_deploy.exporter.export import ExportedModel, export
     from internimage_deploy.runtime.engine.build import BuiltEngine, build_engine
     from internimage_deploy.runtime.imaging.segmentation import Segmentation
-    from internimage_deploy.runtime.imaging.sliding import Window
     from internimage_deploy.runtime.segmenter import Segmenter
+    from internimage_deploy.window import Window
 
 __all__ = [
     "BuiltEngine",
@@ -44,7 +44,7 @@ _LAZY = {
     "ExportedModel": "internimage_deploy.exporter.export",
     "Segmentation": "internimage_deploy.runtime.imaging.segmentation",
     "Segmenter": "internimage_deploy.runtime.segmenter",
-    "Window": "internimage_deploy.runtime.imaging.sliding",
+    "Window": "internimage_deploy.window",
     "build_engine": "internimage_deploy.runtime.engine.build",
     "export": "internimage_deploy.exporter.export",
 }

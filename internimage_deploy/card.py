@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from internimage_deploy.errors import UserError, is_plain_text, one_line, quoted
+from internimage_deploy.window import Window
 
 METADATA_KEY = "internimage_deploy"
 CARD_VERSION = 1
@@ -77,7 +78,8 @@ class ModelCard:
 
     `input` is either `image` (N, H, W, 3) uint8 RGB, or `input` (N, 3, H, W) float, normalised with `mean` and `std`
     (RGB, 0..255 scale). `output` is either `labels` (N, H, W) at network size, or `logits`
-    (N, classes, H/4, W/4), to be upsampled bilinearly (half-pixel centres) before the argmax.
+    (N, classes, H/4, W/4), to be upsampled bilinearly (half-pixel centres) before the argmax. The `logits` of a
+    Mask2Former are its semantic scores, between 0 and the number of queries; labels are made of them in the same way.
     """
 
     architecture: str
@@ -88,6 +90,7 @@ class ModelCard:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     resize: tuple[int, int] | None = None  # (long, short) in pixels, aspect ratio kept; None: the image's own size
+    window: Window | None = None  # that the model was evaluated with; None: on whole images
     size_divisor: int = 32  # a free height and width are multiples of it
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     kept_fp32: tuple[str, ...] = ()  # node names or operator types left in fp32 by a conversion
@@ -297,8 +300,15 @@ def _tensor_spec(names: tuple[str, ...]) -> Reader:
     return lambda value: TensorSpec(**_read_fields(value, readers, tuple(readers)))
 
 
-def _resize(value: Json) -> tuple[int, ...]:
+def _sides(value: Json) -> tuple[int, ...]:
     return _list_of(_integer(1, MAX_SIDE), 2, 2)(value)
+
+
+def _window(value: Json) -> Window:
+    try:
+        return Window(**_read_fields(value, {"crop": _sides, "stride": _sides}, ("crop", "stride")))
+    except UserError as error:
+        raise ValueError(str(error)) from error
 
 
 def _profile(value: Json) -> dict[str, tuple[int, ...]]:
@@ -337,6 +347,8 @@ def _check_shapes(card: ModelCard) -> None:
         raise ValueError(f"output: got {card.output.dtype} {quoted(out)}, expected integers (N, H, W)")
     if isinstance(height, int) and isinstance(width, int) and max(height, width) > MAX_SIDE:
         raise ValueError(f"input: got the size {height}x{width}, expected at most {MAX_SIDE:,} pixels")
+    if card.window is not None and any(side % card.size_divisor for side in card.window.crop):
+        raise ValueError(f"window: got crops of {card.window.crop}, expected multiples of {card.size_divisor}")
 
 
 _DTYPES = ("uint8", "int32", "int64", "float32", "float16")
@@ -360,7 +372,8 @@ _READERS: dict[str, Reader] = {
     "output": _tensor_spec(("labels", "logits")),
     "mean": _list_of(_number(-1e6, 1e6), 3, 3),
     "std": _list_of(_number(1e-300, 1e6), 3, 3),
-    "resize": _optional(_resize),
+    "resize": _optional(_sides),
+    "window": _optional(_window),
     "size_divisor": _integer(1, 1024),
     "precision": _one_of("fp32", "fp16", "bf16"),
     "kept_fp32": _list_of(_text),

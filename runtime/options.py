@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS
 from internimage_deploy.runtime.imaging.pipeline import Resize, WindowChoice
-from internimage_deploy.runtime.imaging.sliding import Window
+from internimage_deploy.window import Window
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,10 @@ class LoadOptions:
         threads: CPU threads of the network; None for all this process may use.
         resize: (long, short) in pixels to fit images into, keeping their ratio; "own" for no resizing; None for what
             the model card says. Only for models of free size, or with a window.
-        window: None to give the network the whole image, "slide" for a sliding window of the network's fixed size, or
-            a `Window`. Needs a model that returns logits.
+        window: None for what the model card says: a sliding window where the model was evaluated with one, else whole
+            images. "whole" for whole images; "slide" for the card's window, or one of the network's fixed size where
+            the card has none; or a `Window`. A network of fixed size slides in crops of that size, with the card's
+            stride in proportion. Sliding needs logits, which every ONNX file of `export-onnx` can return.
         batch: maximum number of images (or crops) in one run of the network; a model of fixed batch ignores it.
         max_pixels: image files with more pixels are refused.
         trust_engine: let an engine run the code it carries, which version-compatible engines do.
@@ -48,8 +50,8 @@ class LoadOptions:
             raise UserError(
                 f'resize is {self.resize!r}, expected (long, short) in pixels such as (2048, 512), or "own"'
             )
-        if self.window not in (None, "slide") and not isinstance(self.window, Window):
-            raise UserError(f'window is {self.window!r}, expected "slide" or a Window(crop, stride)')
+        if self.window not in (None, "slide", "whole") and not isinstance(self.window, Window):
+            raise UserError(f'window is {self.window!r}, expected "slide", "whole" or a Window(crop, stride)')
 
 
 def _is_size(value: object) -> bool:

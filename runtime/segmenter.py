@@ -16,6 +16,7 @@ from internimage_deploy.card import ModelCard
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.backends.base import Backend, run_each
 from internimage_deploy.runtime.backends.load import load_backend
+from internimage_deploy.runtime.engine.profiles import batch_range
 from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS, ImageSource
 from internimage_deploy.runtime.imaging.pipeline import (
     ImagePipeline,
@@ -23,6 +24,7 @@ from internimage_deploy.runtime.imaging.pipeline import (
     PreparedImage,
     Resize,
     WindowChoice,
+    images_per_run,
 )
 from internimage_deploy.runtime.imaging.segmentation import Segmentation
 from internimage_deploy.runtime.options import LoadOptions
@@ -96,6 +98,7 @@ class Segmenter:
             Path(path),
             options.backend,
             threads=options.threads,
+            window=options.window,
             trust_engine=options.trust_engine,
             cuda_graphs=options.cuda_graphs,
         )
@@ -127,7 +130,7 @@ class Segmenter:
         return self._segment([self.prepare(one)])[0]
 
     def probabilities(self, image: ImageSource) -> npt.NDArray[np.float32]:
-        """Softmax over the classes for one image.
+        """Softmax over the classes for one image; see `ImagePipeline.probabilities` for what it means for Mask2Former.
 
         Returns:
             (classes, H, W) float32 at the image's own size; 4 x classes bytes a pixel.
@@ -166,28 +169,33 @@ class Segmenter:
         output of one is waited for.
 
         Args:
-            groups: at most `batch` images each, so that a group is one run of the network.
+            groups: at most `images_per_run` images each: what is one run of the network, or the crops of one image.
             on_error: called with a group that failed, which is then left out; None raises the error.
 
         Raises:
             UserError: a group failed, and there is no `on_error`.
         """
-        parts: list[npt.NDArray[Any]] = []
+        outputs: npt.NDArray[Any] | None = None
         failure: UserError | None = None
-        for (group, count, last), output in run_each(self.backend, self._batches(groups)):
+        for (group, part, total), output in run_each(self.backend, self._batches(groups)):
             if isinstance(output, UserError):
                 failure = output
                 if on_error is None:
                     raise failure
-            else:
-                parts.append(output[:count])
-            if not last:
+            elif part == slice(0, total):
+                outputs = output[:total]
+            else:  # in place: the logits of many crops are not to be in memory twice
+                if outputs is None:
+                    outputs = np.empty((total, *output.shape[1:]), output.dtype)
+                outputs[part] = output[: part.stop - part.start]
+            if part.stop < total:
                 continue
             if failure is None:
-                yield group, self._by_image(parts, len(group))
+                assert outputs is not None
+                yield group, self._by_image(outputs, len(group))
             elif on_error is not None:
                 on_error(group, failure)
-            parts, failure = [], None
+            outputs, failure = None, None
 
     def finish(self, prepared: PreparedImage, output: npt.NDArray[Any]) -> Segmentation:
         """The result for one image from what `forward` returned for it; may be called from any thread."""
@@ -212,9 +220,10 @@ class Segmenter:
         for index, image in enumerate(images):
             by_size.setdefault(image.size, []).append((index, image))
         groups = [
-            group[start : start + self.batch]
+            group[start : start + count]
             for group in by_size.values()
-            for start in range(0, len(group), self.batch)
+            for count in [images_per_run(group[0][1], self.batch)]
+            for start in range(0, len(group), count)
         ]
         results: dict[int, Segmentation] = {}
         for group, outputs in self.forward_each(groups):
@@ -222,19 +231,21 @@ class Segmenter:
                 results[index] = self.finish(image, output)
         return [results[index] for index in range(len(images))]
 
-    def _by_image(self, parts: list[npt.NDArray[Any]], images: int) -> list[npt.NDArray[Any]]:
-        """The outputs of a group's batches, put together and split into one for each image."""
-        outputs = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def _by_image(self, outputs: npt.NDArray[Any], images: int) -> list[npt.NDArray[Any]]:
+        """A group's outputs, split into one for each image."""
         if self.pipeline.window is not None:
             outputs = outputs.reshape(images, -1, *outputs.shape[1:])
         return list(outputs)
 
     def _batches(
         self, groups: Iterable[Group[Key, Ready]]
-    ) -> Iterator[tuple[tuple[Group[Key, Ready], int, bool], npt.NDArray[Any]]]:
-        """((group, images in the batch, whether it is the group's last batch), batch) one after another."""
+    ) -> Iterator[tuple[tuple[Group[Key, Ready], slice, int], npt.NDArray[Any]]]:
+        """((group, which of its crops are in the batch, number of its crops), batch) one after another."""
         for group in groups:
             pixels = [crop for _, image in group for crop in self.pipeline.crops(image)]
-            for start in range(0, len(pixels), self.batch):
-                part = pixels[start : start + self.batch]
-                yield (group, len(part), start + self.batch >= len(pixels)), self.pipeline.network_input(part)
+            # An engine may take fewer than were asked for: then a slid image would not run at all.
+            _, most = batch_range(self.card, (pixels[0].shape[0], pixels[0].shape[1]))
+            step = min(self.batch, most)
+            for start in range(0, len(pixels), step):
+                part = slice(start, min(start + step, len(pixels)))
+                yield (group, part, len(pixels)), self.pipeline.network_input(pixels[part])

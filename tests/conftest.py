@@ -17,6 +17,7 @@ SLOW = (
     "exporter/test_export_command.py::test_full_disk_leaves_nothing",
     "exporter/test_export_command.py::test_interrupt_leaves_nothing",
     "exporter/test_hostile_checkpoints.py::test_damaged_checkpoints_run_nothing_and_are_told_in_one_line",
+    "exporter/test_mask2former_export.py",
     "exporter/test_rewrites.py::test_labels_are_those_of_the_plain_export",
     "exporter/test_tensorrt_rtx.py",
     "ground/test_architecture.py::test_mypy_sees_across_the_rooms",
@@ -31,6 +32,18 @@ SLOW = (
     "runtime/test_engine_types.py",
     "runtime/test_golden_models.py",
     "runtime/test_segmenter.py::test_the_public_names_have_their_types",
+    *(
+        f"runtime/test_window.py::test_{name}"
+        for name in (
+            "a_model_slides_as_its_card_says",
+            "a_network_of_fixed_size_and_batch_slides_in_crops_of_its_own",
+            "whole_images_and_other_windows_on_demand",
+            "probabilities_of_a_file_that_returns_labels",
+            "the_model_in_memory_is_sound_and_has_no_more_than_the_logits_need",
+            "the_memory_of_crops_is_known_before_the_network_runs",
+            "the_commands",
+        )
+    ),
     "serving/test_attacks.py",
     "serving/test_costly_images.py",
     "serving/test_faults.py",

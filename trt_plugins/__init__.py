@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DCNv3 operator for TensorRT: contract, kernel, plugin, and the code that builds it. Never imports torch."""
+"""DCNv3 and MSDeformAttn for TensorRT: kernels, plugins, and the code that builds them. Never imports torch."""

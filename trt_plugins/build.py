@@ -21,21 +21,23 @@ LIBRARY = "libinternimage_trt_plugins.so"
 SOURCES = Path(__file__).resolve().parent / "csrc"
 RECORD = "plugin.json"
 
-# The kernel, which knows CUDA alone, and the plugin around it, which knows TensorRT too. CMakeLists.txt lists the same.
+KERNELS = ("dcnv3", "ms_deform_attn")
+# The kernels, which know CUDA alone, and the plugins around them, which know TensorRT too. CMakeLists.txt lists the
+# same.
 KERNEL_SOURCES = (
-    "kernel/dcnv3_bfloat16.cu",
-    "kernel/dcnv3_float16.cu",
-    "kernel/dcnv3_float32.cu",
-    "kernel/dcnv3_launch.cpp",
-    "kernel/dcnv3_variants.cpp",
+    *(f"kernel/{kernel}_{dtype}.cu" for kernel in KERNELS for dtype in ("float32", "float16", "bfloat16")),
+    *(f"kernel/{kernel}_{part}.cpp" for kernel in KERNELS for part in ("launch", "variants")),
+    "kernel/device.cpp",
+    "kernel/grid.cpp",
 )
 PLUGIN_SOURCES = (
     "plugin/dcnv3_attributes.cpp",
-    "plugin/dcnv3_operator.cpp",
-    "plugin/dcnv3_plugin_v2.cpp",
-    "plugin/dcnv3_plugin_v3.cpp",
+    *(f"plugin/{kernel}_operator.cpp" for kernel in KERNELS),
+    "plugin/operator.cpp",
     "plugin/plugin_log.cpp",
     "plugin/plugin_registration.cpp",
+    "plugin/plugin_v2.cpp",
+    "plugin/plugin_v3.cpp",
 )
 FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-cudart=static", "-diag-suppress=1444,1445"),
@@ -123,7 +125,7 @@ class Plan:
         return [
             str(self.nvcc.path), *FLAGS, *self._architecture_flags(),
             "-Xlinker", f"--version-script={SOURCES / 'plugin' / 'exports.map'}",
-            f"-DDCNV3_PLUGIN_INTERFACE={self.interface[1]}", f"-I{SOURCES}", "-isystem", str(self.headers.path),
+            f"-DPLUGIN_INTERFACE={self.interface[1]}", f"-I{SOURCES}", "-isystem", str(self.headers.path),
             "--threads", str(min(os.cpu_count() or 1, 8)),
             *(str(SOURCES / name) for name in (*KERNEL_SOURCES, *PLUGIN_SOURCES)), "-o", str(target),
         ]  # fmt: skip

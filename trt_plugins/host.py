@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernel's arithmetic on the host: the same C++ source, compiled for the CPU on the first call.
+"""The CUDA kernels' arithmetic on the host: the same C++ source, compiled for the CPU on the first call.
 
-It exists to prove the kernel where there is no GPU, one simulated thread after another; it is exact, not fast.
+It exists to prove the kernels where there is no GPU, one simulated thread after another; it is exact, not fast.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from internimage_deploy.cache import (
     run_compiler,
 )
 from internimage_deploy.errors import MissingDependency, UserError
+from internimage_deploy.operators import ms_deform_attn as ms_deform_attn_contract
 from internimage_deploy.operators.contract import output_size
-from internimage_deploy.trt_plugins.build import SOURCES
+from internimage_deploy.trt_plugins.build import KERNELS, SOURCES
 
-HOST_SOURCES = ("dcnv3_host.cpp", "dcnv3_variants.cpp")
+HOST_SOURCES = (*(f"{kernel}_{part}.cpp" for kernel in KERNELS for part in ("host", "variants")), "grid.cpp")
 KERNEL = SOURCES / "kernel"
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=default", "-Wall", "-Wextra")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -56,15 +57,37 @@ class Params(ctypes.Structure):
     ]
 
 
+class MsDeformAttnParams(ctypes.Structure):
+    """`MsDeformAttnParams` of ms_deform_attn_params.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in (*ms_deform_attn_contract.INPUTS, "output")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("batch", "keys", "queries", "heads", "head_channels", "levels", "points")
+        ),
+    ]
+
+
 @dataclass(frozen=True)
 class Variant:
-    """One compiled kernel: channels per access, accesses per thread, group width (0: any), softmax built in."""
+    """One compiled DCNv3 kernel: channels per access, accesses per thread, group width (0: any), softmax built in."""
 
     dtype: str
     width: int
     vectors: int
     group: int
     softmax: bool
+
+
+@dataclass(frozen=True)
+class MsDeformAttnVariant:
+    """One compiled MSDeformAttn kernel: channels per access, accesses per thread, points of a level (0: any)."""
+
+    dtype: str
+    width: int
+    vectors: int
+    points: int
 
 
 def _pair(value: Pair, name: str) -> tuple[int, int]:
@@ -84,7 +107,7 @@ def compile_library(target: Path) -> None:
 def library() -> ctypes.CDLL:
     """The host library, compiled on the first call of this user with these sources."""
     key = fingerprint([*KERNEL.glob("*.h"), *(KERNEL / name for name in HOST_SOURCES)], [host_compiler(), *FLAGS])
-    target = cache_folder() / "host" / f"libdcnv3_host-{key}.so"
+    target = cache_folder() / "host" / f"libkernels_host-{key}.so"
     build_once(target, compile_library)
     return bind(target)
 
@@ -99,8 +122,17 @@ def bind(path: Path) -> ctypes.CDLL:
     for name in ("dcnv3_host_narrow", "dcnv3_host_widen"):
         getattr(loaded, name).argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32]
         getattr(loaded, name).restype = None
-    if loaded.dcnv3_host_params_size() != ctypes.sizeof(Params):
-        raise RuntimeError(f"{path}: its parameter block differs from host.Params")
+    block = ctypes.POINTER(MsDeformAttnParams)
+    loaded.ms_deform_attn_host_run.argtypes = [block, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p]
+    loaded.ms_deform_attn_host_run.restype = ctypes.c_char_p
+    loaded.ms_deform_attn_host_is_distinct.argtypes = [block, ctypes.c_int32, ctypes.c_int32]
+    loaded.ms_deform_attn_host_variants.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+    for size, params in (
+        (loaded.dcnv3_host_params_size(), Params),
+        (loaded.ms_deform_attn_host_params_size(), MsDeformAttnParams),
+    ):
+        if size != ctypes.sizeof(params):
+            raise RuntimeError(f"{path}: its parameter block differs from host.{params.__name__}")
     return loaded
 
 
@@ -166,7 +198,7 @@ def make_params(
 
 
 def run(params: Params, dtype: str, *, tactic: int = 0, loaded: ctypes.CDLL | None = None) -> Variant:
-    """Run the kernel over a parameter block and return the variant that served it; `tactic` 0 is the default.
+    """Run the DCNv3 kernel over a parameter block and return the variant that served it; `tactic` 0 is the default.
 
     Raises:
         UserError: the kernel refuses the parameters; the message is the C++ one.
@@ -223,17 +255,121 @@ def dcnv3(
     return output
 
 
+def make_ms_deform_attn_params(
+    value: npt.ArrayLike,
+    spatial_shapes: npt.ArrayLike,
+    level_start_index: npt.ArrayLike,
+    sampling_locations: npt.ArrayLike,
+    attention_weights: npt.ArrayLike,
+) -> tuple[MsDeformAttnParams, Array, tuple[Array, ...]]:
+    """The MSDeformAttn kernel's parameter block, the output array it writes, and the arrays whose memory it reads.
+
+    Raises:
+        UserError: shapes or dtypes do not fit each other.
+    """
+    given = (value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    arrays = dict(zip(ms_deform_attn_contract.INPUTS, map(np.ascontiguousarray, given), strict=True))
+    dtype = arrays["value"].dtype
+    if dtype.name not in DTYPES:
+        raise UserError(f"value is {dtype}: expected one of {', '.join(DTYPES)}")
+    expected_types = {"sampling_locations": "float32", "attention_weights": dtype.name}
+    for name, expected in expected_types.items():
+        if arrays[name].dtype.name != expected:
+            raise UserError(f"{name} is {arrays[name].dtype}: expected {expected}")
+    for name in ("spatial_shapes", "level_start_index"):
+        if not np.issubdtype(arrays[name].dtype, np.integer):
+            raise UserError(f"{name} is {arrays[name].dtype}: expected integers")
+        arrays[name] = arrays[name].astype(np.int32)
+    for name, rank in (("value", 4), ("sampling_locations", 6)):
+        if arrays[name].ndim != rank:
+            raise UserError(f"{name} has shape {arrays[name].shape}: expected {rank} dimensions")
+    batch, keys, heads, channels = arrays["value"].shape
+    queries, levels, points = (arrays["sampling_locations"].shape[axis] for axis in (1, 3, 4))
+    shapes = {
+        "spatial_shapes": (levels, 2),
+        "level_start_index": (levels,),
+        "sampling_locations": (batch, queries, heads, levels, points, 2),
+        "attention_weights": (batch, queries, heads, levels, points),
+    }
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise UserError(f"{name} has shape {arrays[name].shape}: expected {shape}")
+    # NaN marks an element that nobody wrote.
+    output = np.full((batch, queries, heads * channels), np.nan, dtype=dtype)
+    params = MsDeformAttnParams(
+        batch=batch, keys=keys, queries=queries, heads=heads, head_channels=channels, levels=levels, points=points
+    )
+    for name, array in (*arrays.items(), ("output", output)):
+        setattr(params, name, array.ctypes.data)
+    return params, output, tuple(arrays.values())
+
+
+def run_ms_deform_attn(params: MsDeformAttnParams, dtype: str, *, tactic: int = 0) -> MsDeformAttnVariant:
+    """Run the MSDeformAttn kernel and return the variant that served it; `tactic` 0 is the default.
+
+    Raises:
+        UserError: the kernel refuses the parameters; the message is the C++ one.
+    """
+    chosen = (ctypes.c_int32 * 3)()
+    error = library().ms_deform_attn_host_run(ctypes.byref(params), DTYPES.index(dtype), tactic, chosen)
+    if error:
+        raise UserError(f"MSDeformAttn: {error.decode()}")
+    return MsDeformAttnVariant(dtype, *chosen)
+
+
+def ms_deform_attn(
+    value: npt.ArrayLike,
+    spatial_shapes: npt.ArrayLike,
+    level_start_index: npt.ArrayLike,
+    sampling_locations: npt.ArrayLike,
+    attention_weights: npt.ArrayLike,
+    *,
+    tactic: int = 0,
+) -> Array:
+    """Multi-scale deformable attention as the CUDA kernel computes it.
+
+    Args:
+        value: (N, T, M, D), float32, float16 or bfloat16 (ml_dtypes); levels one after another, row by row.
+        spatial_shapes: (L, 2) integers, (height, width) of each level.
+        level_start_index: (L) integers, the first of each level's T rows. A level that does not lie inside `value`
+            reads zero.
+        sampling_locations: (N, Q, M, L, P, 2) float32, (x, y) from 0 to 1 across the level's map.
+        attention_weights: (N, Q, M, L, P), of the dtype of `value`.
+        tactic: Launch configuration, 1 to `tactics()`; 0 is the default.
+
+    Returns:
+        (N, Q, M*D), of the dtype of `value`.
+
+    Raises:
+        UserError: shapes or dtypes do not fit, or no C++ compiler is installed.
+    """
+    params, output, inputs = make_ms_deform_attn_params(
+        value, spatial_shapes, level_start_index, sampling_locations, attention_weights
+    )
+    run_ms_deform_attn(params, output.dtype.name, tactic=tactic)
+    del inputs  # until here the kernel read their memory
+    return output
+
+
 def tactics() -> int:
-    """Number of launch configurations."""
+    """Number of launch configurations, of either kernel."""
     return int(library().dcnv3_host_tactics())
 
 
 def variants() -> list[Variant]:
-    """Every kernel that is compiled, for the device and for the host alike."""
+    """Every DCNv3 kernel that is compiled, for the device and for the host alike."""
     count = library().dcnv3_host_variants(None, 0)
     rows = np.empty((count, 5), np.int32)
     library().dcnv3_host_variants(rows.ctypes.data, count)
     return [Variant(DTYPES[row[0]], int(row[1]), int(row[2]), int(row[3]), bool(row[4])) for row in rows]
+
+
+def ms_deform_attn_variants() -> list[MsDeformAttnVariant]:
+    """Every MSDeformAttn kernel that is compiled, for the device and for the host alike."""
+    count = library().ms_deform_attn_host_variants(None, 0)
+    rows = np.empty((count, 4), np.int32)
+    library().ms_deform_attn_host_variants(rows.ctypes.data, count)
+    return [MsDeformAttnVariant(DTYPES[row[0]], int(row[1]), int(row[2]), int(row[3])) for row in rows]
 
 
 def bfloat16() -> np.dtype[np.generic]:

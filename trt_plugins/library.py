@@ -10,10 +10,11 @@ from types import ModuleType
 from typing import Any
 
 from internimage_deploy.errors import UserError
+from internimage_deploy.operators import ms_deform_attn
 from internimage_deploy.operators.contract import OFFICIAL_OP_TYPE, OP_TYPE, PLUGIN_NAMESPACE, PLUGIN_VERSION
 
 LIBRARY_VARIABLE = "INTERNIMAGE_DEPLOY_PLUGIN"
-CREATORS = (OP_TYPE, OFFICIAL_OP_TYPE)
+CREATORS = (OP_TYPE, OFFICIAL_OP_TYPE, ms_deform_attn.OP_TYPE)
 
 
 def find_library(path: Path | None = None, *, tensorrt: str | None = None, build: bool = False) -> Path:
@@ -71,7 +72,7 @@ def find_creator(trt: ModuleType, name: str = OP_TYPE) -> Any | None:
 
 
 def load_library(trt: ModuleType, path: Path | None = None, *, build: bool = False) -> Path | None:
-    """Register DCNv3 and TRTDCNv3 with TensorRT, unless they are: before parsing or deserialising anything.
+    """Register the plugins with TensorRT, unless they are: before parsing or deserialising anything.
 
     Args:
         trt: The module `tensorrt` (or `tensorrt_rtx`, whose registry takes the library though its builder does not).

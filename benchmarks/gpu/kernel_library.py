@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plugin's CUDA kernel as a library of its own, without TensorRT, for benchmarks and tests."""
+"""The plugins' CUDA kernels as a library of its own, without TensorRT, for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ LAUNCH = Path(__file__).resolve().with_name("launch.cpp")
 def load_kernel(capability: str) -> ctypes.CDLL:
     """The library for a GPU of compute capability `capability`, such as "8.6", compiled on the first call.
 
-    Its functions are `dcnv3_launch(params, dtype, tactic, stream)`, which returns a CUDA error code, and
-    `dcnv3_tactics()`; see launch.cpp.
+    Its functions are `dcnv3_launch(params, dtype, tactic, stream)` and `ms_deform_attn_launch` with the same arguments,
+    which return a CUDA error code, and `dcnv3_tactics()`; see launch.cpp.
 
     Raises:
         UserError: there is no nvcc, or it fails.
@@ -34,5 +34,9 @@ def load_kernel(capability: str) -> ctypes.CDLL:
     target = cache_folder() / "kernel" / f"dcnv3-{key}.so"
     build_once(target, lambda path: run_compiler([*command, "-o", str(path)], target.with_suffix(".log")))
     library = ctypes.CDLL(str(target))
-    library.dcnv3_launch.argtypes = [ctypes.POINTER(host.Params), ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p]
+    for launch, params in (
+        (library.dcnv3_launch, host.Params),
+        (library.ms_deform_attn_launch, host.MsDeformAttnParams),
+    ):
+        launch.argtypes = [ctypes.POINTER(params), ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p]
     return library

@@ -71,7 +71,8 @@ class MSDeformAttention(nn.Module):
     def forward(self, x: Tensor, positions: Positions) -> Tensor:
         """(N, T, C) to (N, T, C); `positions` are those of the tokens."""
         offsets, weights = self._offsets_and_weights(x, positions)
-        offsets = offsets.unflatten(-1, (self.heads, self.levels, self.points, 2)).float()
+        offsets = offsets.unflatten(-1, (self.heads, self.levels, self.points, 2))
+        offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
         weights = weights.unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, (self.levels, self.points))
         # An offset counts pixels of the level that is sampled.
         pixel = torch.stack([_pixel(level.height, level.width, offsets) for level in positions.levels])

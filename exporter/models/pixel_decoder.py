@@ -92,7 +92,7 @@ class PixelDecoder(nn.Module):
         self.lateral_convs = nn.ModuleList(GroupNormConv(in_channels[i], channels, 1, groups, bias=False) for i in fine)
         self.output_convs = nn.ModuleList(GroupNormConv(channels, channels, 3, groups, bias=False) for _ in fine)
         self.fine_map: nn.Module | None = None  # what a rewrite computes the map of stride 4 with
-        self.mask_feature = nn.Conv2d(channels, config.mask_channels, 1)
+        self.mask_feature: nn.Module = nn.Conv2d(channels, config.mask_channels, 1)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[LevelPositions], Tensor]:
         """Memories (N, T_l, C) and positions of the levels, and the mask features (N, mask channels, H/4, W/4)."""

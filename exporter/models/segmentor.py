@@ -97,9 +97,9 @@ def _mask2former_gains(head: Mask2FormerConfig) -> Sequence[tuple[str, float]]:
         ("query_*.weight", unit),
         ("level_embed.weight", 2.0),
         ("pixel_decoder.level_encoding.weight", unit / 2),
-        ("transformer_decoder.*.attentions.0.attn.out_proj.weight", 0.4),
-        ("transformer_decoder.*.attentions.1.attn.out_proj.weight", 0.2),
-        ("transformer_decoder.*.ffns.0.layers.1.weight", 0.25),
-        ("mask_embed.4.weight", 1.5),
+        ("transformer_decoder.*.attentions.0.attn.out_proj.weight", 0.2),
+        ("transformer_decoder.*.attentions.1.attn.out_proj.weight", 0.1),
+        ("transformer_decoder.*.ffns.0.layers.1.weight", 0.15),
+        ("mask_embed.4.weight", 30 / unit),  # mask logits of a few units, whatever the width
         ("cls_embed.weight", 6.0),
     )

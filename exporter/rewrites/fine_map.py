@@ -7,20 +7,20 @@ channels, GN a group norm, m (D, H/2, W/2) the finest memory. A convolution of a
 conv3x3(up(m)) is applied at the low resolution, as in UPerNet's fusion (`fusion`).
 
 GN(z) = s z + t per channel, where s and t follow from the mean and the variance of z = L f over each group. Both follow
-from the mean of f and its covariance over the pixels, (C0, C0): the mean of z is L mean(f), and the variance of channel c
-is L_c cov(f) L_c', so z itself is never needed. Then
+from the mean of f and its covariance over the pixels, (C0, C0): the mean of z is L mean(f), and the variance of channel
+c is L_c cov(f) L_c', so z itself is never needed. Then
 
     conv3x3(s L f + t) = conv3x3 with the kernel  K[o, i] = sum_c W[o, c] s_c L[c, i]  on f,
                          and with the kernel      K[o, C0] = sum_c W[o, c] t_c         on a map of ones,
 
-where the zero padding of the map of ones is what the plain layer's padding does to t. The kernel depends on the image, so
-the convolution is written as three matrix products, one for each row of the kernel.
+where the zero padding of the map of ones is what the plain layer's padding does to t. The kernel depends on the image,
+so the convolution is written as three matrix products, one for each row of the kernel.
 
 Why exact: linearity, and the definition of the variance. The covariance is that of centred values: nothing cancels.
 
 Cost for the head of 1024 channels on InternImage-H (C0 = 320) at 896x896, fp32: 16 G (lateral) + 474 G multiply-adds
-before; after, 148 G (f) + 118 G (m) + 5 G (covariance) + 3 G (kernel) = 274 G, 56 %. It pays where C0 is well below D: for
-the head of 256 channels it does not, and is not applied.
+before; after, 148 G (f) + 118 G (m) + 5 G (covariance) + 3 G (kernel) = 274 G, 56 %. It pays where C0 is well below D:
+for the head of 256 channels it does not, and is not applied.
 """
 
 from __future__ import annotations

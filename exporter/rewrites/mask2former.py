@@ -6,15 +6,15 @@ mask features. The resize acts on rows and columns, the product on channels, so 
 once for each of the levels, and the nine products are taken there. Sizes are whole multiples, so that bilinear resizing
 with half-pixel centres is the average of the four pixels in the middle of each cell. Exact: linearity only.
 
-`mask-feature`. M = V y + b is a 1x1 convolution of the pixel decoder's map y, and e = A u + c the last layer of the mask
-embedding. So e . M = (V'A u + V'c) . y + (b'A u + b'c): one layer of D + 1 outputs, D for the map y itself and one for a
-constant, takes the place of both. Exact: associativity.
+`mask-feature`. M = V y + b is a 1x1 convolution of the pixel decoder's map y, and e = A u + c the last layer of the
+mask embedding. So e . M = (V'A u + V'c) . y + (b'A u + b'c): one layer of D + 1 outputs, D for the map y itself and one
+for a constant, takes the place of both. Exact: associativity.
 
-`first-query`. Before the first decoder layer the queries are weights. Their mask embedding and the first query projection
-are computed here, once. Exact: the same operations.
+`first-query`. Before the first decoder layer the queries are weights. Their mask embedding and the first query
+projection are computed here, once. Exact: the same operations.
 
-`sampling-gemm`. Offsets and attention weights of a deformable attention read the same tokens: one product with the rows of
-both below each other, as `offset-mask-gemm` for DCNv3. Exact: each output is the same dot product.
+`sampling-gemm`. Offsets and attention weights of a deformable attention read the same tokens: one product with the rows
+of both below each other, as `offset-mask-gemm` for DCNv3. Exact: each output is the same dot product.
 
 Cost of the head of 1024 channels and 200 queries at 896x896, fp32, in multiply-adds: mask products 103 G before, 20 G
 after, and nine tensors of 40 MB less; mask_feature 53 G before, none after, and a tensor of 205 MB less.
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from internimage_deploy.exporter.models import MSDeformAttention, Segmentor
 from internimage_deploy.exporter.models.mask2former import (
+    Attention,
     AttentionMasks,
     Mask2FormerHead,
     linear,
@@ -96,7 +97,8 @@ def precompute_first_query(segmentor: Segmentor, options: ExportOptions) -> bool
     head = segmentor.decode_head
     if not isinstance(head, Mask2FormerHead):
         return False
-    cross_attention = head.transformer_decoder.layers[0].attentions[0]
+    cross_attention = head.transformer_decoder.layers[0].get_submodule("attentions.0")
+    assert isinstance(cross_attention, Attention)
     with torch.no_grad():
         query = head.query_feat.weight[None]
         head.first_embedding = nn.Parameter(head.mask_embedding(query), requires_grad=False)

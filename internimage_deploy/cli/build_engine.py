@@ -9,7 +9,7 @@ import click
 
 from internimage_deploy.cli.options import FilePath, Size
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.engine.engine_backend import DISPLAY_NAMES, ENGINE_BACKENDS
+from internimage_deploy.runtime.engine.engine_backend import DISPLAY_NAMES, ENGINE_BACKENDS, MS_DEFORM_ATTN_PLUGINS
 from internimage_deploy.runtime.engine.profiles import InputSize, described, parse_size
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ Examples:
     metavar="NxHxW",
     help="Smallest input of a dynamic model: batch size, height and width. May be repeated, once per profile, like "
     "--opt and --max. Alone, it replaces the smallest input of the default profiles.  [default of all three: from the "
-    "resize rule in the model card]",
+    "window or the resize rule in the model card]",
 )
 @click.option(
     "--opt",
@@ -131,7 +131,22 @@ Examples:
     help="Leave the DCNv3 plugin out of the engine, which then loads without --trust-engine and needs the plugin "
     "library where it runs.",
 )
+@click.option(
+    "--ms-deform-attn",
+    type=click.Choice(MS_DEFORM_ATTN_PLUGINS),
+    default="own",
+    show_default=True,
+    help="Plugin for multi-scale deformable attention (Mask2Former models), with TensorRT: this project's, or the one "
+    "that TensorRT brings, to compare the two. TensorRT's needs --no-embed-plugin, and with --fp16 also --keep-fp32 "
+    "MSDeformAttn.",
+)
 @click.option("--save-onnx", type=FilePath, help="File to write the converted graph to that the compiler reads.")
+@click.option(
+    "--whole",
+    is_flag=True,
+    help="Compile the engine for whole images. A model that was evaluated with a sliding window is otherwise compiled "
+    "to return logits for crops.",
+)
 @click.option(
     "--classes",
     metavar="DATASET|N|FILE",

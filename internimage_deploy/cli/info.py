@@ -103,6 +103,7 @@ def _rows(report: Json) -> list[tuple[str, str]]:
         ("input", _tensor(card["input"])),
         ("output", _tensor(card["output"])),
         ("resize", resize),
+        ("window", _window(card["window"])),
         ("precision", card["precision"]),
         ("rewrites", ", ".join(card["rewrites"]) or "none"),
         ("source", ", ".join(f"{name} {value}" for name, value in card["source"].items()) or "not recorded"),
@@ -136,6 +137,13 @@ def _engine_rows(engine: Json) -> list[tuple[str, str]]:
         where = "inside" if engine["plugin_embedded"] else "in a file of its own"
         rows.append(("DCNv3 plugin", f"version {engine['plugin_version']}, {where}"))
     return rows + [("profile", described(profile)) for profile in engine["profiles"]]
+
+
+def _window(window: Json | None) -> str:
+    if window is None:
+        return "none, the network sees whole images"
+    crop, stride = ("x".join(map(str, window[name])) for name in ("crop", "stride"))
+    return f"crops of {crop}, every {stride} pixels"
 
 
 def _tensor(spec: Json) -> str:

@@ -152,34 +152,44 @@ def resize_option(command: Command) -> Command:
 
 
 def window_options(command: Command) -> Command:
-    """--slide, --crop and --stride; see `window_of`."""
+    """--slide, --whole, --crop and --stride; see `window_of`."""
     return apply_options(
         click.option(
             "--slide",
             is_flag=True,
-            help="Run the network on overlapping crops of the image and average their logits (logits models only).",
+            help="Run the network on overlapping crops of the image and average their logits.  [default: where the "
+            "model was evaluated that way]",
+        ),
+        click.option(
+            "--whole",
+            is_flag=True,
+            help="Run the network on the whole image, also where the model was evaluated with a sliding window.",
         ),
         click.option(
             "--crop",
             type=Size("HxW"),
-            help="Height and width of a crop, with --slide.  [default: the model's fixed size]",
+            help="Height and width of a crop, with --slide.  [default: those the model was evaluated with, or its "
+            "fixed size]",
         ),
         click.option(
             "--stride",
             type=Size("HxW"),
-            help="Step between crops, with --slide and --crop.  [default: two thirds of the crop]",
+            help="Step between crops, with --slide and --crop.  [default: that of the model's evaluation; two thirds "
+            "of a crop that is given or of the fixed size]",
         ),
     )(command)
 
 
-def window_of(slide: bool, crop: tuple[int, int] | None, stride: tuple[int, int] | None) -> Any:
+def window_of(slide: bool, whole: bool, crop: tuple[int, int] | None, stride: tuple[int, int] | None) -> Any:
     """The `window` of `LoadOptions` for the values of `window_options`."""
-    from internimage_deploy.runtime.imaging.sliding import Window, default_stride
+    from internimage_deploy.window import Window, default_stride
 
+    if slide and whole:
+        raise click.UsageError("--slide and --whole exclude each other")
     if (crop or stride) and not slide:
         raise click.UsageError("--crop and --stride need --slide")
     if not slide:
-        return None
+        return "whole" if whole else None
     if crop is None:
         if stride is not None:
             raise click.UsageError("--stride needs --crop")

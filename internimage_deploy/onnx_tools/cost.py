@@ -19,7 +19,7 @@ import numpy.typing as npt
 from internimage_deploy.card import ModelCard
 from internimage_deploy.errors import escaped, one_line, quoted
 from internimage_deploy.onnx_tools.model_file import external_files
-from internimage_deploy.operators import contract
+from internimage_deploy.operators import contract, ms_deform_attn
 
 if TYPE_CHECKING:
     import onnx
@@ -74,7 +74,7 @@ def multiply_adds(
 ) -> dict[str, int]:
     """Multiply-adds by operator for one run at `size` (height, width), largest first.
 
-    Counted: Conv, ConvTranspose, MatMul, Gemm, Einsum, and DCNv3 with five per sampled value. Elementwise work,
+    Counted: Conv, ConvTranspose, MatMul, Gemm, Einsum, and five per sample of DCNv3 and MSDeformAttn. Elementwise work,
     normalisation and resizing are not.
 
     Raises:
@@ -133,6 +133,11 @@ class _ShapeTracker:
             _, offset = self.shapes[node.input[1]]
             self.shapes[node.output[0]] = (element, (data[0], offset[1], offset[2], data[3]))
             return
+        if _is_ms_deform_attn(node):
+            element, value = self.shapes[node.input[0]]
+            _, locations = self.shapes[node.input[3]]
+            self.shapes[node.output[0]] = (element, (value[0], locations[1], value[2] * value[3]))
+            return
         if self._compute(node):
             return
         for name, kind in self._infer(node).items():
@@ -148,6 +153,8 @@ class _ShapeTracker:
         if _is_dcnv3(node):
             samples = math.prod(self._shape(node.input[2])) // self._attribute(node, "group", 1)
             return samples * self._shape(node.input[0])[3] * _MACS_PER_SAMPLE
+        if _is_ms_deform_attn(node):
+            return math.prod(self._shape(node.input[4])) * self._shape(node.input[0])[3] * _MACS_PER_SAMPLE
         inputs = [self._shape(name) for name in node.input if name]
         out = math.prod(self._shape(node.output[0])) if node.output[0] in self.shapes else 0
         if node.op_type == "Conv":
@@ -251,6 +258,10 @@ def _is_dcnv3(node: onnx.NodeProto) -> bool:
         (contract.DOMAIN, contract.OP_TYPE),
         (contract.OFFICIAL_DOMAIN, contract.OFFICIAL_OP_TYPE),
     )
+
+
+def _is_ms_deform_attn(node: onnx.NodeProto) -> bool:
+    return (node.domain, node.op_type) == (contract.DOMAIN, ms_deform_attn.OP_TYPE)
 
 
 def _elem_type(dtype: str) -> int:

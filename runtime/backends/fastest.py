@@ -26,6 +26,7 @@ from internimage_deploy.files import atomic_write
 from internimage_deploy.runtime.backends.base import Backend
 from internimage_deploy.runtime.backends.registry import REGISTRY, open_backend
 from internimage_deploy.runtime.engine.profiles import batch_range
+from internimage_deploy.runtime.imaging.pipeline import WindowChoice
 from internimage_deploy.runtime.imaging.preprocess import network_input
 from internimage_deploy.timing import measure
 
@@ -38,7 +39,9 @@ _RUNS = 3
 _SAMPLED_BYTES = 1 << 20  # of either end of the model file, see `_file_digest`
 
 
-def load_fastest(path: Path, names: Sequence[str], *, threads: int | None = None) -> Backend:
+def load_fastest(
+    path: Path, names: Sequence[str], *, threads: int | None = None, window: WindowChoice = None
+) -> Backend:
     """Load `path` into the fastest of the backends `names`; the first one where none is faster by a tenth.
 
     Timings are kept in the user's cache for this model, machine, number of threads and versions of the backends; while
@@ -58,7 +61,7 @@ def load_fastest(path: Path, names: Sequence[str], *, threads: int | None = None
             times = _cached_times(cache).get(key)
             if times is None or names[0] not in times:
                 start = time.perf_counter()
-                first = open_backend(path, names[0], threads=threads)
+                first = open_backend(path, names[0], threads=threads, window=window)
                 times = {names[0]: _milliseconds(first)}
                 if times[names[0]] <= _QUICK_MS:
                     return first
@@ -71,14 +74,14 @@ def load_fastest(path: Path, names: Sequence[str], *, threads: int | None = None
                     size,
                     max(seconds, 1),
                 )
-                times |= _time_candidates(path, names[1:], threads)
+                times |= _time_candidates(path, names[1:], threads, window)
                 _store_times(cache, key, times)
                 shown = ", ".join(f"{name} {ms:.0f} ms" for name, ms in times.items())
                 log.info("%s a run at %s; from now on 'auto' takes %s", shown, size, _best(times, names[0]))
     except OSError as error:  # a home that cannot be written to
         log.debug("the backends were not timed: %s", error)
-        return open_backend(path, names[0], threads=threads)
-    return open_backend(path, _best(times, names[0]), threads=threads)
+        return open_backend(path, names[0], threads=threads, window=window)
+    return open_backend(path, _best(times, names[0]), threads=threads, window=window)
 
 
 def forget_times() -> None:
@@ -112,12 +115,12 @@ def _sample_size(card: ModelCard, size: tuple[int, int] | None = None) -> tuple[
     return size or ((profiles[0]["opt"][1], profiles[0]["opt"][2]) if profiles else _FREE_SIZE)
 
 
-def _time_candidates(path: Path, names: Sequence[str], threads: int | None) -> dict[str, float]:
+def _time_candidates(path: Path, names: Sequence[str], threads: int | None, window: WindowChoice) -> dict[str, float]:
     """Milliseconds of a run in each backend that can load the file."""
     times = {}
     for name in names:
         try:
-            backend = open_backend(path, name, threads=threads)
+            backend = open_backend(path, name, threads=threads, window=window)
         except UserError as error:
             log.info("%s is left out: %s", name, error)
             continue

@@ -21,6 +21,7 @@ from internimage_deploy.runtime.backends.registry import (
 from internimage_deploy.runtime.engine import sidecar
 from internimage_deploy.runtime.engine.engine_backend import ENGINE_SUFFIXES
 from internimage_deploy.runtime.gpu.driver import gpu_problem
+from internimage_deploy.runtime.imaging.pipeline import WindowChoice
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ def load_backend(
     backend: str = "auto",
     *,
     threads: int | None = None,
+    window: WindowChoice = None,
     trust_engine: bool = False,
     cuda_graphs: bool = True,
 ) -> Backend:
@@ -39,6 +41,8 @@ def load_backend(
         path: the model file.
         backend: a name of `REGISTRY`, or "auto": the fastest here where several CPU backends are installed.
         threads: CPU threads of the network; None for all.
+        window: see `LoadOptions`. Where images are cut into crops, an ONNX file that returns labels returns logits; the
+            backend's card says so.
         trust_engine: allow an engine to run the code it carries (version-compatible engines, embedded plugins).
         cuda_graphs: capture an engine's launches in CUDA graphs and replay them.
     """
@@ -48,8 +52,8 @@ def load_backend(
         _log_idle_gpu()
         candidates = [candidate for candidate in CPU_CANDIDATES if installed(REGISTRY[candidate])]
         if len(candidates) > 1:
-            return load_fastest(path, candidates, threads=threads)
-    return open_backend(path, name, threads=threads, trust_engine=trust_engine, cuda_graphs=cuda_graphs)
+            return load_fastest(path, candidates, threads=threads, window=window)
+    return open_backend(path, name, threads=threads, window=window, trust_engine=trust_engine, cuda_graphs=cuda_graphs)
 
 
 def model_card(path: Path) -> ModelCard:

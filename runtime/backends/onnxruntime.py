@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 from internimage_deploy.card import Array, ModelCard
 from internimage_deploy.environment import available_cpus
 from internimage_deploy.errors import UserError, one_line
-from internimage_deploy.onnx_tools.model_file import card_of, external_files, read_model
+from internimage_deploy.onnx_tools.model_file import external_files
 from internimage_deploy.runtime.backends import cpu_graph
 from internimage_deploy.runtime.backends.base import Backend, check_output, input_size
+from internimage_deploy.runtime.backends.onnx_file import read_onnx
+from internimage_deploy.runtime.imaging.pipeline import WindowChoice
 
 if TYPE_CHECKING:
     import onnx
@@ -31,7 +33,7 @@ class OnnxRuntimeBackend(Backend):
 
     name = "onnxruntime"
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: Path, *, threads: int | None = None, window: WindowChoice = None) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -43,7 +45,7 @@ class OnnxRuntimeBackend(Backend):
         options.inter_op_num_threads = 1  # the graph is a chain: there are no nodes to run in parallel
         # Memory patterns take half as much memory again, beside the arena, and are no faster.
         options.enable_mem_pattern = False
-        with _adapted(path) as (card, model, folder):
+        with _adapted(path, window) as (card, model, folder):
             self.card = card
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
             try:
@@ -72,20 +74,20 @@ class OnnxRuntimeBackend(Backend):
         del self._session
 
 
-def load(path: Path, *, threads: int | None = None) -> OnnxRuntimeBackend:
-    """Load `path`; `threads` None uses every CPU this process may use. Raises `UserError`."""
-    return OnnxRuntimeBackend(path, threads=threads)
+def load(path: Path, *, threads: int | None = None, window: WindowChoice = None) -> OnnxRuntimeBackend:
+    """Load `path`; see `load_backend`. Raises `UserError`."""
+    return OnnxRuntimeBackend(path, threads=threads, window=window)
 
 
 @contextmanager
-def _adapted(path: Path) -> Iterator[tuple[ModelCard, bytes | str, Path]]:
-    """Card, model with the changes of `cpu_graph`, and the folder of the weights that it refers to.
+def _adapted(path: Path, window: WindowChoice) -> Iterator[tuple[ModelCard, bytes | str, Path]]:
+    """Card, model with the changes of `read_onnx` and `cpu_graph`, and the folder of the weights that it refers to.
 
     A session keeps for good the bytes that it was made from: with the weights in them, they would be in memory twice.
     So weights go to a temporary file that ONNX Runtime maps, unless they lie in a file of their own already.
     """
-    model = read_model(path)
-    card, changed, folder = card_of(model, path), cpu_graph.adapt(model), path.absolute().parent
+    model, card, returns_logits = read_onnx(path, window)
+    changed, folder = bool(cpu_graph.adapt(model)) or returns_logits, path.absolute().parent
     with ExitStack() as stack:
         if changed and not external_files(model):
             try:
@@ -93,7 +95,7 @@ def _adapted(path: Path) -> Iterator[tuple[ModelCard, bytes | str, Path]]:
                 _move_weights(model, folder)
             except OSError as error:
                 log.warning("%s runs slower than it could: no room for a temporary file (%s)", path, error)
-                changed = 0
+                model, card, changed = read_onnx(path, window)  # of the other one, some weights may have moved
         source = model.SerializeToString() if changed else str(path)
         del model  # it would keep the moved weights in memory
         yield card, source, folder

@@ -12,8 +12,9 @@ import numpy as np
 from internimage_deploy.card import Array
 from internimage_deploy.environment import available_cpus
 from internimage_deploy.errors import UserError, one_line
-from internimage_deploy.onnx_tools.model_file import read_card
 from internimage_deploy.runtime.backends.base import Backend, check_output, input_size
+from internimage_deploy.runtime.backends.onnx_file import read_onnx
+from internimage_deploy.runtime.imaging.pipeline import WindowChoice
 
 if TYPE_CHECKING:
     import onnx
@@ -27,13 +28,15 @@ class OpenVinoBackend(Backend):
     the network computes in: by default OpenVINO computes in bfloat16 where the CPU has it, which changes labels.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None, precision: str = "f32") -> None:
+    def __init__(
+        self, path: Path, *, threads: int | None = None, window: WindowChoice = None, precision: str = "f32"
+    ) -> None:
         import onnx
         import onnx.inliner
         import openvino
 
         self.name = "openvino" if precision == "f32" else f"openvino-{precision}"
-        self.card = read_card(path)
+        source, self.card, _ = read_onnx(path, window)
         core = openvino.Core()
         settings = {
             "INFERENCE_PRECISION_HINT": precision,
@@ -41,7 +44,9 @@ class OpenVinoBackend(Backend):
             "PERFORMANCE_HINT": "LATENCY",
         }
         try:
-            inlined = onnx.inliner.inline_local_functions(onnx.load(str(path)))
+            onnx.load_external_data_for_model(source, str(path.absolute().parent))
+            inlined = onnx.inliner.inline_local_functions(source)
+            del source
             if inlined.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
                 onnx.checker.check_model(inlined)  # OpenVINO crashes on nodes without outputs and the like
                 model = core.read_model(inlined.SerializeToString())
@@ -73,14 +78,14 @@ class OpenVinoBackend(Backend):
         del self._compiled
 
 
-def load(path: Path, *, threads: int | None = None) -> OpenVinoBackend:
-    """Load `path` for float32; `threads` None uses every CPU this process may use. Raises `UserError`."""
-    return OpenVinoBackend(path, threads=threads)
+def load(path: Path, *, threads: int | None = None, window: WindowChoice = None) -> OpenVinoBackend:
+    """Load `path` for float32; see `load_backend`. Raises `UserError`."""
+    return OpenVinoBackend(path, threads=threads, window=window)
 
 
-def load_bf16(path: Path, *, threads: int | None = None) -> OpenVinoBackend:
+def load_bf16(path: Path, *, threads: int | None = None, window: WindowChoice = None) -> OpenVinoBackend:
     """Load `path` for bfloat16: faster on CPUs that have it, and a few labels in a thousand change."""
-    return OpenVinoBackend(path, threads=threads, precision="bf16")
+    return OpenVinoBackend(path, threads=threads, window=window, precision="bf16")
 
 
 def _read_large_model(core: openvino.Core, model: onnx.ModelProto) -> openvino.Model:

@@ -9,9 +9,10 @@ from pathlib import Path
 from internimage_deploy.cache import cache_folder
 from internimage_deploy.card import Array
 from internimage_deploy.errors import UserError, one_line
-from internimage_deploy.onnx_tools.model_file import read_card
 from internimage_deploy.runtime.backends.base import Backend, check_output
+from internimage_deploy.runtime.backends.onnx_file import read_onnx
 from internimage_deploy.runtime.gpu.device import OutOfDeviceMemory
+from internimage_deploy.runtime.imaging.pipeline import WindowChoice
 
 log = logging.getLogger(__name__)
 
@@ -21,11 +22,11 @@ _CUDA, _TENSORRT, _CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "
 class OnnxRuntimeGpuBackend(Backend):
     """An ONNX Runtime session on a GPU; see `Backend`."""
 
-    def __init__(self, path: Path, provider: str, *, threads: int | None = None) -> None:
+    def __init__(self, path: Path, provider: str, *, threads: int | None = None, window: WindowChoice = None) -> None:
         import onnxruntime as ort
 
         self.name = "onnxruntime-tensorrt" if provider == _TENSORRT else "onnxruntime-cuda"
-        self.card = read_card(path)
+        model, self.card, changed = read_onnx(path, window)
         if provider not in ort.get_available_providers():
             raise UserError(
                 f"this onnxruntime has no {provider} (it has {', '.join(ort.get_available_providers())}); run  "
@@ -35,11 +36,15 @@ class OnnxRuntimeGpuBackend(Backend):
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
+        folder = str(path.absolute().parent)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         providers: list[str | tuple[str, dict[str, str]]] = [(_CUDA, _cuda_options()), _CPU]
         if provider == _TENSORRT:
             providers.insert(0, (_TENSORRT, _tensorrt_options()))
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=providers)
+            source = model.SerializeToString() if changed else str(path)
+            del model  # the session copies the weights
+            self._session = ort.InferenceSession(source, options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise UserError(f"{path}: {self.name} cannot load this model ({one_line(error)})") from error
         # Where a GPU library is missing, ONNX Runtime falls back to the CPU and says so in its log only.
@@ -65,14 +70,14 @@ class OnnxRuntimeGpuBackend(Backend):
         del self._session
 
 
-def load_cuda(path: Path, *, threads: int | None = None) -> OnnxRuntimeGpuBackend:
+def load_cuda(path: Path, *, threads: int | None = None, window: WindowChoice = None) -> OnnxRuntimeGpuBackend:
     """Load `path` with the CUDA execution provider. Raises `UserError`."""
-    return OnnxRuntimeGpuBackend(path, _CUDA, threads=threads)
+    return OnnxRuntimeGpuBackend(path, _CUDA, threads=threads, window=window)
 
 
-def load_tensorrt(path: Path, *, threads: int | None = None) -> OnnxRuntimeGpuBackend:
+def load_tensorrt(path: Path, *, threads: int | None = None, window: WindowChoice = None) -> OnnxRuntimeGpuBackend:
     """Load `path` with the TensorRT execution provider, which builds engines as it goes. Raises `UserError`."""
-    return OnnxRuntimeGpuBackend(path, _TENSORRT, threads=threads)
+    return OnnxRuntimeGpuBackend(path, _TENSORRT, threads=threads, window=window)
 
 
 def _cuda_options() -> dict[str, str]:

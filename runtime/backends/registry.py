@@ -39,23 +39,29 @@ class Entry:
 
 _HERE = "internimage_deploy.runtime.backends"
 
+_ONNX_OPTIONS = ("window",)
 _ENGINE_OPTIONS = ("trust_engine", "cuda_graphs")
 
 # `auto` takes the first that is installed and reads the file, or the fastest of `CPU_CANDIDATES`; an engine's card
 # names its backend.
 REGISTRY: dict[str, Entry] = {
-    "onnxruntime": Entry(f"{_HERE}.onnxruntime:load", (".onnx",), "onnxruntime", "cpu"),
-    "openvino": Entry(f"{_HERE}.openvino:load", (".onnx",), "openvino", "openvino"),
-    "openvino-bf16": Entry(f"{_HERE}.openvino:load_bf16", (".onnx",), "openvino", "openvino"),
+    "onnxruntime": Entry(f"{_HERE}.onnxruntime:load", (".onnx",), "onnxruntime", "cpu", _ONNX_OPTIONS),
+    "openvino": Entry(f"{_HERE}.openvino:load", (".onnx",), "openvino", "openvino", _ONNX_OPTIONS),
+    "openvino-bf16": Entry(f"{_HERE}.openvino:load_bf16", (".onnx",), "openvino", "openvino", _ONNX_OPTIONS),
     "tensorrt": Entry(f"{_HERE}.tensorrt:load_tensorrt", ENGINE_SUFFIXES, "tensorrt", "gpu", _ENGINE_OPTIONS),
     "tensorrt-rtx": Entry(
         f"{_HERE}.tensorrt:load_rtx", ENGINE_SUFFIXES, "tensorrt_rtx_bindings", "rtx", _ENGINE_OPTIONS
     ),
     "onnxruntime-cuda": Entry(
-        f"{_HERE}.ort_gpu:load_cuda", (".onnx",), "onnxruntime", "gpu", provider="CUDAExecutionProvider"
+        f"{_HERE}.ort_gpu:load_cuda", (".onnx",), "onnxruntime", "gpu", _ONNX_OPTIONS, provider="CUDAExecutionProvider"
     ),
     "onnxruntime-tensorrt": Entry(
-        f"{_HERE}.ort_gpu:load_tensorrt", (".onnx",), "onnxruntime", "gpu", provider="TensorrtExecutionProvider"
+        f"{_HERE}.ort_gpu:load_tensorrt",
+        (".onnx",),
+        "onnxruntime",
+        "gpu",
+        _ONNX_OPTIONS,
+        provider="TensorrtExecutionProvider",
     ),
 }
 

@@ -69,12 +69,12 @@ class TensorRTBackend(Backend):
         sidecar.check_runtime(path, info, backend, self._api.__version__)
         self.device = Device(device)
         sidecar.check_gpu(path, info, self.device.capability, self.device.name)
+        self._errors: list[str] = []
+        self._logger = _logger(self._api, self._errors)
         sidecar.check_plugin(path, info, available=self._plugin(path, info), trusted=trust_engine)
         self._profiles = tuple(
             Profile(*(_input_size(p[kind]) for kind in ("min", "opt", "max"))) for p in info.profiles
         )
-        self._errors: list[str] = []
-        self._logger = _logger(self._api, self._errors)
         with self.device.current():
             self._runtime = self._api.Runtime(self._logger)
             if info.plugin_embedded or info.version_compatible:
@@ -157,6 +157,8 @@ class TensorRTBackend(Backend):
             library.load_library(self._api)
         except UserError as error:
             raise UserError(f"{path}: the engine needs the DCNv3 plugin; {error}") from error
+        # The engine may use TensorRT's own plugins too (build-engine --ms-deform-attn tensorrt).
+        self._api.init_libnvinfer_plugins(self._logger, "")
         return contract.PLUGIN_VERSION
 
     def _load(self, path: Path) -> trt.ICudaEngine:

@@ -20,7 +20,13 @@ from internimage_deploy.onnx_tools.graph import Graph, save
 from internimage_deploy.operators import contract
 from internimage_deploy.runtime.engine import sidecar, targets
 from internimage_deploy.runtime.engine.compilers import Compiler, choose
-from internimage_deploy.runtime.engine.engine_backend import ENGINE_BACKENDS, ENGINE_SUFFIXES, EngineBackend
+from internimage_deploy.runtime.engine.engine_backend import (
+    ENGINE_BACKENDS,
+    ENGINE_SUFFIXES,
+    MS_DEFORM_ATTN_PLUGINS,
+    EngineBackend,
+    MsDeformAttnPlugin,
+)
 from internimage_deploy.runtime.engine.prepare import (
     BuildOptions,
     Precision,
@@ -81,7 +87,9 @@ def build_engine(
     strip_weights: bool = False,
     plugin: str | Path | None = None,
     embed_plugin: bool = True,
+    ms_deform_attn: MsDeformAttnPlugin = "own",
     save_onnx: str | Path | None = None,
+    whole: bool = False,
     classes: str | Sequence[str] | None = None,
     size: tuple[int, int] | None = None,
     on_event: OnEvent | None = None,
@@ -111,7 +119,12 @@ def build_engine(
         strip_weights: leave out weights that can be refitted from the ONNX file.
         plugin: the DCNv3 plugin library for TensorRT; None for the one in the user's cache, compiled if there is none.
         embed_plugin: put the plugin's code into the engine.
+        ms_deform_attn: the plugin that TensorRT runs the multi-scale deformable attention of Mask2Former models with:
+            "own" for this project's; "tensorrt" for the one that TensorRT brings, which needs `embed_plugin=False` and
+            takes float32 (with `keep_fp32=["MSDeformAttn"]` also within a float16 model).
         save_onnx: also write the converted graph to this file.
+        whole: compile for whole images. By default a model that was evaluated with a sliding window is compiled to
+            return logits for its crops.
         classes: for a file without a model card: a data set's name, a number of classes, a text file with one name
             per line, or the names themselves.
         size: for a file without a model card: (height, width) in pixels that its input is fixed to.
@@ -127,6 +140,8 @@ def build_engine(
         raise UserError(f"precision is {precision!r}, expected one of {', '.join(get_args(Precision))}")
     if backend is not None and backend not in ENGINE_BACKENDS:
         raise UserError(f"backend is {backend!r}, expected one of {', '.join(ENGINE_BACKENDS)}")
+    if ms_deform_attn not in MS_DEFORM_ATTN_PLUGINS:
+        raise UserError(f"ms_deform_attn is {ms_deform_attn!r}, expected one of {', '.join(MS_DEFORM_ATTN_PLUGINS)}")
     if timing_cache is not None and not use_timing_cache:
         raise UserError("a timing cache is named and switched off; leave one of the two options out")
     capabilities = targets.parse(compute_capabilities) if compute_capabilities else ()
@@ -147,6 +162,8 @@ def build_engine(
         version_compatible=version_compatible,
         strip_weights=strip_weights,
         embed_plugin=embed_plugin,
+        whole=whole,
+        ms_deform_attn=ms_deform_attn,
         classes=names,
         palette=palette,
         size=size,
@@ -272,6 +289,11 @@ def _save_graph(parsed: Path, weights_beside: Path, target: Path) -> None:
 
 def _notes(prepared: PreparedModel, options: BuildOptions) -> tuple[str, ...]:
     notes = []
+    if prepared.returns_logits:
+        notes.append(
+            "the engine returns logits in place of labels, for the sliding window that the model was evaluated with; "
+            "--whole compiles it for labels of whole images"
+        )
     if derived := profile_note(prepared.profiles, options.min, options.opt, options.max):
         notes.append(derived)
     if prepared.embeds_plugin(options):

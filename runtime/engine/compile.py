@@ -73,6 +73,8 @@ def compile_engine(api: ModuleType, job: Job, on_event: OnEvent, cancelled: thre
         raise UserError(f"the compiler does not start{_because(logger.errors)}")
     if job.plugin:
         library.load_library(api, Path(job.plugin))
+    if job.tensorrt_plugins and not api.init_libnvinfer_plugins(logger, ""):
+        raise UserError(f"TensorRT's own plugins do not load{_because(logger.errors)}; leave --ms-deform-attn out")
     network = builder.create_network(network_flags(api, job.strongly_typed))
     parser = api.OnnxParser(network, logger)
     on_event(PhaseStarted("Parsing", None, 1))

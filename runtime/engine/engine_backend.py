@@ -14,3 +14,8 @@ EXTRAS: dict[EngineBackend, str] = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
 
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 """File name endings of engines."""
+
+MsDeformAttnPlugin = Literal["own", "tensorrt"]
+"""Who brings TensorRT's plugin for multi-scale deformable attention: this project, or TensorRT itself."""
+
+MS_DEFORM_ATTN_PLUGINS: tuple[MsDeformAttnPlugin, ...] = ("own", "tensorrt")

@@ -14,8 +14,8 @@ import onnx
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.onnx_tools.graph import operators
-from internimage_deploy.operators import contract
 from internimage_deploy.runtime.engine.engine_backend import DISPLAY_NAMES, EngineBackend
+from internimage_deploy.runtime.engine.plugin_nodes import PLUGIN_OPERATORS
 
 _SINCE_8_5 = (
     "Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Cast Ceil Celu Clip "
@@ -106,7 +106,7 @@ def check(model: onnx.ModelProto, parser: Parser) -> None:
             continue
         if domain in ("", "ai.onnx") and parser.reads(op_type):
             continue
-        plugin = (domain, op_type) == (contract.DOMAIN, contract.OP_TYPE)
+        plugin = (domain, op_type) in PLUGIN_OPERATORS
         if plugin and parser.backend == "tensorrt":
             continue
         if plugin:

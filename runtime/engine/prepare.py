@@ -12,12 +12,14 @@ from internimage_deploy.card import METADATA_KEY, ModelCard, TensorSpec
 from internimage_deploy.errors import UserError
 from internimage_deploy.files import write_error
 from internimage_deploy.onnx_tools.graph import Graph, save
+from internimage_deploy.onnx_tools.logits import return_logits
 from internimage_deploy.onnx_tools.model_file import read_model
 from internimage_deploy.runtime.engine.compilers import Compiler
+from internimage_deploy.runtime.engine.engine_backend import MsDeformAttnPlugin
 from internimage_deploy.runtime.engine.lowering import lower
 from internimage_deploy.runtime.engine.official import Classes, Palette, adapt_official, upgrade_official
 from internimage_deploy.runtime.engine.operators import Parser, check, parser_of
-from internimage_deploy.runtime.engine.plugin_nodes import dcnv3_nodes, to_plugin_nodes
+from internimage_deploy.runtime.engine.plugin_nodes import dcnv3_nodes, ms_deform_attn_nodes, to_plugin_nodes
 from internimage_deploy.runtime.engine.precision import convert
 from internimage_deploy.runtime.engine.profiles import InputSize, Profile, choose_profiles, tensor_shape
 from internimage_deploy.runtime.engine.protocol import ExpectedTensor, Job
@@ -42,6 +44,8 @@ class BuildOptions:
         version_compatible: the engine also loads in newer versions of the same major number.
         strip_weights: leave out weights that can be refitted.
         embed_plugin: put the plugin's code into the engine.
+        whole: compile for whole images what was evaluated with a sliding window.
+        ms_deform_attn: the plugin that TensorRT runs multi-scale deformable attention with; see `plugin_nodes`.
         classes, palette, size: the card's entries for a file without a card; see `official.adapt_official`.
     """
 
@@ -57,6 +61,8 @@ class BuildOptions:
     version_compatible: bool = False
     strip_weights: bool = False
     embed_plugin: bool = True
+    whole: bool = False
+    ms_deform_attn: MsDeformAttnPlugin = "own"
     classes: Classes | None = None
     palette: Palette | None = None
     size: tuple[int, int] | None = None
@@ -73,6 +79,7 @@ class PreparedModel:
     lowered: tuple[str, ...]  # operators that were decomposed because the parser lacks them
     weights_beside: Path  # the file in whose folder external weights lie, as long as the graph is not saved
     uses_plugin: bool
+    returns_logits: bool  # in place of the file's labels, for the sliding window
 
     def embeds_plugin(self, options: BuildOptions) -> bool:
         """True when the engine will carry the plugin's code."""
@@ -88,7 +95,8 @@ def prepare(model: Path, compiler: Compiler, options: BuildOptions) -> PreparedM
     _check_options(compiler, options)
     parser = parser_of(compiler.backend, compiler.version)
     graph = Graph(read_model(model), model.parent)
-    card = _card(graph, model, options)
+    stored = _card(graph, model, options)
+    card = _for_window(graph, stored, model, whole=options.whole)
     profiles = choose_profiles(card, options.min, options.opt, options.max)
     if options.precision != "fp32":
         if card.precision != "fp32":
@@ -101,11 +109,16 @@ def prepare(model: Path, compiler: Compiler, options: BuildOptions) -> PreparedM
     elif options.keep_fp32:
         raise UserError("--keep-fp32 needs --fp16 or --bf16")
     lowered = lower(graph, parser)
-    uses_plugin = compiler.backend == "tensorrt" and bool(dcnv3_nodes(graph))
+    attention = ms_deform_attn_nodes(graph)
+    if options.ms_deform_attn == "tensorrt" and not attention:
+        raise UserError(f"{model}: has no multi-scale deformable attention; leave --ms-deform-attn out")
+    uses_plugin = compiler.backend == "tensorrt" and bool(dcnv3_nodes(graph) or attention)
     if uses_plugin:
-        to_plugin_nodes(graph)
+        to_plugin_nodes(graph, options.ms_deform_attn)
     check(graph.model, parser)
-    return PreparedModel(graph, card, parser, profiles, lowered, model, uses_plugin)
+    return PreparedModel(
+        graph, card, parser, profiles, lowered, model, uses_plugin, stored.emits_labels != card.emits_labels
+    )
 
 
 def write_graph(prepared: PreparedModel, folder: Path) -> tuple[Path, Path]:
@@ -163,6 +176,7 @@ def make_job(
         timing_cache=str(options.timing_cache or ""),
         plugin=str(plugin.absolute()) if plugin else "",
         embed_plugin=embed,
+        tensorrt_plugins=options.ms_deform_attn == "tensorrt",
     )
 
 
@@ -177,7 +191,14 @@ def _check_options(compiler: Compiler, options: BuildOptions) -> None:
                 "TensorRT compiles for the GPU it runs on, so --compute-capability has no effect; "
                 "leave it out, or use --backend tensorrt-rtx"
             )
+        if options.ms_deform_attn == "tensorrt" and (options.embed_plugin or options.version_compatible):
+            raise UserError(
+                "TensorRT's own plugins cannot be part of a version-compatible engine: with --ms-deform-attn tensorrt "
+                "give --no-embed-plugin and leave --version-compatible out"
+            )
         return
+    if options.ms_deform_attn == "tensorrt":
+        raise UserError("TensorRT-RTX takes no plugins, so --ms-deform-attn has no effect; leave it out")
     if options.timing_cache is not None:
         raise UserError(
             "TensorRT-RTX times no kernels while it compiles, so --timing-cache has no effect; leave it out"
@@ -193,6 +214,21 @@ def _check_options(compiler: Compiler, options: BuildOptions) -> None:
             "TensorRT-RTX has no matrix products in float32 or bfloat16 for compute capability 7.5 (Turing); "
             "use --fp16 for it"
         )
+
+
+def _for_window(graph: Graph, card: ModelCard, model: Path, *, whole: bool) -> ModelCard:
+    """The engine's card. Changes `graph` to return logits where images are to be cut into crops. Raises `UserError`."""
+    if whole:
+        return dataclasses.replace(card, window=None)
+    if card.window is None or not card.emits_labels:
+        return card
+    changed = return_logits(graph, card)
+    if changed is None:
+        raise UserError(
+            f"{model}: was evaluated with a sliding window, which averages logits, and the file has none; "
+            "export the checkpoint again, or compile it for whole images with --whole"
+        )
+    return changed
 
 
 def _card(graph: Graph, model: Path, options: BuildOptions) -> ModelCard:

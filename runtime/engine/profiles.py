@@ -137,7 +137,14 @@ def _fixed(card: ModelCard) -> tuple[int | str, int | str, int | str]:
 
 
 def _defaults(card: ModelCard) -> tuple[Profile, ...]:
-    """One profile for wide and one for upright images, as large as the card's resize rule makes them."""
+    """One profile for the crops of the card's window; else one for wide and one for upright images, as large as the
+    card's resize rule makes them.
+    """
+    if card.window is not None:  # images may be smaller than a crop
+        height, width = card.window.crop
+        low = _up(_SMALLEST, card.size_divisor)
+        sizes = ((1, min(low, height), min(low, width)), (1, height, width), (1, height, width))
+        return (Profile(*(_with_fixed(card, size) for size in sizes)),)
     if card.resize is None:
         typical, largest = _WITHOUT_RULE
         return (_within(card, (1, typical, typical), (1, largest, largest)),)

@@ -42,6 +42,7 @@ class Job:
     timing_cache: str = ""  # path, or empty for none
     plugin: str = ""  # path of the library to load before parsing, or empty for none
     embed_plugin: bool = False
+    tensorrt_plugins: bool = False  # register the plugins that TensorRT itself brings
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,11 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.imaging import postprocess, preprocess, sliding
 from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS, ImageSource, load_image
 from internimage_deploy.runtime.imaging.segmentation import Segmentation
-from internimage_deploy.runtime.imaging.sliding import Window
+from internimage_deploy.window import Window, default_stride
 
 Resize = tuple[int, int] | Literal["own"] | None
-WindowChoice = Literal["slide"] | Window | None
+WindowChoice = Literal["slide", "whole"] | Window | None
+"""How images reach the network; see `LoadOptions`."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class NetworkImage:
 
     pixels: npt.NDArray[np.uint8]  # (h, w, 3) RGB
     geometry: preprocess.Geometry
+    crop_count: int = field(default=1, kw_only=True)  # of `ImagePipeline.crops`: how often the network runs for it
 
     @property
     def size(self) -> tuple[int, int]:
@@ -45,7 +47,15 @@ class PreparedImage(NetworkImage):
 
     def for_network(self) -> NetworkImage:
         """Without the image itself: what another process needs."""
-        return NetworkImage(self.pixels, self.geometry)
+        return NetworkImage(self.pixels, self.geometry, crop_count=self.crop_count)
+
+
+def images_per_run(image: NetworkImage, batch: int) -> int:
+    """How many images of the size of `image` fill a run of `batch` images or crops; at least 1.
+
+    The logits of all crops are in memory until they are averaged: more images together would only cost memory.
+    """
+    return max(batch // image.crop_count, 1)
 
 
 class ImagePipeline:
@@ -85,7 +95,8 @@ class ImagePipeline:
                 f"{self.max_pixels:,} pixels; use a smaller resize"
             )
         pixels = preprocess.resize_image(array, geometry, self.card.mean)
-        return PreparedImage(pixels, geometry, array, str(image) if isinstance(image, (str, Path)) else "")
+        source = str(image) if isinstance(image, (str, Path)) else ""
+        return PreparedImage(pixels, geometry, array, source, crop_count=self._crop_count(geometry.network))
 
     def geometry(self, image: tuple[int, int]) -> preprocess.Geometry:
         """Sizes on the way into the network for an image of (height, width)."""
@@ -105,9 +116,19 @@ class ImagePipeline:
 
     def crops(self, image: NetworkImage) -> list[npt.NDArray[np.uint8]]:
         """What the network sees of `image`: its pixels, or with a window one crop after another."""
+        return [image.pixels[place] for place in self._places(image.geometry)]
+
+    def crop_bytes(self, image: tuple[int, int]) -> int:
+        """Bytes of the logits of all crops of an image of (height, width); 0 without a window.
+
+        They are all in memory before they are averaged, where an image that is seen as a whole has its logits alone.
+        """
         if self.window is None:
-            return [image.pixels]
-        return [image.pixels[place] for place in sliding.crops(image.size, self.window)]
+            return 0
+        network = self.geometry(image).network
+        height, width = map(min, self.window.crop, network)
+        cells = self._crop_count(network) * (height // 4) * (width // 4)
+        return cells * len(self.card.classes) * np.dtype(self.card.output.dtype).itemsize
 
     def labels(self, output: npt.NDArray[Any], geometry: preprocess.Geometry) -> postprocess.Labels:
         """Labels (H, W) at the image's own size; may be called from any thread.
@@ -130,6 +151,10 @@ class ImagePipeline:
     def probabilities(self, output: npt.NDArray[Any], geometry: preprocess.Geometry) -> npt.NDArray[np.float32]:
         """Softmax over the classes at the image's own size: (classes, H, W); arguments as in `labels`.
 
+        For a Mask2Former it is a softmax of semantic scores between 0 and the number of queries. The official code
+        computes the same before it averages over scales and flips; the values rank the classes, and are no
+        probabilities that a loss was trained on.
+
         Raises:
             UserError: the model returns labels, or the output holds NaN.
         """
@@ -140,19 +165,33 @@ class ImagePipeline:
     def _plane(self, output: npt.NDArray[Any], geometry: preprocess.Geometry) -> postprocess.Plane:
         if self.window is None:
             return postprocess.planes_of_logits(output, geometry)
-        return sliding.planes_of_crops(list(output), sliding.crops(geometry.network, self.window), geometry)
+        return sliding.planes_of_crops(list(output), self._places(geometry), geometry)
+
+    def _crop_count(self, network: tuple[int, int]) -> int:
+        return 1 if self.window is None else sliding.crop_count(network, self.window)
+
+    def _places(self, geometry: preprocess.Geometry) -> list[tuple[slice, slice]]:
+        """(rows, columns) of every crop at network scale; without a window, of the image alone."""
+        return sliding.crops(geometry.network, self.window or Window(geometry.network, geometry.network))
 
     def result(self, prepared: PreparedImage, labels: postprocess.Labels) -> Segmentation:
         """The labels of an image with the model's class names and colours."""
         return Segmentation(labels, self.card.classes, self.card.palette, prepared.image, prepared.source)
 
 
+def slides(card: ModelCard, choice: WindowChoice) -> bool:
+    """Whether images are cut into crops: as chosen, and where nothing is chosen, as the model was evaluated."""
+    return choice != "whole" and (choice is not None or card.window is not None)
+
+
 def _window(card: ModelCard, choice: WindowChoice) -> Window | None:
-    if choice is None:
+    if not slides(card, choice):
         return None
     if card.emits_labels:
+        export = "export it" if card.engine is None else "build the engine from an export"
+        whole = ", or give it whole images: --whole" if choice is None else ""
         raise UserError(
-            "the sliding window averages logits, and this model returns labels; export it with --emit logits"
+            f"the sliding window averages logits, and this model returns labels; {export} with --emit logits{whole}"
         )
     height, width = card.network_size
     if isinstance(choice, Window):
@@ -161,9 +200,12 @@ def _window(card: ModelCard, choice: WindowChoice) -> Window | None:
             expected = f"{_size(card.network_size)}" if fixed else f"multiples of {card.size_divisor}"
             raise UserError(f"window of {_size(choice.crop)}, this model expects {expected}")
         return choice
-    if not (isinstance(height, int) and isinstance(width, int)):
+    if isinstance(height, int) and isinstance(width, int):
+        size = (height, width)
+        return Window(size, default_stride(size)) if card.window is None else card.window.scaled_to(size)
+    if card.window is None:
         raise UserError("this model takes any size, so the sliding window needs one: give the crop, such as 512x512")
-    return Window((height, width), sliding.default_stride((height, width)))
+    return card.window
 
 
 def _size(size: tuple[int | str, int | str]) -> str:

@@ -7,39 +7,16 @@ back to end at the border; every crop's logits are upsampled to the crop's size 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.imaging.postprocess import Plane
 from internimage_deploy.runtime.imaging.preprocess import Geometry
-
-
-@dataclass(frozen=True)
-class Window:
-    """A sliding window: (height, width) of the crop and of the step, in pixels at network scale."""
-
-    crop: tuple[int, int]
-    stride: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        for name, value in (("crop", self.crop), ("stride", self.stride)):
-            if not (isinstance(value, tuple) and len(value) == 2 and all(isinstance(side, int) for side in value)):
-                raise UserError(f"{name} is {value!r}, expected (height, width) in pixels such as (512, 512)")
-        for crop, stride in zip(self.crop, self.stride, strict=True):
-            if not 0 < stride <= crop:
-                raise UserError(
-                    f"window {self.crop} with stride {self.stride}: expected strides from 1 to the crop's size"
-                )
-
-
-def default_stride(crop: tuple[int, int]) -> tuple[int, int]:
-    """Two thirds of the crop, rounded down: the usual overlap."""
-    return max(crop[0] * 2 // 3, 1), max(crop[1] * 2 // 3, 1)
+from internimage_deploy.window import Window
 
 
 def crops(size: tuple[int, int], window: Window) -> list[tuple[slice, slice]]:
@@ -50,6 +27,11 @@ def crops(size: tuple[int, int], window: Window) -> list[tuple[slice, slice]]:
         for y in height
         for x in width
     ]
+
+
+def crop_count(size: tuple[int, int], window: Window) -> int:
+    """How many crops there are over `size` (height, width): the length of `crops`."""
+    return math.prod(_steps(*sides) for sides in zip(size, window.crop, window.stride, strict=True))
 
 
 def planes_of_crops(
@@ -74,5 +56,8 @@ def planes_of_crops(
 
 
 def _starts(size: int, crop: int, stride: int) -> list[int]:
-    steps = max(size - crop + stride - 1, 0) // stride + 1
-    return [max(min(step * stride, size - crop), 0) for step in range(steps)]
+    return [max(min(step * stride, size - crop), 0) for step in range(_steps(size, crop, stride))]
+
+
+def _steps(size: int, crop: int, stride: int) -> int:
+    return max(size - crop + stride - 1, 0) // stride + 1

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.imaging.fetch import MAX_BYTES
 from internimage_deploy.runtime.imaging.image_io import decode_image
-from internimage_deploy.runtime.imaging.pipeline import PreparedImage
+from internimage_deploy.runtime.imaging.pipeline import PreparedImage, images_per_run
 from internimage_deploy.runtime.imaging.results import FAILURES, LABELS, ResultOptions
 from internimage_deploy.runtime.pipelines.find import STDIN, ImageFile
 from internimage_deploy.runtime.pipelines.storage import Location, Storage
@@ -228,10 +228,10 @@ def _decoded(
 
 
 def _groups(items: Iterator[tuple[ImageFile, PreparedImage]], batch: int) -> Iterator[_Group]:
-    """Consecutive images of one network size, up to `batch` together."""
+    """Consecutive images of one network size, as many as fill a run of the network."""
     group: list[tuple[ImageFile, PreparedImage]] = []
     for item in items:
-        if group and (len(group) == batch or item[1].size != group[0][1].size):
+        if group and (len(group) == images_per_run(item[1], batch) or item[1].size != group[0][1].size):
             yield group
             group = []
         group.append(item)

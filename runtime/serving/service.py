@@ -244,8 +244,10 @@ class Service:
             return decoding
         pixels = height * width
         label_bytes = label_dtype(len(self.card.classes))().itemsize
-        network_height, network_width = self._loaded().geometry((height, width)).network
+        pipeline = self._loaded()
+        network_height, network_width = pipeline.geometry((height, width)).network
         running = network_height * network_width * _NETWORK_BYTES + pixels * _LABEL_COPIES * label_bytes
+        running += pipeline.crop_bytes((height, width))
         encoding = pixels * (label_bytes + result_bytes)
         return pixels * _IMAGE_BYTES + max(decoding, running, encoding)
 

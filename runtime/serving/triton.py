@@ -11,6 +11,7 @@ Triton treats every folder of a repository as a model, so the plugin library lie
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.files import atomic_path, atomic_write, require_file, write_error
 from internimage_deploy.onnx_tools.model_file import external_files, read_card, read_model
 from internimage_deploy.runtime.engine import sidecar
+
+log = logging.getLogger(__name__)
 
 _TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32"}
 _WARM_UP_SIDE = 512
@@ -59,6 +62,8 @@ def export(model: Path, repository: Path, options: TritonOptions) -> list[str]:
     is_engine = model.suffix.lower() != ".onnx"
     card = sidecar.read(model) if is_engine else read_card(model)
     _check(model, card, options, is_engine)
+    if card.window is not None:
+        log.warning("Triton runs the network on whole images, and %s was evaluated with a sliding window", model)
     folder = repository / options.name
     try:
         (folder / "1").mkdir(parents=True, exist_ok=True)
@@ -132,10 +137,11 @@ def commands(repository: Path, plugin: str | None, *, gpu: bool, version_compati
 
 def _check(model: Path, card: ModelCard, options: TritonOptions, is_engine: bool) -> None:
     if not (card.takes_uint8 and card.emits_labels):
+        windowed = card.engine is not None and card.window is not None
         raise UserError(
             f"{model}: the model takes {card.input.name} ({card.input.dtype}) and returns {card.output.name}; Triton "
-            "runs the network only, so it must take uint8 images and return labels: export it with  --input uint8 "
-            "--emit labels"
+            "runs the network only, so it must take uint8 images and return labels: "
+            + ("build the engine with  --whole" if windowed else "export it with  --input uint8 --emit labels")
         )
     if not is_engine:
         return

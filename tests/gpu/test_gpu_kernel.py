@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernel on a GPU, against the float64 reference and the same kernel on the host."""
+"""The CUDA kernels on a GPU, against the float64 references and the same kernels on the host."""
 
 import ctypes
 
 import numpy as np
 import pytest
 
+from internimage_deploy.operators import ms_deform_attn
 from internimage_deploy.trt_plugins import host
+from support import ms_deform_attn_cases as attention
 from support.dcnv3_cases import CASES, DTYPES, assert_close, expected, operands
 
 
@@ -15,22 +17,35 @@ def on_host(case, arrays, tactic=0):
 
 
 def on_gpu(kernel, device, case, arrays, tactic=0):
-    """The output of the CUDA kernel, through device memory and back."""
+    """The output of the DCNv3 kernel, through device memory and back."""
     params, output = host.make_params(*arrays, **case["op"])
+    names = ("input", "offset", "mask", "output")
+    launch(kernel.dcnv3_launch, device, params, dict(zip(names, (*arrays, output), strict=True)), output, tactic)
+    return output
+
+
+def attention_on_gpu(kernel, device, arrays, tactic=0):
+    """The output of the MSDeformAttn kernel, through device memory and back."""
+    params, output, inputs = host.make_ms_deform_attn_params(*arrays)
+    named = dict(zip(ms_deform_attn.INPUTS, inputs, strict=True)) | {"output": output}
+    launch(kernel.ms_deform_attn_launch, device, params, named, output, tactic)
+    return output
+
+
+def launch(function, device, params, arrays, output, tactic):
+    """Run a kernel on copies of the named arrays in device memory."""
     memory = {}
     with device.current():
-        names = ("input", "offset", "mask", "output")
-        for name, array in zip(names, (*arrays, output), strict=True):
+        for name, array in arrays.items():
             memory[name] = device.driver.mem_alloc(array.nbytes)
             device.driver.memcpy_htod(memory[name], array.view(np.uint8))
             setattr(params, name, int(memory[name]))
         dtype = host.DTYPES.index(output.dtype.name)
-        assert kernel.dcnv3_launch(ctypes.byref(params), dtype, tactic, None) == 0
+        assert function(ctypes.byref(params), dtype, tactic, None) == 0
         device.driver.Context.synchronize()
         device.driver.memcpy_dtoh(output.view(np.uint8), memory["output"])
         for allocation in memory.values():
             allocation.free()
-    return output
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -59,3 +74,31 @@ def test_every_tactic(dtype, kernel, device):
     reference = expected(case, arrays)
     for tactic in range(1, kernel.dcnv3_tactics() + 1):
         assert_close(on_gpu(kernel, device, case, arrays, tactic), reference, dtype)
+
+
+ATTENTION = {
+    "three levels": {"batch": 2, "shapes": ((2, 3), (4, 6), (8, 12)), "queries": 126, "channels": 32, "heads": 8},
+    "any points": {"shapes": ((5, 4), (1, 1)), "points": 3, "channels": 24},
+    "odd channels": {"shapes": ((3, 3),), "channels": 5, "heads": 3, "spread": 2.0},
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", ATTENTION.values(), ids=ATTENTION)
+def test_the_cuda_kernel_of_attention_with_every_tactic(case, dtype, kernel, device):
+    arrays = attention.stored(attention.draw(0, **case), dtype)
+    for tactic in range(kernel.dcnv3_tactics() + 1):
+        result = attention_on_gpu(kernel, device, arrays, tactic)
+        assert_close(result, attention.reference(*arrays), dtype)
+
+
+@pytest.mark.gpu
+def test_attention_never_reads_outside_on_a_gpu(kernel, device):
+    value, _, starts, locations, weights = attention.draw(1, shapes=((3, 4), (5, 2)), channels=32)
+    locations[0, 1] = np.nan
+    locations[0, 2] = np.inf
+    locations[0, 3] = 1e30
+    shapes = np.array([(3, 4), (2**30, 2**30)])
+    arrays = value, shapes, starts, locations, weights
+    assert_close(attention_on_gpu(kernel, device, arrays), attention.reference(*arrays), "float32")

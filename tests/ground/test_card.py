@@ -8,6 +8,7 @@ import pytest
 
 from internimage_deploy.card import EngineInfo, ModelCard, TensorSpec
 from internimage_deploy.errors import UserError
+from internimage_deploy.window import Window
 
 CARD = ModelCard(
     architecture="upernet_internimage",
@@ -27,14 +28,38 @@ ENGINE = EngineInfo(
 )
 
 
-@pytest.mark.parametrize("card", [CARD, dataclasses.replace(CARD, resize=None, engine=ENGINE)], ids=["onnx", "engine"])
+@pytest.mark.parametrize(
+    "card",
+    [
+        CARD,
+        dataclasses.replace(CARD, resize=None, engine=ENGINE),
+        dataclasses.replace(CARD, window=Window((1024, 960), (512, 1))),
+    ],
+    ids=["onnx", "engine", "window"],
+)
 def test_a_card_survives_its_file(card):
     assert ModelCard.from_json(card.to_json()) == card
 
 
 def test_the_files_keys_stay():
     keys = "architecture classes color_order engine input kept_fp32 mean model output palette precision resize rewrites"
-    assert sorted(json.loads(CARD.to_json())) == [*keys.split(), "size_divisor", "source", "std", "tools", "version"]
+    assert sorted(json.loads(CARD.to_json())) == [
+        *keys.split(),
+        "size_divisor",
+        "source",
+        "std",
+        "tools",
+        "version",
+        "window",
+    ]
+    window = dataclasses.replace(CARD, window=Window((1024, 960), (512, 480))).to_json()
+    assert json.loads(window)["window"] == {"crop": [1024, 960], "stride": [512, 480]}
+
+
+def test_a_card_of_before_there_were_windows_is_read():
+    fields = json.loads(CARD.to_json())
+    del fields["window"]
+    assert ModelCard.from_json(json.dumps(fields)) == CARD
 
 
 def changed(**fields):
@@ -52,9 +77,29 @@ def changed(**fields):
         (changed(palette=[[0, 0, 0]]), "broken model card .*2 classes but 1 colours"),
         (changed(resize=[1, 2, 3]), "broken model card"),
         (changed(input={"name": "image"}), "broken model card"),
+        (changed(window=[64, 64]), "broken model card .*window: got .*expected an object"),
+        (changed(window={"crop": [64, 64]}), "broken model card .*window: 'stride' is missing"),
+        (changed(window={"crop": [64, 64], "stride": [65, 64]}), "broken model card .*expected strides from 1 to the"),
+        (changed(window={"crop": [64, 64], "stride": [0, 64]}), "broken model card .*stride: got 0"),
+        (changed(window={"crop": [64, True], "stride": [32, 32]}), "broken model card .*crop: got True"),
+        (
+            changed(window={"crop": [60, 64], "stride": [32, 32]}),
+            r"broken model card .*crops of \(60, 64\), expected multiples of 32",
+        ),
         (changed(surprise=1), "broken model card .*surprise"),
     ],
-    ids=["empty", "list", "text", "version", "color order", "palette", "resize", "input", "unknown key"],
+    ids=[
+        "empty",
+        "list",
+        "text",
+        "version",
+        "color order",
+        "palette",
+        "resize",
+        "input",
+        *[f"window {i}" for i in range(6)],
+        "unknown key",
+    ],
 )
 def test_a_card_that_cannot_be_read_is_refused(text, message):
     with pytest.raises(UserError, match=f"m.onnx: {message}"):

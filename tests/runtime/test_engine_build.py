@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
@@ -22,10 +23,14 @@ from internimage_deploy.runtime.engine import sidecar
 from internimage_deploy.runtime.engine.build import build
 from internimage_deploy.runtime.engine.compilers import Compiler
 from internimage_deploy.runtime.engine.plugin_nodes import to_plugin_nodes
-from internimage_deploy.runtime.engine.prepare import BuildOptions
+from internimage_deploy.runtime.engine.prepare import BuildOptions, prepare
 from internimage_deploy.runtime.engine.process import compile_in_process
 from internimage_deploy.runtime.engine.protocol import CompilerChosen, ExpectedTensor, Job, PhaseStarted
+from internimage_deploy.runtime.imaging.pipeline import ImagePipeline
+from internimage_deploy.window import Window
 from support.engine_models import DYNAMIC, STATIC_LOGITS, T, compute, exported, graph_of, normal, official, rtx
+from support.tiny_models import color_model
+from support.windows import logits_session, with_window
 
 
 def command(*arguments):
@@ -66,6 +71,44 @@ def test_a_dynamic_model_with_two_profiles(tmp_path):
     assert [profile["max"] for profile in sidecar.read(built.path).engine.profiles] == [(2, 64, 128), (2, 128, 64)]
     assert built.lowered == ("Cast",)
     assert built.card.precision == "fp32"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_model_with_a_window_returns_logits_for_its_crops(tmp_path, precision):
+    """The compiler's network has been compared with the card; the graph it read runs in ONNX Runtime as well."""
+    window = Window((64, 96), (32, 48))
+    source = with_window(exported(*DYNAMIC), tmp_path / "m.onnx", window)
+    kept = tmp_path / "kept.onnx"
+    built = build(source, tmp_path / "m.engine", rtx(), BuildOptions(precision=precision), save_onnx=kept)
+    card = sidecar.read(built.path)
+    classes = len(card.classes)
+    assert card.output == TensorSpec("logits", "float32", ("batch", classes, "height/4", "width/4"))
+    assert card.window == window
+    assert card.engine.profiles == ({"min": (1, 64, 64), "opt": (1, 64, 96), "max": (1, 64, 96)},)
+    assert [note for note in built.notes if "logits" in note] == [
+        "the engine returns logits in place of labels, for the sliding window that the model was evaluated with; "
+        "--whole compiles it for labels of whole images"
+    ]
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
+    (logits,) = onnxruntime.InferenceSession(str(kept)).run(["logits"], {"image": image})
+    expected = logits_session(source)(image)
+    np.testing.assert_allclose(logits, expected, atol=(0.05 if precision == "fp16" else 1e-4) * np.abs(expected).max())
+    pipeline = ImagePipeline(card)
+    assert pipeline.window == window
+    assert len(pipeline.crops(pipeline.prepare(image[0].repeat(2, 0)))) > 1
+
+
+def test_a_model_with_a_window_for_whole_images(tmp_path, capsys):
+    source = with_window(exported(*DYNAMIC), tmp_path / "m.onnx", Window((64, 96), (32, 48)))
+    engine = tmp_path / "m.engine"
+    assert command(source, "-o", engine, "--whole", "--max", "1x64x96", "--backend", "tensorrt-rtx") == 0
+    card = sidecar.read(engine)
+    assert (card.output.name, card.window) == ("labels", None)
+    assert "returns logits" not in capsys.readouterr().err
+    without = color_model(tmp_path / "x.onnx", labels=True, inner="x", window=Window((64, 64), (32, 32)))
+    with pytest.raises(UserError, match=r"sliding window, which averages logits, and the file has none; .* --whole"):
+        prepare(without, rtx(), BuildOptions())
+    assert prepare(without, rtx(), BuildOptions(whole=True)).card.window is None
 
 
 def test_bfloat16_and_another_target(tmp_path):

@@ -19,6 +19,7 @@ from internimage_deploy.runtime.engine.profiles import (
     profile_note,
     tensor_shape,
 )
+from internimage_deploy.window import Window
 
 FREE = TensorSpec("image", "uint8", ("batch", "height", "width", 3))
 LABELS = TensorSpec("labels", "uint8", ("batch", "height", "width"))
@@ -37,6 +38,17 @@ def test_default_profiles_include_what_the_resize_rule_makes():
     (cityscapes, _) = choose_profiles(dataclasses.replace(CARD, resize=(2048, 1024)), (), (), ())
     assert cityscapes.opt == (1, 1024, 2048)
     assert choose_profiles(CARD, (), (), ()) == (Profile((1, 64, 64), (1, 512, 512), (1, 1024, 1024)),)
+
+
+def test_default_profiles_of_a_window_are_its_crops():
+    """Whatever the resize rule makes of an image, the network sees crops, or a smaller image."""
+    card = dataclasses.replace(CARD, resize=(2048, 1024), window=Window((1024, 896), (512, 512)))
+    assert choose_profiles(card, (), (), ()) == (Profile((1, 64, 64), (1, 1024, 896), (1, 1024, 896)),)
+    assert choose_profiles(card, ((1, 32, 32),), (), ()) == (Profile((1, 32, 32), (1, 1024, 896), (1, 1024, 896)),)
+    small = dataclasses.replace(card, window=Window((32, 32), (16, 16)))
+    assert choose_profiles(small, (), (), ()) == (Profile((1, 32, 32), (1, 32, 32), (1, 32, 32)),)
+    sized = dataclasses.replace(card, input=TensorSpec("image", "uint8", ("batch", 512, 512, 3)))
+    assert choose_profiles(sized, (), (), ()) == (Profile((1, 512, 512), (1, 512, 512), (1, 512, 512)),)
 
 
 def test_missing_bounds_follow_from_the_others():

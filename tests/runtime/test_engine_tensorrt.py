@@ -108,6 +108,16 @@ def test_the_error_says_why_the_plugin_does_not_load(compile_here, monkeypatch, 
         load_backend(built.path)
 
 
+def test_an_engine_without_its_plugin_inside_finds_tensorrts_own_plugins_too(compile_here, monkeypatch):
+    built, trt, _ = compile_here(exported(*DYNAMIC), embed_plugin=False)
+    assert trt.own_plugins == []
+    fake_cuda.install(monkeypatch, fake_cuda.make_driver())
+    monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
+    monkeypatch.setattr(registry, "installed", lambda entry: True)
+    load_backend(built.path)
+    assert trt.own_plugins == [""]
+
+
 def test_flags_are_those_of_the_version():
     def flags(version):
         trt = fake_tensorrt.make(version, without=LACKS[version])

@@ -49,7 +49,7 @@ def machine(monkeypatch, tmp_path):
             times.append(clock["ms"] - start)
         return {"run": summary(times)}
 
-    def load(path, name, *, threads=None):
+    def load(path, name, *, threads=None, window=None):
         loaded.append(name)
         if milliseconds[name] is None:
             raise UserError(f"{name} cannot")

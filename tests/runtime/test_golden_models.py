@@ -12,7 +12,7 @@ from internimage_deploy import Segmenter
 from internimage_deploy.card import METADATA_KEY, ModelCard, TensorSpec
 from internimage_deploy.cli import main as cli
 from internimage_deploy.cli.info import collect
-from internimage_deploy.runtime.imaging.sliding import Window
+from internimage_deploy.window import Window
 from support import golden
 
 

@@ -148,7 +148,7 @@ def test_anything_else_is_one_line(segmenter, source, message):
         ({"batch": 0}, "batch is 0"),
         ({"batch": "2"}, "batch is '2'"),
         ({"max_pixels": None}, "max_pixels is None"),
-        ({"window": "whole"}, "window is 'whole'"),
+        ({"window": "half"}, 'window is \'half\', expected "slide", "whole" or a Window'),
         ({"backend": "abacus"}, "no backend 'abacus'"),
     ],
     ids=str,

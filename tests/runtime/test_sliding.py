@@ -6,7 +6,8 @@ import pytest
 from internimage_deploy import Segmenter, UserError
 from internimage_deploy.runtime.imaging.postprocess import labels_from_logits, labels_from_planes
 from internimage_deploy.runtime.imaging.preprocess import Geometry
-from internimage_deploy.runtime.imaging.sliding import Window, crops, planes_of_crops
+from internimage_deploy.runtime.imaging.sliding import crops, planes_of_crops
+from internimage_deploy.window import Window
 from support.tiny_models import color_model, picture
 
 
@@ -76,8 +77,8 @@ def test_a_local_model_answers_the_same_through_a_window(tmp_path, hw, batch):
 
 
 def test_what_cannot_slide_is_refused(tmp_path):
-    with pytest.raises(UserError, match="returns labels; export it with --emit logits"):
-        Segmenter.load(color_model(tmp_path / "a.onnx", labels=True, size=(64, 64)), window="slide")
+    with pytest.raises(UserError, match=r"returns labels; export it with --emit logits$"):
+        Segmenter.load(color_model(tmp_path / "a.onnx", labels=True, inner="x", size=(64, 64)), window="slide")
     with pytest.raises(UserError, match="give the crop"):
         Segmenter.load(color_model(tmp_path / "b.onnx"), window="slide")
     with pytest.raises(UserError, match="expects multiples of 32"):

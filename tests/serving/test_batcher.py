@@ -62,6 +62,27 @@ def test_images_of_one_key_run_together_up_to_the_size():
     asyncio.run(scenario())
 
 
+def test_heavy_items_make_small_batches():
+    """An image of three crops counts for three, and one of more than a whole batch runs alone."""
+
+    async def scenario():
+        runner = Runner()
+        queue = batcher(runner, size=6, delay_s=NEVER_S, weight=lambda number: {0: 3, 1: 7, 2: 1}[number % 10])
+        queue._recent_run_s = 1.0
+        tasks = await submit_each(queue, (0, 10, 20, 1, 11, 2, 12), key=lambda number: number % 10)
+        await until(lambda: len(runner.batches) == 1)
+        assert runner.batches == [[0, 10]]
+        # Half a batch of the first kind, two of the second, a third of one of the third.
+        assert queue.retry_after_s() == int(1 / 2 + 2 + 2 / 6) + 1
+        closing = asyncio.create_task(queue.close())
+        runner.gate.set()
+        await asyncio.gather(*tasks)
+        await closing
+        assert runner.batches == [[0, 10], [20], [1], [11], [2, 12]]
+
+    asyncio.run(scenario())
+
+
 def test_keys_are_never_mixed_and_the_longest_waiting_runs_first():
     async def scenario():
         runner = Runner()

@@ -5,6 +5,7 @@ import io
 import json
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from internimage_deploy.runtime.imaging.sliding import Window
 from internimage_deploy.runtime.segmenter import Segmenter
+from internimage_deploy.window import Window
 from support.served import Served, decoded, encoded, stripes
 from support.tiny_models import color_model, picture
 
@@ -144,6 +145,42 @@ def test_a_sliding_window_gives_the_labels_of_the_segmenter(tmp_path):
         labels = decoded(server.post("/v1/segment", content=data).content)
     np.testing.assert_array_equal(labels, Segmenter.load(path, window=Window((32, 32), (16, 24)))(image).labels)
     assert (labels != Segmenter.load(path)(image).labels).any(), "the same without a window"
+
+
+def test_a_model_with_a_window_is_slid_like_segment_does(tmp_path):
+    """The file returns labels, and the image's crops count in the batches."""
+    path = color_model(tmp_path / "m.onnx", labels=True, window=Window((32, 32), (16, 24)))
+    image = np.random.default_rng(1).integers(0, 256, (80, 112, 3), np.uint8)
+    (tmp_path / "i.png").write_bytes(encoded(image))
+    out = {}
+    for name, options in (("slid", ()), ("whole", ("--whole",))):
+        files = [path, tmp_path / "i.png", "-o", tmp_path / name]
+        subprocess.run([sys.executable, "-m", "internimage_deploy", "segment", *files, *options], check=True)
+        out[name] = np.asarray(Image.open(tmp_path / name / "i.labels.png"))
+    assert (out["slid"] != out["whole"]).any()
+    with Served(path, tmp_path, "--delay-ms", "0") as server:
+        labels = decoded(server.post("/v1/segment", content=encoded(image)).content)
+        np.testing.assert_array_equal(labels, out["slid"])
+        parts = [("images", (f"{i}.png", encoded(image), "image/png")) for i in range(3)]
+        results = server.post("/v1/segment/batch", files=parts).json()["results"]
+        for entry in results:
+            for found in entry["classes"]:
+                np.testing.assert_array_equal(unpack(found), out["slid"] == found["id"])
+        # 5 by 5 crops at 96x128: more than a batch of eight, so that no two images run together.
+        assert server.metric("internimage_batch_size_sum") == server.metric("internimage_batch_size_count") == 4
+    with Served(path, tmp_path, "--whole") as server:
+        labels = decoded(server.post("/v1/segment", content=encoded(image)).content)
+        np.testing.assert_array_equal(labels, out["whole"])
+
+
+def test_crops_count_in_the_memory_of_a_request(tmp_path):
+    """At 512x512 there are 121 by 121 crops of 3 x 8 x 8 logits: 11 MB, of 10 that all requests may take."""
+    path = color_model(tmp_path / "m.onnx", labels=True, window=Window((32, 32), (4, 4)))
+    data = encoded(np.zeros((500, 500, 3), np.uint8))
+    for options, status in (((), 413), (("--whole",), 200)):
+        with Served(path, tmp_path, "--max-memory", "10", *options) as server:
+            assert server.post("/v1/segment", content=data).status_code == status
+            assert server.metric("internimage_request_memory_bytes") == 0
 
 
 def test_health_metrics_and_schema(server):

@@ -2,6 +2,7 @@
 """A Ray cluster of two nodes on this machine, each with processes of its own: serving, and segmenting a folder."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -18,8 +19,11 @@ import numpy as np
 import pytest
 from test_load import samples
 
+from internimage_deploy import Segmenter
+from internimage_deploy.window import Window
 from support import load
-from support.served import WAIT_S, decoded, stripes, until
+from support.served import WAIT_S, decoded, encoded, stripes, until
+from support.tiny_models import color_model
 
 pytest.importorskip("ray", reason="pip install 'ray[data,serve]'")
 pytestmark = pytest.mark.slow
@@ -98,14 +102,19 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.fixture
-def served(cluster, color_path, tmp_path):
+@pytest.fixture(scope="module")
+def port():
+    """Ray Serve keeps the port that it was started with on a cluster."""
+    return free_port()
+
+
+@contextlib.contextmanager
+def serving(cluster, port, model, folder):
     """`serve --engine ray` on the cluster; its address."""
-    port = free_port()
-    log_path = tmp_path / "serve.log"
+    log_path = folder / "serve.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            command("serve", color_path, "--engine", "ray", "--ray-address", cluster, "--port", port, "--replicas", 2,
+            command("serve", model, "--engine", "ray", "--ray-address", cluster, "--port", port, "--replicas", 2,
                     "--cpus", 0.5, "--threads", 1),
             stdout=log, stderr=log,
         )  # fmt: skip
@@ -120,6 +129,12 @@ def served(cluster, color_path, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(WAIT_S) == 0
     assert not is_served(url), "the application is still there"
+
+
+@pytest.fixture
+def served(cluster, port, color_path, tmp_path):
+    with serving(cluster, port, color_path, tmp_path) as url:
+        yield url
 
 
 def is_served(url):
@@ -199,6 +214,25 @@ def test_a_folder_is_segmented_once_whatever_breaks(cluster, color_path, tmp_pat
     assert again.returncode == 0, again.stderr
     assert "segmented 0 of 0 images" in again.stdout
     assert "40 were there already" in again.stdout
+
+
+def test_a_model_with_a_window_is_slid_on_a_cluster(cluster, port, tmp_path):
+    """Of a file that returns labels, by `serve` and by `segment`, with the labels of this machine."""
+    model = color_model(tmp_path / "m.onnx", labels=True, window=Window((32, 32), (16, 24)))
+    images = np.random.default_rng(1).integers(0, 256, (3, 80, 112, 3), np.uint8)
+    expected = [result.labels for result in Segmenter.load(model)(list(images))]
+    assert (expected[0] != Segmenter.load(model, window="whole")(images[0]).labels).any()
+    (tmp_path / "images").mkdir()
+    with serving(cluster, port, model, tmp_path) as url:
+        for index, image in enumerate(images):
+            (tmp_path / "images" / f"{index}.png").write_bytes(encoded(image))
+            response = httpx.post(f"{url}/v1/segment", content=encoded(image), timeout=WAIT_S)
+            np.testing.assert_array_equal(decoded(response.content), expected[index])
+    run = command("segment", model, tmp_path / "images", "-o", tmp_path / "out", "--executor", "ray", "--ray-address",
+                  cluster, "--cpus", 0.5, "--threads", 1)  # fmt: skip
+    subprocess.run(run, check=True, timeout=WAIT_S)
+    for index, labels in enumerate(expected):
+        np.testing.assert_array_equal(decoded((tmp_path / "out" / f"{index}.labels.png").read_bytes()), labels)
 
 
 def test_a_result_that_cannot_be_written_ends_the_run_with_the_reason(cluster, color_path, tmp_path):

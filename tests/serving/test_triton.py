@@ -18,6 +18,7 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.files import sha256
 from internimage_deploy.onnx_tools.model_file import read_card
 from internimage_deploy.runtime.serving.triton import TritonOptions, export
+from internimage_deploy.window import Window
 from support.tiny_models import color_model, picture
 
 grpc = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="pip install tritonclient grpcio protobuf")
@@ -194,3 +195,14 @@ def test_the_old_names_are_not_in_the_help_and_not_mixed_with_the_new(labels_mod
     result = CliRunner().invoke(export_triton, both)
     assert result.exit_code == 2
     assert "use --delay-ms alone" in result.output
+
+
+def test_a_model_with_a_window_runs_on_whole_images_with_a_warning(tmp_path, caplog):
+    window = Window((64, 64), (32, 32))
+    model = color_model(tmp_path / "m.onnx", labels=True, window=window)
+    export(model, tmp_path / "repository", TritonOptions("street"))
+    assert "on whole images, and" in caplog.text
+    assert "was evaluated with a sliding window" in caplog.text
+    slides = engine(tmp_path, read_card(color_model(tmp_path / "logits.onnx", window=window)))
+    with pytest.raises(UserError, match="must take uint8 images and return labels: build the engine with  --whole"):
+        export(slides, tmp_path / "repository", TritonOptions("street"))

@@ -21,7 +21,7 @@ MODELS = {
     "tiny_segformer": lambda: tiny_segmentor("SegformerHead"),
     "tiny_centre_feature_scale": lambda: tiny_segmentor(center_feature_scale=True),
     "small_l": lambda: small("l"),
-    **{name: lambda name=name: golden_segmentor(name) for name in golden.NETWORKS},
+    **{name: lambda name=name: golden_segmentor(name) for name in (*golden.NETWORKS, *golden.MASK2FORMER)},
 }
 
 # What more than one test file reads.

@@ -164,6 +164,8 @@ def _behave(trt):
     """What the parts do, attached under the method's name with an underscore before it."""
     registry = trt.IPluginRegistry()
     trt.get_plugin_registry = lambda: registry
+    trt.own_plugins = []  # namespaces
+    trt.init_libnvinfer_plugins = lambda logger, namespace: trt.own_plugins.append(namespace) is None
 
     def hook(cls, name):
         def put(function):
@@ -177,8 +179,8 @@ def _behave(trt):
     @hook(trt.IPluginRegistry, "load_library")
     def load_library(self, path):
         trt.loaded.append(path)
-        found = [creator(), creator()]
-        found[0].name, found[1].name = "DCNv3", "TRTDCNv3"
+        found = [creator(), creator(), creator()]
+        found[0].name, found[1].name, found[2].name = "DCNv3", "TRTDCNv3", "MSDeformAttn"
         object.__setattr__(self, "all_creators", found)
         return object()
 

@@ -6,7 +6,14 @@ import onnxruntime as ort
 import torch
 
 from internimage_deploy.datasets.classes import generic
-from internimage_deploy.exporter.models import BackboneConfig, HeadConfig, SegmentorConfig, build_random, build_with
+from internimage_deploy.exporter.models import (
+    BackboneConfig,
+    HeadConfig,
+    Mask2FormerConfig,
+    SegmentorConfig,
+    build_random,
+    build_with,
+)
 from internimage_deploy.exporter.source import SourceModel
 from support import golden
 
@@ -29,7 +36,15 @@ FAMILIES = {
 
 def small(family="t", head="UPerHead", *, classes=7, seed=0):
     """A small segmentor of one family, with random weights under which everything matters."""
-    return build_random(SegmentorConfig(FAMILIES[family], HeadConfig(head, 32, classes)), seed)
+    config = mask2former(num_classes=classes) if head == "Mask2FormerHead" else HeadConfig(head, 32, classes)
+    return build_random(SegmentorConfig(FAMILIES[family], config), seed)
+
+
+def mask2former(**settings):
+    """A small Mask2Former: more channels than the backbone's first map, as the released wide head has."""
+    defaults = {"channels": 64, "num_classes": 7, "queries": 10, "encoder_heads": 2, "decoder_heads": 4}
+    defaults |= {"encoder_feedforward": 96, "decoder_feedforward": 80, "mask_channels": 48, "norm_groups": 16}
+    return Mask2FormerConfig(**defaults | {"encoder_layers": 2, "decoder_layers": 4} | settings)
 
 
 def tiny_segmentor(head="UPerHead", classes=5, **backbone):
@@ -46,10 +61,22 @@ def golden_config(name):
     backbone["layer_scale"] = backbone["layer_scale"] is not None
     for key in ("depths", "groups"):
         backbone[key] = tuple(backbone[key])
-    head = case["head"]
     return SegmentorConfig(
-        BackboneConfig(**backbone, level2_post_norm_block_ids=tuple(ids)),
-        HeadConfig(head["type"], head["channels"], head["num_classes"]),
+        BackboneConfig(**backbone, level2_post_norm_block_ids=tuple(ids)), _golden_head(case["head"])
+    )
+
+
+def _golden_head(head):
+    if head["type"] != "Mask2FormerHead":
+        return HeadConfig(head["type"], head["channels"], head["num_classes"])
+    same = ("num_classes", "encoder_heads", "decoder_heads", "encoder_feedforward", "decoder_feedforward")
+    return Mask2FormerConfig(
+        **{name: head[name] for name in (*same, "encoder_layers", "decoder_layers", "norm_groups")},
+        channels=head["feat_channels"],
+        mask_channels=head["out_channels"],
+        queries=head["num_queries"],
+        levels=head["num_levels"],
+        points=head["num_points"],
     )
 
 

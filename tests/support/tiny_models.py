@@ -22,13 +22,18 @@ def color_model(
     batch=None,
     uint8=True,
     labels=False,
+    inner="logits",
     resize=None,
+    window=None,
     classes=CLASSES,
     card_changes=None,
     with_card=True,
     external=False,
 ):
-    """Write a model: mean of 4x4 pixels, then logits that rank red, green and blue (further classes never win)."""
+    """Write a model: mean of 4x4 pixels, then logits that rank red, green and blue (further classes never win).
+
+    `inner` names the logits of a model that returns labels.
+    """
     n = "batch" if batch is None else batch
     height, width = ("height", "width") if size is None else size
     low = ("h4", "w4") if size is None else (size[0] // 4, size[1] // 4)
@@ -54,12 +59,12 @@ def color_model(
         nodes.append(helper.make_node("Identity", ["input"], ["normal"]))
     nodes += [
         helper.make_node("AveragePool", ["normal"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
-        helper.make_node("Conv", ["pooled", "weight", "bias"], ["scores" if labels else "logits"]),
+        helper.make_node("Conv", ["pooled", "weight", "bias"], [inner if labels else "logits"]),
     ]
     if labels:
         initializers["by4"] = np.array([1, 1, 4, 4], np.float32)
         nodes += [
-            helper.make_node("Resize", ["scores", "", "by4"], ["grown"], mode="linear"),
+            helper.make_node("Resize", [inner, "", "by4"], ["grown"], mode="linear"),
             helper.make_node("ArgMax", ["grown"], ["ids"], axis=1, keepdims=0),
             helper.make_node("Cast", ["ids"], ["labels"], to=TensorProto.UINT8),
         ]
@@ -75,7 +80,7 @@ def color_model(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     palette = tuple(PALETTE[i % 3] for i in range(count))
-    card = ModelCard("color", tuple(classes), palette, source, answer, resize=resize)
+    card = ModelCard("color", tuple(classes), palette, source, answer, resize=resize, window=window)
     if with_card:
         card = dataclasses.replace(card, **(card_changes or {}))
         helper.set_model_props(model, {METADATA_KEY: card.to_json()})

@@ -17,6 +17,7 @@ from internimage_deploy.cache import (
 from internimage_deploy.trt_plugins import build, host
 from internimage_deploy.trt_plugins.build import SOURCES
 from internimage_deploy.trt_plugins.toolchain import find_headers, find_nvcc
+from support.plugin_driver import driving
 
 # What the tests compile stays apart from the libraries that the user's engines are built with.
 if CACHE_VARIABLE not in os.environ:
@@ -25,7 +26,7 @@ if CACHE_VARIABLE not in os.environ:
 # test_sanitizers.py runs these tests once more in a process that has the sanitizers' runtime.
 SANITIZE = (
     ("-g", "-fsanitize=address", "-fsanitize=undefined", "-fno-sanitize-recover=all")
-    if os.environ.get("DCNV3_TEST_SANITIZERS")
+    if os.environ.get("PLUGIN_TEST_SANITIZERS")
     else ()
 )
 host.FLAGS = (*host.FLAGS, *SANITIZE)
@@ -54,9 +55,9 @@ def plugin(plan):
     return build.build(plan)[0]
 
 
-DRIVER_SOURCES = (
-    *("kernel/dcnv3_variants.cpp", "kernel/dcnv3_host.cpp", "plugin/dcnv3_attributes.cpp", "plugin/dcnv3_operator.cpp"),
-    *("plugin/plugin_log.cpp", "plugin/plugin_registration.cpp"),
+# The plugin without what needs a GPU, and the kernels' host versions in its place.
+DRIVER_SOURCES = tuple(name for name in build.PLUGIN_SOURCES if not name.startswith("plugin/plugin_v")) + tuple(
+    f"kernel/{name}" for name in host.HOST_SOURCES
 )
 
 
@@ -68,17 +69,37 @@ def driver_library(headers, nvcc):
 
 def compile_driver(interface, headers, nvcc):
     here = Path(__file__).parent / "cpp" / "driver.cpp"
-    sources = [SOURCES / name for name in (*DRIVER_SOURCES, f"plugin/dcnv3_plugin_{interface}.cpp")] + [here]
+    sources = [SOURCES / name for name in (*DRIVER_SOURCES, f"plugin/plugin_{interface}.cpp")] + [here]
     host_flags = ",".join(("-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations", *SANITIZE))
     command = [
         *(str(nvcc.path), "-std=c++17", "-O1", "-shared", "-Xcompiler", host_flags),
-        *(f"-DDCNV3_PLUGIN_INTERFACE={interface[1]}", "-isystem", str(headers.path), f"-I{SOURCES}"),
+        *(f"-DPLUGIN_INTERFACE={interface[1]}", "-isystem", str(headers.path), f"-I{SOURCES}"),
         *("--threads", str(os.cpu_count()), *map(str, sources)),
     ]
     key = fingerprint([*SOURCES.rglob("*.h"), *sources], [*command, nvcc.version, headers.version])
     target = cache_folder() / "tests" / f"driver-{key}.so"
     build_once(target, lambda path: run_compiler([*command, "-o", str(path)], target.with_suffix(".log")))
     return target
+
+
+@pytest.fixture(params=["v2", "v3"])
+def driver(request, driver_library):
+    with driving(driver_library, request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def v2(driver_library):
+    """IPluginV2DynamicExt alone: it serialises to bytes of its own."""
+    with driving(driver_library, "v2") as made:
+        yield made
+
+
+@pytest.fixture
+def v3(driver_library):
+    """IPluginV3 alone: it has tactics and onShapeChange."""
+    with driving(driver_library, "v3") as made:
+        yield made
 
 
 @pytest.fixture

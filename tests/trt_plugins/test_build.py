@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from internimage_deploy import cache
 from internimage_deploy.cli.build_plugin import build_plugin
 from internimage_deploy.errors import UserError
-from internimage_deploy.operators import contract
+from internimage_deploy.operators import contract, ms_deform_attn
 from internimage_deploy.trt_plugins import build, library, toolchain
 
 ROOM = Path(build.__file__).parent
@@ -245,7 +245,7 @@ def test_architectures_follow_the_toolkit(tmp_path, monkeypatch, release, codes,
     # CMake asks the same question.
     script = tmp_path / "ask.cmake"
     script.write_text(
-        f"include({ROOM}/cmake/architectures.cmake)\ndcnv3_architectures({path} found)\nmessage(STATUS ${{found}})\n"
+        f"include({ROOM}/cmake/architectures.cmake)\nplugin_architectures({path} found)\nmessage(STATUS ${{found}})\n"
     )
     output = subprocess.run([tool("cmake"), "-P", script], capture_output=True, text=True, check=True).stdout
     *real, newest = expected
@@ -336,14 +336,14 @@ def test_ptxas_has_no_spills_and_no_more_registers():
     command = [sys.executable, "benchmarks/ptxas.py", "--arch", "87", "--check"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "sm_87   35 kernels" in done.stdout
+    assert "sm_87   52 kernels" in done.stdout
 
 
 def test_ptxas_table_covers_every_architecture_and_variant():
     table = json.loads((REPOSITORY / "benchmarks/results/ptxas.json").read_text())["kernels"]
     assert set(table) == {f"sm_{n}" for n in (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)}
     for kernels in table.values():
-        assert len(kernels) == 35
+        assert len(kernels) == 52
         assert all(k["stack"] == k["spill_stores"] == k["spill_loads"] == 0 for k in kernels.values())
 
 
@@ -365,6 +365,8 @@ def test_ptxas_check_sees_a_worse_kernel():
     kept = {"sm_87": {name: {"registers": 80}}}
     assert len(ptxas.worse(table, kept, same_compiler=True)) == 4
     assert len(ptxas.worse(table, kept, same_compiler=False)) == 3
+    other = "_ZN11internimage21ms_deform_attn_kernelINS_19MsDeformAttnVariantIfLi4ELi2ELi4EEEEEvNS_18MsDeformAttn"
+    assert ptxas.variant_name(other) == "MSDeformAttn float32 P4 4x2"
     table["sm_87"][name] |= {"stack": 0, "spill_stores": 0, "spill_loads": 0, "registers": 80}
     assert ptxas.worse(table, kept, same_compiler=True) == []
     assert ptxas.worse(table, {"sm_87": {**kept["sm_87"], "lost": {}}}, same_compiler=True) != []
@@ -388,6 +390,17 @@ def test_the_document_states_the_contract():
             assert domain == f"{attribute.minimum} and more"
         else:
             assert domain.startswith(f"{attribute.minimum} to {attribute.maximum}")
+
+
+def test_the_document_states_the_contract_of_attention():
+    document = (REPOSITORY / "docs" / "plugin.md").read_text()
+    section = document[document.index("## MSDeformAttn") : document.index("## What is tested")]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\([^|]*\)) \|", section, re.M))
+    # The same in the contract's docstring: a name, a shape, a type and more.
+    stated = dict(re.findall(r"^    (\w+) +(\(.*?\))  +", ms_deform_attn.__doc__, re.M))
+    assert tuple(rows) == tuple(stated) == ms_deform_attn.INPUTS
+    assert rows == stated
+    assert ms_deform_attn.TENSORRT_OP_TYPE in section
 
 
 def test_gpu_benchmark_lists_its_cases_without_a_gpu():

@@ -44,7 +44,7 @@ def jetson_build(aarch64_runtime, headers, nvcc):
         pytest.skip("no aarch64 compiler: apt install g++-12-aarch64-linux-gnu")
     assert platform.machine() == "x86_64"
     settings = [
-        "-DDCNV3_INTERFACE=v2",
+        "-DPLUGIN_INTERFACE=v2",
         "-DCMAKE_TOOLCHAIN_FILE=cmake/toolchain-aarch64-linux.cmake",
         f"-DCUDA_AARCH64_ROOT={aarch64_runtime}",
         f"-DCMAKE_CUDA_COMPILER={nvcc.path}",

@@ -1,122 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both plugin classes, driven as TensorRT drives them (cpp/driver.cpp), with the kernel on the host."""
+"""Both plugin classes, driven as TensorRT drives them (cpp/driver.cpp), with the DCNv3 kernel on the host."""
 
 from __future__ import annotations
 
-import ctypes
-from contextlib import contextmanager
-
-import ml_dtypes
 import numpy as np
 import pytest
 
 from internimage_deploy.operators import contract
 from internimage_deploy.trt_plugins import host
 from support import golden
+from support.plugin_driver import BF16, CHW4, FLOAT, HALF, INT8, INVALID_VALUE, LINEAR, TYPES
 
-FLOAT, HALF, INT8, BF16 = 0, 1, 2, 7
-TYPES = {"float32": (FLOAT, np.float32), "float16": (HALF, np.float16), "bfloat16": (BF16, ml_dtypes.bfloat16)}
-LINEAR, CHW4 = 0, 3
-FIELD = {"float16": 0, "float32": 1, "float64": 2, "int8": 3, "int16": 4, "int32": 5, "int64": 10}
 BASE = {"group": 2, "group_channels": 4}
-INVALID_VALUE = 1  # cudaErrorInvalidValue
-
-
-class Driver:
-    """One plugin behind the C functions of driver.cpp."""
-
-    def __init__(self, library, interface):
-        self.lib = ctypes.CDLL(str(library))
-        self.interface = interface
-        for name in ("create", "create_from_nothing", "clone", "reload"):
-            getattr(self.lib, f"driver_{name}").restype = ctypes.c_void_p
-        for name in ("take_log", "field_names", "name", "timing_id"):
-            if hasattr(self.lib, f"driver_{name}"):
-                getattr(self.lib, f"driver_{name}").restype = ctypes.c_char_p
-        self.lib.driver_start()
-        self.made = []
-
-    def log(self):
-        return self.lib.driver_take_log().decode()
-
-    def create(self, creator="DCNv3", types=None, lengths=None, **attributes):
-        types = types or {}
-        lengths = lengths or {}
-        arrays = []
-        for name, value in attributes.items():
-            default = "float32" if isinstance(value, float) else "int32"
-            arrays.append(None if value is None else np.array(value, types.get(name, default)).reshape(-1))
-        count = len(arrays)
-        codes = [FIELD[types.get(n, "float32" if isinstance(v, float) else "int32")] for n, v in attributes.items()]
-        plugin = self.lib.driver_create(
-            creator.encode(),
-            count,
-            (ctypes.c_char_p * count)(*(name.encode() for name in attributes)),
-            (ctypes.c_int32 * count)(*codes),
-            (ctypes.c_void_p * count)(*(0 if a is None else a.ctypes.data for a in arrays)),
-            (ctypes.c_int32 * count)(
-                *(lengths.get(n, 0 if a is None else a.size) for n, a in zip(attributes, arrays, strict=True))
-            ),
-        )
-        return self.keep(plugin)
-
-    def keep(self, plugin):
-        if plugin:
-            self.made.append(plugin)
-        return plugin
-
-    def call(self, name, plugin, *arguments):
-        return getattr(self.lib, f"driver_{name}")(ctypes.c_void_p(plugin), *arguments)
-
-    def close(self):
-        for plugin in self.made:
-            self.call("destroy", plugin)
-
-
-@contextmanager
-def driving(library, interface):
-    made = Driver(library(interface), interface)
-    yield made
-    made.lib.driver_fail_launches(0)
-    made.close()
-
-
-@pytest.fixture(params=["v2", "v3"])
-def driver(request, driver_library):
-    with driving(driver_library, request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def v2(driver_library):
-    """IPluginV2DynamicExt alone: it serialises to bytes of its own."""
-    with driving(driver_library, "v2") as made:
-        yield made
-
-
-@pytest.fixture
-def v3(driver_library):
-    """IPluginV3 alone: it has tactics and onShapeChange."""
-    with driving(driver_library, "v3") as made:
-        yield made
-
-
-def rows(*shapes):
-    return np.array([(len(s), *s, *([0] * (4 - len(s)))) for s in shapes], np.int64)
 
 
 def shapes_of(height=6, width=7, batch=2, *, group=2, channels=4, kernel=3):
     points = group * kernel * kernel
     image = (batch, height, width)
     return [(*image, group * channels), (*image, 2 * points), (*image, points), (*image, group * channels)]
-
-
-def enqueue(driver, plugin, operands, output, type_code, dims=None):
-    dims = rows(*(a.shape for a in operands), output.shape) if dims is None else dims
-    pointers = (ctypes.c_void_p * 3)(*(a.ctypes.data for a in operands))
-    return driver.call(
-        "enqueue", plugin, ctypes.c_void_p(dims.ctypes.data), type_code, pointers, ctypes.c_void_p(output.ctypes.data)
-    )
 
 
 def golden_operands(name, dtype):
@@ -134,7 +35,7 @@ def golden_operands(name, dtype):
 @pytest.mark.parametrize("creator", ["DCNv3", "TRTDCNv3"])
 @pytest.mark.parametrize("name", list(golden.case("dcnv3_op")))
 def test_computes_the_golden_cases_also_when_cloned_and_reloaded(driver, name, creator, dtype):
-    code, numpy_type = TYPES[dtype]
+    _, numpy_type = TYPES[dtype]
     attributes, operands, expected = golden_operands(name, numpy_type)
     plugin = driver.create(creator, **attributes)
     clone = driver.keep(driver.call("clone", plugin))
@@ -144,7 +45,7 @@ def test_computes_the_golden_cases_also_when_cloned_and_reloaded(driver, name, c
     for each in (plugin, clone, reloaded):
         assert driver.call("name", each).decode() == creator
         output = np.full(expected.shape, np.nan, numpy_type)
-        assert enqueue(driver, each, operands, output, code) == 0, driver.log()
+        assert driver.enqueue(each, operands, output) == 0, driver.log()
         results.append(output.astype(np.float32))
     np.testing.assert_allclose(results[0], expected, atol=tolerance)
     np.testing.assert_array_equal(results[0], results[1])
@@ -171,7 +72,7 @@ def test_every_attribute_reaches_the_kernel(driver):
     reloaded = driver.keep(driver.call("reload", plugin, 0))
     for each in (plugin, reloaded):
         output = np.full_like(expected, np.nan)
-        assert enqueue(driver, each, operands, output, FLOAT) == 0, driver.log()
+        assert driver.enqueue(each, operands, output) == 0, driver.log()
         np.testing.assert_array_equal(output, expected)
 
 
@@ -183,30 +84,25 @@ def test_output_shape_is_exact_for_dynamic_inputs(driver, size, stride, pad, dil
     settings = {"stride_h": stride, "stride_w": stride + 1, "pad_h": pad + 1, "pad_w": pad,
                 "dilation_h": dilation, "dilation_w": 1, "kernel_h": 3, "kernel_w": 2}  # fmt: skip
     plugin = driver.create(**settings, **BASE)
-    shape = np.array([7, *size, 8], np.int64)
-    result = np.zeros(4, np.int64)
-    arguments = (3, 4, ctypes.c_void_p(shape.ctypes.data), ctypes.c_void_p(result.ctypes.data))
-    assert driver.call("output_shape", plugin, *arguments) == 0
+    shapes = [(7, *size, 8), (7, 1, 1, 1), (7, 1, 1, 1)]
     expected = [contract.output_size(s, *(settings[f"{k}_{a}"] for k in ("kernel", "stride", "pad", "dilation")))
                 for s, a in zip(size, "hw", strict=True)]  # fmt: skip
-    assert result.tolist() == [7, *expected, 8]
+    assert driver.output_shape(plugin, shapes) == (7, *expected, 8)
 
 
 def test_output_shape_refuses_other_ranks_and_counts(driver):
     plugin = driver.create(**BASE)
-    pointer = ctypes.c_void_p(np.ones(4, np.int64).ctypes.data)
-    assert driver.call("output_shape", plugin, 3, 3, pointer, pointer) != 0
-    assert "4 dimensions" in driver.log()
-    assert driver.call("output_shape", plugin, 2, 4, pointer, pointer) != 0
-    assert "3 inputs" in driver.log()
+    assert driver.output_shape(plugin, [(1, 1, 1)] * 3) is None
+    assert "input must have 4 dimensions" in driver.log()
+    assert driver.output_shape(plugin, [(1, 1, 1, 1)] * 2) is None
+    assert "got 2 inputs and 1 outputs: expected 3 inputs (input, offset, mask) and 1 output" in driver.log()
 
 
 def test_formats_are_linear_of_one_floating_type(driver):
     plugin = driver.create(**BASE)
 
     def supported(position, types, formats=(LINEAR,) * 4, counts=(3, 1)):
-        four = ctypes.c_int32 * 4
-        return bool(driver.call("supports", plugin, position, four(*types), four(*formats), *counts))
+        return driver.supports(plugin, position, types, formats, *counts)
 
     for code, _ in TYPES.values():
         assert all(supported(position, (code,) * 4) for position in range(4))
@@ -221,14 +117,13 @@ def test_formats_are_linear_of_one_floating_type(driver):
         assert not supported(position, (HALF,) * 4, formats)
     assert not supported(0, (HALF,) * 4, counts=(4, 1))
     assert not supported(0, (HALF,) * 4, counts=(3, 2))
-    assert [driver.call("output_type", plugin, code) for code in (FLOAT, HALF, BF16)] == [FLOAT, HALF, BF16]
+    assert [driver.call("output_type", plugin, code, 3) for code in (FLOAT, HALF, BF16)] == [FLOAT, HALF, BF16]
 
 
 def test_field_names_are_the_contract(driver):
     names = {a.name for a in contract.ATTRIBUTES}
-    driver.lib.driver_field_names.argtypes = [ctypes.c_char_p]
-    assert set(driver.lib.driver_field_names(b"DCNv3").decode().split()) == names
-    assert set(driver.lib.driver_field_names(b"TRTDCNv3").decode().split()) == names | {"im2col_step"}
+    assert driver.field_names("DCNv3") == names
+    assert driver.field_names("TRTDCNv3") == names | {"im2col_step"}
 
 
 def test_defaults_are_the_contract(driver):
@@ -238,7 +133,7 @@ def test_defaults_are_the_contract(driver):
     operands = [rng.standard_normal(shape, np.float32) for shape in shapes_of()[:3]]
     expected = host.dcnv3(*operands, group=2, offset_scale=defaults["offset_scale"], **op)
     output = np.empty_like(expected)
-    assert enqueue(driver, driver.create(**BASE), operands, output, FLOAT) == 0
+    assert driver.enqueue(driver.create(**BASE), operands, output) == 0
     np.testing.assert_array_equal(output, expected)
 
 
@@ -284,8 +179,7 @@ def test_missing_and_unknown_attributes_are_refused_by_name(driver):
     assert "group is missing" in driver.log()
     assert driver.create(**BASE, stride=2) is None
     assert "unknown attribute 'stride'" in driver.log()
-    driver.lib.driver_create_from_nothing.argtypes = [ctypes.c_char_p]
-    assert driver.lib.driver_create_from_nothing(b"DCNv3") is None
+    assert driver.create_from_nothing("DCNv3") is None
     assert "no attributes" in driver.log()
 
 
@@ -308,22 +202,20 @@ BAD_SHAPES = {
 def test_bad_shapes_are_refused_with_all_shapes(driver, tensor, dimension, value, message):
     shapes = [list(s) for s in shapes_of()]
     shapes[tensor][dimension] = value
-    dims = rows(*shapes)
-    pointer = ctypes.c_void_p(dims.ctypes.data)
     plugin = driver.create(**BASE)
 
-    status = driver.call("configure", plugin, pointer, HALF, 3)
+    status = driver.configure(plugin, shapes, HALF)
     log = driver.log()
     assert message in log
     assert "mask (" in log
     assert "'layer7'" in log
     if driver.interface == "v3":
         assert status != 0
-        assert driver.call("shape_change", plugin, pointer, HALF) != 0
+        assert driver.shape_change(plugin, shapes, HALF) != 0
         assert message in driver.log()
     operands = [np.zeros(shape, np.float16) for shape in shapes_of()[:3]]
     output = np.zeros(shapes_of()[3], np.float16)
-    assert enqueue(driver, plugin, operands, output, HALF, dims) == INVALID_VALUE
+    assert driver.enqueue(plugin, operands, output, shapes) == INVALID_VALUE
     assert message in driver.log()
 
 
@@ -339,27 +231,23 @@ def test_bad_shapes_are_refused_with_all_shapes(driver, tensor, dimension, value
 )
 def test_impossible_inputs_are_refused(driver, attributes, shape, message):
     plugin = driver.create(**BASE, **attributes)
-    dims = rows(shape, (1, 1, 1, 1), (1, 1, 1, 1), (1, 1, 1, 1))
-    driver.call("configure", plugin, ctypes.c_void_p(dims.ctypes.data), HALF, 3)
+    driver.configure(plugin, [shape, (1, 1, 1, 1), (1, 1, 1, 1), (1, 1, 1, 1)], HALF)
     assert message in driver.log()
 
 
 def test_a_wrong_number_of_tensors_is_refused(driver):
     plugin = driver.create(**BASE)
-    dims = rows(*shapes_of())
-    driver.call("configure", plugin, ctypes.c_void_p(dims.ctypes.data), HALF, 2)
+    driver.configure(plugin, shapes_of(), HALF, 2)
     assert "2 inputs" in driver.log()
 
 
 def test_unknown_dimensions_are_accepted_while_configuring(driver):
     plugin = driver.create(**BASE)
     shapes = [(-1, -1, -1, s[3]) for s in shapes_of()]
-    dims = rows(*shapes)
-    assert driver.call("configure", plugin, ctypes.c_void_p(dims.ctypes.data), HALF, 3) == 0
+    assert driver.configure(plugin, shapes, HALF) == 0
     assert driver.log() == ""
     shapes[2] = (-1, -1, -1, 17)
-    dims = rows(*shapes)
-    driver.call("configure", plugin, ctypes.c_void_p(dims.ctypes.data), HALF, 3)
+    driver.configure(plugin, shapes, HALF)
     assert "mask has 17 in dimension 3: expected 18" in driver.log()
 
 
@@ -368,14 +256,14 @@ def test_an_empty_batch_is_no_launch(driver):
     shapes = shapes_of(batch=0)
     operands = [np.zeros(shape, np.float32) for shape in shapes[:3]]
     driver.lib.driver_fail_launches(INVALID_VALUE)
-    assert enqueue(driver, plugin, operands, np.zeros(shapes[3], np.float32), FLOAT) == 0
+    assert driver.enqueue(plugin, operands, np.zeros(shapes[3], np.float32)) == 0
 
 
 def test_a_failed_launch_is_reported_with_shapes(driver):
     plugin = driver.create(**BASE)
     operands = [np.zeros(shape, np.float32) for shape in shapes_of()[:3]]
     driver.lib.driver_fail_launches(701)  # cudaErrorLaunchOutOfResources
-    assert enqueue(driver, plugin, operands, np.zeros(shapes_of()[3], np.float32), FLOAT) == 701
+    assert driver.enqueue(plugin, operands, np.zeros(shapes_of()[3], np.float32)) == 701
     log = driver.log()
     assert "too many resources" in log
     assert "input (2, 6, 7, 8)" in log
@@ -390,13 +278,9 @@ def test_damaged_engines_are_refused(v2, damage):
 def test_tactics_are_offered_set_cloned_and_used(v3):
     plugin = v3.create(**(BASE | {"group_channels": 16}))
     shapes = shapes_of(32, 64, channels=16)
-    dims = rows(*shapes)
-    assert v3.call("configure", plugin, ctypes.c_void_p(dims.ctypes.data), HALF, 3) == 0
-    buffer = (ctypes.c_int32 * 64)()
-    count = v3.call("tactics", plugin, buffer)
-    assert count == 12
-    offered = list(buffer[:count])
-    assert len(set(offered)) == count
+    assert v3.configure(plugin, shapes, HALF) == 0
+    offered = v3.tactics(plugin)
+    assert len(set(offered)) == len(offered) == 12
     assert 0 not in offered
     operands = [np.ones(shape, np.float16) for shape in shapes[:3]]
     results = []
@@ -404,7 +288,7 @@ def test_tactics_are_offered_set_cloned_and_used(v3):
         assert v3.call("set_tactic", plugin, tactic) == 0
         clone = v3.keep(v3.call("clone", plugin))
         output = np.empty(shapes[3], np.float16)
-        assert enqueue(v3, clone, operands, output, HALF) == 0
+        assert v3.enqueue(clone, operands, output) == 0
         assert v3.lib.driver_last_tactic() == tactic
         results.append(output)
     assert all(np.array_equal(results[0], other) for other in results)
@@ -415,9 +299,8 @@ def test_tactics_are_offered_set_cloned_and_used(v3):
 
 def test_equal_tactics_are_offered_once(v3):
     plugin = v3.create(**BASE)  # four channels per group: no pairs of vectors
-    dims = rows(*shapes_of(32, 64))
-    v3.call("configure", plugin, ctypes.c_void_p(dims.ctypes.data), HALF, 3)
-    assert v3.call("tactics", plugin, (ctypes.c_int32 * 64)()) == 6
+    v3.configure(plugin, shapes_of(32, 64), HALF)
+    assert len(v3.tactics(plugin)) == 6
 
 
 def test_timing_cache_id_tells_attributes_apart(v3):

@@ -11,13 +11,14 @@ import textwrap
 import pytest
 
 from internimage_deploy.operators import contract
+from internimage_deploy.operators import ms_deform_attn as ms_deform_attn_contract
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="needs NVIDIA's registry: pip install tensorrt_rtx_cu13_bindings")
 
 ATTRIBUTES = {a.name for a in contract.ATTRIBUTES}
 
 PROLOGUE = """
-import json, sys
+import ctypes, json, sys
 import numpy as np
 import tensorrt_rtx_bindings as trt
 from pathlib import Path
@@ -32,8 +33,13 @@ runtime = trt.Runtime(logger)
 path = Path(sys.argv[1])
 types = {"int32": trt.PluginFieldType.INT32, "int64": trt.PluginFieldType.INT64, "float32": trt.PluginFieldType.FLOAT32,
          "float64": trt.PluginFieldType.FLOAT64}
+def address_of(plugin):
+    # pybind11 keeps the C++ object's address behind the Python object's two header words.
+    return ctypes.c_void_p.from_address(id(plugin) + 2 * ctypes.sizeof(ctypes.c_void_p))
 arrays = []  # the binding does not keep a field's data alive
 def collect(**values):
+    if not values:
+        return trt.PluginFieldCollection([])
     arrays.extend(np.array([value], dtype) for value, dtype in values.values())
     return trt.PluginFieldCollection([
         trt.PluginField(name, array, types[dtype])
@@ -49,7 +55,7 @@ def in_registry(plugin, script):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_lists_both_creators_with_every_attribute(plugin):
+def test_lists_the_creators_with_every_attribute(plugin):
     found = in_registry(
         plugin,
         """
@@ -70,34 +76,63 @@ def test_lists_both_creators_with_every_attribute(plugin):
     assert found["again"] is None
     assert set(found["fields"]["DCNv3"]) == ATTRIBUTES
     assert set(found["fields"]["TRTDCNv3"]) == ATTRIBUTES | {"im2col_step"}
-    assert found["versions"] == [contract.PLUGIN_VERSION] * 2
-    assert found["namespaces"] == [contract.PLUGIN_NAMESPACE] * 2
+    assert found["fields"].pop("MSDeformAttn") == []
+    assert set(found["fields"]) == {"DCNv3", "TRTDCNv3"}
+    assert found["versions"] == [contract.PLUGIN_VERSION] * 3
+    assert found["namespaces"] == [contract.PLUGIN_NAMESPACE] * 3
 
 
 PROBE = """
 #include <NvInferRuntime.h>
+#include <cstring>
+using namespace nvinfer1;
 // Clones a plugin and returns the sum of its serialised integers, or -1.
-extern "C" int probe(nvinfer1::IPluginV3* plugin) {
-    nvinfer1::IPluginV3* clone = plugin->clone();
+extern "C" int probe(IPluginV3* plugin) {
+    IPluginV3* clone = plugin->clone();
     if (clone == nullptr) return -1;
-    auto* runtime = static_cast<nvinfer1::IPluginV3OneRuntime*>(
-        clone->getCapabilityInterface(nvinfer1::PluginCapabilityType::kRUNTIME));
-    const nvinfer1::PluginFieldCollection* fields = runtime->getFieldsToSerialize();
-    int sum = 0;
-    for (int i = 0; i < fields->nbFields; ++i) {
-        if (fields->fields[i].type == nvinfer1::PluginFieldType::kINT32) {
+    auto* runtime = static_cast<IPluginV3OneRuntime*>(clone->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
+    const PluginFieldCollection* fields = runtime->getFieldsToSerialize();
+    int sum = fields != nullptr ? 0 : -1;
+    for (int i = 0; fields != nullptr && i < fields->nbFields; ++i) {
+        if (fields->fields[i].type == PluginFieldType::kINT32) {
             sum += *static_cast<const int*>(fields->fields[i].data);
         }
     }
     delete clone;
     return sum;
 }
+// A clone's answers about MSDeformAttn tensors of value type `type`: bit i set where tensor i may have its type, then
+// whether the output has the type, whether right shapes pass and whether a wrong one is refused.
+extern "C" int answers(IPluginV3* plugin, int type) {
+    IPluginV3* clone = plugin->clone();
+    if (clone == nullptr) return -1;
+    auto* build = static_cast<IPluginV3OneBuild*>(clone->getCapabilityInterface(PluginCapabilityType::kBUILD));
+    const auto kind = static_cast<DataType>(type);
+    const DataType types[6] = {kind, DataType::kINT32, DataType::kINT32, DataType::kFLOAT, kind, kind};
+    const Dims dims[6] = {{4, {-1, -1, 2, 8}},        {2, {3, 2}},          {1, {3}},
+                          {6, {-1, -1, 2, 3, 4, 2}}, {5, {-1, -1, 2, 3, 4}}, {3, {-1, -1, 16}}};
+    DynamicPluginTensorDesc tensors[6]{};
+    for (int i = 0; i < 6; ++i) {
+        tensors[i].desc.type = types[i];
+        tensors[i].desc.format = TensorFormat::kLINEAR;
+        tensors[i].desc.dims = dims[i];
+    }
+    int result = 0;
+    for (int i = 0; i < 6; ++i) result |= build->supportsFormatCombination(i, tensors, 5, 1) << i;
+    DataType output{};
+    result |= (build->getOutputDataTypes(&output, 1, types, 5) == 0 && output == kind) << 6;
+    result |= (build->configurePlugin(tensors, 5, tensors + 5, 1) == 0) << 7;
+    tensors[4].desc.dims.d[3] = 2;
+    result |= (build->configurePlugin(tensors, 5, tensors + 5, 1) != 0) << 8;
+    delete clone;
+    return result;
+}
 """
 
 
 @pytest.fixture(scope="session")
 def probe(tmp_path_factory, headers, nvcc):
-    """A library that clones, for the Python binding of clone() returns nothing."""
+    """A library that asks clones, for the Python binding of clone() returns nothing."""
     folder = tmp_path_factory.mktemp("probe")
     (folder / "probe.cpp").write_text(PROBE)
     command = [nvcc.path, "-std=c++17", "-shared", "-Xcompiler", "-fPIC,-w", "-isystem", headers.path]
@@ -110,20 +145,18 @@ def test_creates_and_clones(plugin, probe):
     made = in_registry(
         plugin,
         f"""
-        import ctypes
         probe = ctypes.CDLL("{probe}").probe
         library.load_library(trt, path)
         fields = collect(group=(4, "int32"), group_channels=(16, "int64"), stride_h=(200, "int32"),
                          offset_scale=(2.0, "float32"), mask_softmax=(1, "int32"))
         result = {{}}
-        for name in library.CREATORS:
+        for name in ("DCNv3", "TRTDCNv3"):
             for phase in (trt.TensorRTPhase.BUILD, trt.TensorRTPhase.RUNTIME):
                 plugin = library.find_creator(trt, name).create_plugin("layer", fields, phase)
                 parts = [plugin.get_capability_interface(kind) for kind in (
                     trt.PluginCapabilityType.CORE, trt.PluginCapabilityType.BUILD, trt.PluginCapabilityType.RUNTIME)]
-                # pybind11 keeps the C++ object's address behind the Python object's two header words.
-                address = ctypes.c_void_p.from_address(id(plugin) + 2 * ctypes.sizeof(ctypes.c_void_p))
-                result[f"{{name}} {{phase.name}}"] = [all(part is not None for part in parts), probe(address)]
+                whole = all(part is not None for part in parts)
+                result[f"{{name}} {{phase.name}}"] = [whole, probe(address_of(plugin))]
         print(json.dumps(result))
         """,
     )
@@ -132,6 +165,31 @@ def test_creates_and_clones(plugin, probe):
     assert made == {
         f"{name} {phase}": [True, total] for name in ("DCNv3", "TRTDCNv3") for phase in ("BUILD", "RUNTIME")
     }
+
+
+def test_ms_deform_attn_is_made_cloned_and_knows_its_tensors(plugin, probe):
+    made = in_registry(
+        plugin,
+        f"""
+        asked = ctypes.CDLL("{probe}")
+        library.load_library(trt, path)
+        creator = library.find_creator(trt, "{ms_deform_attn_contract.OP_TYPE}")
+        result = {{}}
+        for phase in (trt.TensorRTPhase.BUILD, trt.TensorRTPhase.RUNTIME):
+            plugin = creator.create_plugin("layer", collect(), phase)
+            result[phase.name] = [asked.probe(address_of(plugin))]
+            for kind in (trt.float32, trt.float16, trt.bfloat16, trt.int32):
+                result[phase.name].append(asked.answers(address_of(plugin), int(kind)))
+        try:
+            result["attribute"] = creator.create_plugin("layer", collect(group=(4, "int32")), phase) is not None
+        except Exception:
+            result["attribute"] = False
+        print(json.dumps(result))
+        """,
+    )
+    right, integers = 0b111111111, 0b111001110  # values of an integer type are refused, nothing else changes
+    answers = [0, right, right, right, integers]
+    assert made == {"BUILD": answers, "RUNTIME": answers, "attribute": False}
 
 
 REFUSED = {

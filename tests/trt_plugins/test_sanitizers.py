@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel and both plugin classes once more, compiled with AddressSanitizer and UndefinedBehaviorSanitizer."""
+"""The kernels and both plugin classes once more, compiled with AddressSanitizer and UndefinedBehaviorSanitizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sanitized(*arguments):
     if not Path(runtime.stdout.strip()).is_file():
         pytest.skip(f"{host_compiler()} has no AddressSanitizer runtime: install libasan")
     environment = os.environ | {
-        "DCNV3_TEST_SANITIZERS": "1",
+        "PLUGIN_TEST_SANITIZERS": "1",
         "LD_PRELOAD": runtime.stdout.strip(),
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",  # Python itself leaks by design
         "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -34,27 +34,40 @@ def sanitized(*arguments):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_kernel_and_plugins_are_clean():
+def test_kernels_and_plugins_are_clean():
     chosen = "not beyond_32 and not side_limit and not random_settings and not 4096"
-    files = [str(HERE / name) for name in ("test_kernel.py", "test_variants.py", "test_plugin.py")]
+    names = ("kernel", "variants", "plugin", "ms_deform_attn_kernel", "ms_deform_attn_plugin")
+    files = [str(HERE / f"test_{name}.py") for name in names]
     done = sanitized("-k", chosen, *files)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
-    assert int(passed[1]) > 300
+    assert int(passed[1]) > 550
 
 
-def test_the_sanitizer_would_see_a_read_outside(tmp_path):
-    # The same set-up on a call that lies about its input's size: without this, a clean run would prove nothing.
-    (tmp_path / "test_outside.py").write_text(
-        "import numpy as np\n"
-        "from internimage_deploy.trt_plugins import host\n"
-        "def test_outside():\n"
+OUTSIDE = {
+    "DCNv3": (
         "    arrays = [np.ones((1, 8, 8, c), np.float32) for c in (64, 72, 36)]\n"
         "    settings = dict(kernel=3, stride=1, pad=1, dilation=1, group=4, offset_scale=1.0)\n"
         "    params, output = host.make_params(*arrays, **settings)\n"
         "    params.input_strides.row *= 2\n"
         "    host.run(params, 'float32')\n"
+    ),
+    "MSDeformAttn": (
+        "    value, places = np.ones((1, 64, 2, 32), np.float32), (1, 64, 2, 1, 4)\n"
+        "    locations, weights = np.full((*places, 2), 0.9, np.float32), np.ones(places, np.float32)\n"
+        "    params, output, held = host.make_ms_deform_attn_params(value, [[8, 16]], [0], locations, weights)\n"
+        "    params.keys *= 2\n"
+        "    host.run_ms_deform_attn(params, 'float32')\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("body", OUTSIDE.values(), ids=OUTSIDE)
+def test_the_sanitizer_would_see_a_read_outside(tmp_path, body):
+    # The same set-up on a call that lies about its input's size: without this, a clean run would prove nothing.
+    (tmp_path / "test_outside.py").write_text(
+        f"import numpy as np\nfrom internimage_deploy.trt_plugins import host\ndef test_outside():\n{body}"
     )
     (tmp_path / "conftest.py").write_text((HERE / "conftest.py").read_text())
     # Without -s the report would end in pytest's capture, which dies with the process.

@@ -32,4 +32,4 @@ set(CMAKE_CXX_FLAGS_INIT "-isystem ${nvcc_root}/include")
 set(CMAKE_SHARED_LINKER_FLAGS_INIT "-L${CUDA_AARCH64_ROOT}/lib")
 set(CMAKE_EXE_LINKER_FLAGS_INIT "-L${CUDA_AARCH64_ROOT}/lib")
 # Xavier (CUDA 11 and 12), Orin, and Thor under its two numbers; architectures.cmake keeps those the toolkit knows.
-set(DCNV3_ARCHITECTURES 72 87 101 110)
+set(PLUGIN_ARCHITECTURES 72 87 101 110)

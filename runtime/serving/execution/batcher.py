@@ -51,6 +51,8 @@ class Batcher(Generic[In, Out]):
         run: runs one batch and returns an output for each item; an output that is an exception is raised to the
             caller of that item, an exception that `run` raises is raised to every caller of the batch.
         size: maximum batch size.
+        weight: what an item counts for in a batch, the same for items of one key; an item of more than `size` runs
+            alone.
         delay_s: how long the first item of a batch waits for others, in seconds.
         runners: batches that may run at once.
         on_batch: called with every batch's size.
@@ -62,11 +64,13 @@ class Batcher(Generic[In, Out]):
         *,
         size: int,
         delay_s: float,
+        weight: Callable[[In], int] = lambda _item: 1,
         runners: int = 1,
         on_batch: Callable[[int], None] = lambda _size: None,
     ) -> None:
         self._run = run
         self._size = max(size, 1)
+        self._weight = weight
         self._delay_s = delay_s
         self._free_runners = runners
         self._on_batch = on_batch
@@ -84,7 +88,8 @@ class Batcher(Generic[In, Out]):
 
     def retry_after_s(self) -> int:
         """Whole seconds, at least 1, in which the items that wait now should have started."""
-        return min(int(self.waiting / self._size * self._recent_run_s) + 1, _LONGEST_RETRY_S)
+        batches = sum(len(queue) / self._items_in_batch(queue) for queue in self._queues.values())
+        return min(int(batches * self._recent_run_s) + 1, _LONGEST_RETRY_S)
 
     async def submit(self, item: In, *, key: Hashable, deadline: float) -> tuple[Out, Timing]:
         """The output of `item`, and its timing.
@@ -121,6 +126,10 @@ class Batcher(Generic[In, Out]):
         if self._timer is not None:
             self._timer.cancel()
 
+    def _items_in_batch(self, queue: deque[_Entry[In, Out]]) -> int:
+        """Maximum number of items of a queue that run together."""
+        return max(self._size // self._weight(queue[0].item), 1)
+
     def _remove(self, entry: _Entry[In, Out]) -> None:
         """Take an entry out of its queue, because its caller went away; nothing if it has left the queue already."""
         queue = self._queues.get(entry.key)
@@ -142,7 +151,7 @@ class Batcher(Generic[In, Out]):
             due = [
                 queue
                 for queue in self._queues.values()
-                if len(queue) >= self._size or self._closed or now - queue[0].arrived >= self._delay_s
+                if len(queue) >= self._items_in_batch(queue) or self._closed or now - queue[0].arrived >= self._delay_s
             ]
             if not due:
                 break
@@ -172,7 +181,7 @@ class Batcher(Generic[In, Out]):
                 entry.output.set_exception(overloaded(waited, kind="deadline", retry_after_s=2))
 
     def _start(self, queue: deque[_Entry[In, Out]], now: float) -> None:
-        batch = [queue.popleft() for _ in range(min(len(queue), self._size))]
+        batch = [queue.popleft() for _ in range(min(len(queue), self._items_in_batch(queue)))]
         self.waiting -= len(batch)
         if not queue:
             del self._queues[batch[0].key]

@@ -69,6 +69,7 @@ class LocalExecutor:
             self._pool.run,
             size=settings.model.options.batch,
             delay_s=settings.batching.delay_s,
+            weight=lambda image: image.crop_count,
             runners=settings.workers,
             on_batch=metrics.batch_size.observe,
         )

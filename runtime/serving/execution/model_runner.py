@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.imaging.pipeline import NetworkImage
+from internimage_deploy.runtime.imaging.pipeline import NetworkImage, images_per_run
 from internimage_deploy.runtime.imaging.postprocess import Labels
 from internimage_deploy.runtime.segmenter import Segmenter
 from internimage_deploy.runtime.serving.settings import ModelSettings
@@ -34,8 +34,13 @@ def load(model: ModelSettings) -> Segmenter:
 
 def run(segmenter: Segmenter, images: Sequence[NetworkImage]) -> list[Labels]:
     """Labels (H, W) at each image's own size; the images have one network size."""
-    outputs = segmenter.forward(images)
-    return [segmenter.pipeline.labels(output, image.geometry) for image, output in zip(images, outputs, strict=True)]
+    labels: list[Labels] = []
+    count = images_per_run(images[0], segmenter.batch) if images else 1
+    for start in range(0, len(images), count):
+        group = images[start : start + count]
+        for image, output in zip(group, segmenter.forward(group), strict=True):
+            labels.append(segmenter.pipeline.labels(output, image.geometry))
+    return labels
 
 
 def run_each(segmenter: Segmenter, images: Sequence[NetworkImage]) -> list[Labels | Exception]:

@@ -11,6 +11,8 @@
 
 #include "kernel/dcnv3_host.h"
 #include "kernel/dcnv3_launch.h"
+#include "kernel/ms_deform_attn_host.h"
+#include "kernel/ms_deform_attn_launch.h"
 #include "plugin/plugin_registration.h"
 
 extern "C" void setLoggerFinder(nvinfer1::ILoggerFinder* finder);
@@ -21,11 +23,20 @@ namespace internimage {
 int32_t g_last_tactic = -1;
 cudaError_t g_launch_result = cudaSuccess;
 
-// In the place of dcnv3_launch.cpp: the same kernel on host addresses.
-cudaError_t launch_dcnv3(const Dcnv3Params& p, DType dtype, int32_t tactic, cudaStream_t) {
+template <typename Params>
+cudaError_t launch_on_host(const Params& p, DType dtype, int32_t tactic) {
     g_last_tactic = tactic;
     if (g_launch_result != cudaSuccess) return g_launch_result;
     return run_on_host(p, dtype, tactic, nullptr) == nullptr ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+// In the place of the *_launch.cpp: the same kernels on host addresses.
+cudaError_t launch_dcnv3(const Dcnv3Params& p, DType dtype, int32_t tactic, cudaStream_t) {
+    return launch_on_host(p, dtype, tactic);
+}
+
+cudaError_t launch_ms_deform_attn(const MsDeformAttnParams& p, DType dtype, int32_t tactic, cudaStream_t) {
+    return launch_on_host(p, dtype, tactic);
 }
 
 }  // namespace internimage
@@ -103,13 +114,16 @@ struct Builder : IExprBuilder, apiv::VExprBuilder {
     }
 };
 
-// rows of (dimension count, 4 dimensions) for input, offset, mask, output
-std::vector<PluginTensorDesc> descriptions(const int64_t* dims, int32_t type) {
-    std::vector<PluginTensorDesc> result(4);
-    for (int32_t t = 0; t < 4; ++t) {
-        result[t].dims.nbDims = static_cast<int32_t>(dims[5 * t]);
-        for (int32_t i = 0; i < 4; ++i) result[t].dims.d[i] = dims[5 * t + 1 + i];
-        result[t].type = static_cast<DataType>(type);
+// A row of `dims` per tensor: the number of dimensions, then eight of them.
+constexpr int32_t kRow = 1 + Dims::MAX_DIMS;
+
+// `count` inputs and the output after them.
+std::vector<PluginTensorDesc> descriptions(const int64_t* dims, const int32_t* types, int32_t count) {
+    std::vector<PluginTensorDesc> result(count + 1);
+    for (int32_t t = 0; t <= count; ++t) {
+        result[t].dims.nbDims = static_cast<int32_t>(dims[kRow * t]);
+        for (int32_t i = 0; i < Dims::MAX_DIMS; ++i) result[t].dims.d[i] = dims[kRow * t + 1 + i];
+        result[t].type = static_cast<DataType>(types[t]);
         result[t].format = TensorFormat::kLINEAR;
     }
     return result;
@@ -124,7 +138,7 @@ std::vector<DynamicPluginTensorDesc> dynamic(const std::vector<PluginTensorDesc>
     return result;
 }
 
-#if DCNV3_PLUGIN_INTERFACE == 3
+#if PLUGIN_INTERFACE == 3
 using Plugin = IPluginV3;
 using Creator = IPluginCreatorV3One;
 IPluginV3OneBuild* build_part(Plugin* p) {
@@ -153,7 +167,7 @@ Creator* find_creator(const char* name) {
 }
 
 Plugin* create(const char* name, const PluginFieldCollection* fields) {
-#if DCNV3_PLUGIN_INTERFACE == 3
+#if PLUGIN_INTERFACE == 3
     return find_creator(name)->createPlugin("layer7", fields, TensorRTPhase::kBUILD);
 #else
     return static_cast<Plugin*>(find_creator(name)->createPlugin("layer7", fields));
@@ -195,7 +209,7 @@ DRIVER void* driver_create(const char* creator, int32_t count, const char* const
 DRIVER void* driver_create_from_nothing(const char* creator) { return create(creator, nullptr); }
 
 DRIVER void driver_destroy(void* plugin) {
-#if DCNV3_PLUGIN_INTERFACE == 3
+#if PLUGIN_INTERFACE == 3
     delete static_cast<Plugin*>(plugin);
 #else
     static_cast<Plugin*>(plugin)->destroy();
@@ -206,7 +220,7 @@ DRIVER void* driver_clone(void* plugin) { return static_cast<Plugin*>(plugin)->c
 
 // Serialises and creates again, as a runtime does; `damage` shortens or changes the bytes (V2 only).
 DRIVER void* driver_reload(void* plugin, int32_t damage) {
-#if DCNV3_PLUGIN_INTERFACE == 3
+#if PLUGIN_INTERFACE == 3
     static_cast<void>(damage);
     auto* core = static_cast<IPluginV3OneCore*>(
         static_cast<Plugin*>(plugin)->getCapabilityInterface(PluginCapabilityType::kCORE));
@@ -229,7 +243,7 @@ DRIVER void* driver_reload(void* plugin, int32_t damage) {
 }
 
 DRIVER const char* driver_name(void* plugin) {
-#if DCNV3_PLUGIN_INTERFACE == 3
+#if PLUGIN_INTERFACE == 3
     return static_cast<IPluginV3OneCore*>(
                static_cast<Plugin*>(plugin)->getCapabilityInterface(PluginCapabilityType::kCORE))
         ->getPluginName();
@@ -238,43 +252,42 @@ DRIVER const char* driver_name(void* plugin) {
 #endif
 }
 
-// The output's dimensions for an input (N, H, W, C) that is dynamic in N, H and W.
-DRIVER int32_t driver_output_shape(void* plugin, int32_t inputs, int32_t rank, const int64_t* input, int64_t* output) {
+// The output's dimensions for inputs whose dimensions are all dynamic; returns their number, or a negative status.
+DRIVER int32_t driver_output_shape(void* plugin, const int64_t* dims, int32_t count, int64_t* output) {
     Builder builder;
-    std::vector<DimsExprs> shapes(3);
-    for (DimsExprs& shape : shapes) {
-        shape.nbDims = rank;
-        for (int32_t i = 0; i < rank; ++i) {
-            if (i == 3) {
-                shape.d[i] = builder.constant(input[i]);
-                continue;
-            }
+    std::vector<DimsExprs> shapes(count);
+    for (int32_t t = 0; t < count; ++t) {
+        shapes[t].nbDims = static_cast<int32_t>(dims[kRow * t]);
+        for (int32_t i = 0; i < shapes[t].nbDims; ++i) {
             Expression* variable = builder.add(Expression::kVariable);
-            variable->value = i;
-            shape.d[i] = variable;
+            variable->value = kRow * t + 1 + i;
+            shapes[t].d[i] = variable;
         }
     }
     DimsExprs result{};
-#if DCNV3_PLUGIN_INTERFACE == 3
+#if PLUGIN_INTERFACE == 3
     const int32_t status = build_part(static_cast<Plugin*>(plugin))
-                               ->getOutputShapes(shapes.data(), inputs, nullptr, 0, &result, 1, builder);
+                               ->getOutputShapes(shapes.data(), count, nullptr, 0, &result, 1, builder);
     if (status != 0) return status;
 #else
-    result = static_cast<Plugin*>(plugin)->getOutputDimensions(0, shapes.data(), inputs, builder);
+    result = static_cast<Plugin*>(plugin)->getOutputDimensions(0, shapes.data(), count, builder);
     if (result.nbDims == 0) return -1;
 #endif
-    for (int32_t i = 0; i < 4; ++i) output[i] = static_cast<const Expression*>(result.d[i])->evaluate(input);
-    return 0;
+    for (int32_t i = 0; i < result.nbDims; ++i) {
+        output[i] = static_cast<const Expression*>(result.d[i])->evaluate(dims);
+    }
+    return result.nbDims;
 }
 
+// `types` and `formats` have an entry for every tensor up to `position`.
 DRIVER int32_t driver_supports(void* plugin, int32_t position, const int32_t* types, const int32_t* formats,
                                int32_t inputs, int32_t outputs) {
-    std::vector<PluginTensorDesc> descs(4);
-    for (int32_t i = 0; i < 4; ++i) {
+    std::vector<PluginTensorDesc> descs(position + 1);
+    for (int32_t i = 0; i <= position; ++i) {
         descs[i].type = static_cast<DataType>(types[i]);
         descs[i].format = static_cast<TensorFormat>(formats[i]);
     }
-#if DCNV3_PLUGIN_INTERFACE == 3
+#if PLUGIN_INTERFACE == 3
     return build_part(static_cast<Plugin*>(plugin))
         ->supportsFormatCombination(position, dynamic(descs).data(), inputs, outputs);
 #else
@@ -282,33 +295,36 @@ DRIVER int32_t driver_supports(void* plugin, int32_t position, const int32_t* ty
 #endif
 }
 
-DRIVER int32_t driver_output_type(void* plugin, int32_t type) {
-    const DataType types[3] = {static_cast<DataType>(type), DataType::kINT8, DataType::kINT8};
-#if DCNV3_PLUGIN_INTERFACE == 3
+// The output's type for `count` inputs, the first of `type`.
+DRIVER int32_t driver_output_type(void* plugin, int32_t type, int32_t count) {
+    std::vector<DataType> types(count, DataType::kINT8);
+    types[0] = static_cast<DataType>(type);
+#if PLUGIN_INTERFACE == 3
     DataType output{};
-    build_part(static_cast<Plugin*>(plugin))->getOutputDataTypes(&output, 1, types, 3);
+    build_part(static_cast<Plugin*>(plugin))->getOutputDataTypes(&output, 1, types.data(), count);
     return static_cast<int32_t>(output);
 #else
-    return static_cast<int32_t>(static_cast<Plugin*>(plugin)->getOutputDataType(0, types, 3));
+    return static_cast<int32_t>(static_cast<Plugin*>(plugin)->getOutputDataType(0, types.data(), count));
 #endif
 }
 
-// 0, or the failure; V2 cannot refuse here and only logs.
-DRIVER int32_t driver_configure(void* plugin, const int64_t* dims, int32_t type, int32_t inputs) {
-    const auto descs = dynamic(descriptions(dims, type));
-#if DCNV3_PLUGIN_INTERFACE == 3
-    return build_part(static_cast<Plugin*>(plugin))->configurePlugin(descs.data(), inputs, descs.data() + 3, 1);
+// `count` inputs are described, and `inputs` of them offered. 0, or the failure; V2 cannot refuse here and only logs.
+DRIVER int32_t driver_configure(void* plugin, const int64_t* dims, const int32_t* types, int32_t count,
+                                int32_t inputs) {
+    const auto descs = dynamic(descriptions(dims, types, count));
+#if PLUGIN_INTERFACE == 3
+    return build_part(static_cast<Plugin*>(plugin))->configurePlugin(descs.data(), inputs, descs.data() + count, 1);
 #else
-    static_cast<Plugin*>(plugin)->configurePlugin(descs.data(), inputs, descs.data() + 3, 1);
+    static_cast<Plugin*>(plugin)->configurePlugin(descs.data(), inputs, descs.data() + count, 1);
     return 0;
 #endif
 }
 
-DRIVER int32_t driver_enqueue(void* plugin, const int64_t* dims, int32_t type, const void* const* inputs,
-                              void* output) {
-    const auto descs = descriptions(dims, type);
+DRIVER int32_t driver_enqueue(void* plugin, const int64_t* dims, const int32_t* types, int32_t count,
+                              const void* const* inputs, void* output) {
+    const auto descs = descriptions(dims, types, count);
     auto* runtime = runtime_part(static_cast<Plugin*>(plugin));
-    return runtime->enqueue(descs.data(), descs.data() + 3, inputs, &output, nullptr, nullptr);
+    return runtime->enqueue(descs.data(), descs.data() + count, inputs, &output, nullptr, nullptr);
 }
 
 DRIVER void driver_fail_launches(int32_t cuda_error) {
@@ -317,10 +333,10 @@ DRIVER void driver_fail_launches(int32_t cuda_error) {
 
 DRIVER int32_t driver_last_tactic() { return internimage::g_last_tactic; }
 
-#if DCNV3_PLUGIN_INTERFACE == 3
-DRIVER int32_t driver_shape_change(void* plugin, const int64_t* dims, int32_t type) {
-    const auto descs = descriptions(dims, type);
-    return runtime_part(static_cast<Plugin*>(plugin))->onShapeChange(descs.data(), 3, descs.data() + 3, 1);
+#if PLUGIN_INTERFACE == 3
+DRIVER int32_t driver_shape_change(void* plugin, const int64_t* dims, const int32_t* types, int32_t count) {
+    const auto descs = descriptions(dims, types, count);
+    return runtime_part(static_cast<Plugin*>(plugin))->onShapeChange(descs.data(), count, descs.data() + count, 1);
 }
 
 DRIVER int32_t driver_tactics(void* plugin, int32_t* tactics) {

@@ -5,24 +5,10 @@
 #include <cstring>
 
 #include "dcnv3_math.h"
-#include "dcnv3_variants.h"
+#include "host.h"
 
 namespace internimage {
 namespace {
-
-// A made-up GPU size for the default configuration: that of a desktop card.
-constexpr int32_t kMultiprocessors = 64;
-
-template <typename V>
-void run(const Dcnv3Params& p, const Geometry& g) {
-    for (int64_t block = 0; block < g.blocks; ++block) {
-        for (int32_t z = 0; z < g.block_z; ++z) {
-            for (int32_t y = 0; y < g.block_y; ++y) {
-                for (int32_t x = 0; x < g.block_x; ++x) run_thread<V>(p, g, static_cast<uint32_t>(block), x, y, z);
-            }
-        }
-    }
-}
 
 // Calls `visit` with every variant of every type until it returns true.
 template <typename Visit>
@@ -34,13 +20,6 @@ bool visit_variants(Visit visit) {
     DCNV3_VARIANTS_16(DCNV3_VISIT, BFloat16)
 #undef DCNV3_VISIT
     return false;
-}
-
-template <typename T>
-constexpr DType dtype_of() {
-    if constexpr (std::is_same_v<T, float>) return DType::kFloat32;
-    if constexpr (std::is_same_v<T, Half>) return DType::kFloat16;
-    return DType::kBFloat16;
 }
 
 template <typename V>
@@ -68,14 +47,16 @@ void widen(const T* from, float* to, int64_t count) {
 const char* run_on_host(const Dcnv3Params& p, DType dtype, int32_t tactic, Choice* chosen) {
     if (tactic < 0 || tactic > kTactics) return "no such tactic";
     if (const char* error = parameter_error(p, dtype)) return error;
-    const LaunchConfig config = tactic > 0 ? kLaunchConfigs[tactic - 1] : default_config(p, dtype, kMultiprocessors);
+    const LaunchConfig config = host_config(tactic, output_bytes(p, dtype));
     const Choice choice = choose_variant(p, dtype, config.vectors);
     const Geometry geometry = make_geometry(p, choice, config);
     if (chosen != nullptr) *chosen = choice;
     const bool found = visit_variants([&](auto variant) {
         using V = decltype(variant);
         if (!same(choice, choice_of<V>())) return false;
-        run<V>(p, geometry);
+        for_each_thread(geometry.grid, [&](uint32_t block, int32_t x, int32_t y, int32_t z) {
+            run_thread<V>(p, geometry, block, x, y, z);
+        });
         return true;
     });
     return found ? nullptr : "no kernel was compiled for the chosen variant";

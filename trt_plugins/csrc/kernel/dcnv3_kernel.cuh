@@ -13,8 +13,8 @@ __global__ void __launch_bounds__(kMaxThreads) dcnv3_kernel(const Dcnv3Params p,
 
 template <typename V>
 cudaError_t launch(const Dcnv3Params& p, const Geometry& g, cudaStream_t stream) {
-    const dim3 threads(g.block_x, g.block_y, g.block_z);
-    dcnv3_kernel<V><<<dim3(static_cast<uint32_t>(g.blocks)), threads, 0, stream>>>(p, g);
+    const dim3 threads(g.grid.block_x, g.grid.block_y, g.grid.block_z);
+    dcnv3_kernel<V><<<dim3(static_cast<uint32_t>(g.grid.blocks)), threads, 0, stream>>>(p, g);
     return cudaGetLastError();
 }
 

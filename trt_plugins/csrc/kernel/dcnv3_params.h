@@ -6,8 +6,6 @@
 
 namespace internimage {
 
-enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
-
 // Distances between neighbours, in elements of the tensor's type. A pixel's channels are contiguous.
 struct Strides {
     int64_t image;
@@ -46,10 +44,6 @@ struct Dcnv3Params {
     float offset_scale;    // scales the whole sampling grid, offsets included
     int32_t mask_softmax;  // 0 or 1
 };
-
-// The largest height or width, padding included, for which the kernel's coordinate arithmetic is proven (see
-// locate() in dcnv3_math.h).
-constexpr int32_t kMaxSide = 1 << 21;
 
 inline int64_t output_side(int64_t side, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
     return (side + 2 * pad - (dilation * (kernel - 1) + 1)) / stride + 1;

@@ -2,12 +2,11 @@
 #include "dcnv3_variants.h"
 
 #include <algorithm>
-#include <array>
+
+#include "bilinear.h"
 
 namespace internimage {
 namespace {
-
-bool aligned(const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
 bool all_multiples(const Strides& s, int64_t of) { return s.image % of == 0 && s.row % of == 0 && s.pixel % of == 0; }
 
@@ -24,21 +23,6 @@ bool fits_32_bits(const Dcnv3Params& p, int64_t bytes) {
                                       image_bytes(p.output_strides, p.out_height, p.out_width, bytes)});
     return largest < (int64_t{1} << 32);
 }
-
-Divisor make_divisor(int64_t value) {
-    Divisor d{static_cast<uint32_t>(value), 0, 0};
-    if (value > 1) {
-        // Granlund and Montgomery: multiplier = ceil(2^(31 + s) / value) with 2^(s-1) < value <= 2^s is exact below
-        // 2^31.
-        uint32_t s = 0;
-        while ((int64_t{1} << s) < value) ++s;
-        d.multiplier = static_cast<uint32_t>(((uint64_t{1} << (31 + s)) + value - 1) / value);
-        d.shift = s - 1;
-    }
-    return d;
-}
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
@@ -60,50 +44,24 @@ Choice choose_variant(const Dcnv3Params& p, DType dtype, int32_t vectors) {
 
 Geometry make_geometry(const Dcnv3Params& p, const Choice& choice, const LaunchConfig& config) {
     const int64_t steps = int64_t{p.groups} * p.group_channels / (choice.width * choice.vectors);
-    const int64_t chunks = ceil_div(steps, config.threads);
-    Geometry g{};
-    g.block_x = static_cast<int32_t>(ceil_div(steps, chunks));
-    const int32_t pixels = config.threads / g.block_x;
-    g.block_z = static_cast<int32_t>(std::min<int64_t>({config.tile_rows, pixels, p.out_height}));
-    g.block_y = static_cast<int32_t>(std::min<int64_t>(pixels / g.block_z, p.out_width));
-    // An image narrower than the tile leaves threads over: they take further rows.
-    g.block_z = static_cast<int32_t>(std::min<int64_t>(pixels / g.block_y, p.out_height));
-    const int64_t tiles_w = ceil_div(p.out_width, g.block_y);
-    const int64_t tiles_h = ceil_div(p.out_height, g.block_z);
-    g.chunks = make_divisor(chunks);
-    g.tiles_w = make_divisor(tiles_w);
-    g.tiles_h = make_divisor(tiles_h);
-    g.reach_h = static_cast<float>(p.dilation_h) * p.offset_scale;
-    g.reach_w = static_cast<float>(p.dilation_w) * p.offset_scale;
-    g.blocks = chunks * tiles_w * tiles_h * p.batch;
-    return g;
+    return {make_grid({p.batch, p.out_height, p.out_width, steps}, config),
+            static_cast<float>(p.dilation_h) * p.offset_scale, static_cast<float>(p.dilation_w) * p.offset_scale};
 }
 
 bool config_is_distinct(const Dcnv3Params& p, DType dtype, int32_t index) {
-    const auto layout = [&](int32_t i) {
-        const Choice choice = choose_variant(p, dtype, kLaunchConfigs[i].vectors);
-        const Geometry g = make_geometry(p, choice, kLaunchConfigs[i]);
-        return std::array<int32_t, 4>{choice.vectors, g.block_x, g.block_y, g.block_z};
-    };
-    for (int32_t i = 0; i < index; ++i) {
-        if (layout(i) == layout(index)) return false;
-    }
-    return true;
+    return config_is_distinct(index, [&](const LaunchConfig& config) {
+        const Choice choice = choose_variant(p, dtype, config.vectors);
+        const Grid g = make_geometry(p, choice, config).grid;
+        return Layout{choice.vectors, g.block_x, g.block_y, g.block_z};
+    });
 }
 
-LaunchConfig default_config(const Dcnv3Params& p, DType dtype, int32_t multiprocessors) {
-    const int64_t channels = int64_t{p.groups} * p.group_channels;
-    const int64_t threads = int64_t{p.batch} * p.out_height * p.out_width * channels * scalar_bytes(dtype) / 16;
-    // A multiprocessor holds 1024 to 2048 threads. With several waves of them, two vectors per thread save address
-    // arithmetic; with less than one, threads are what hides the latency of memory.
-    const int64_t wave = int64_t{multiprocessors} * 1536;
-    if (threads < wave) return {64, 1, 1};
-    if (threads < 4 * wave) return {128, 1, 4};
-    return {256, 2, 4};
+int64_t output_bytes(const Dcnv3Params& p, DType dtype) {
+    return int64_t{p.batch} * p.out_height * p.out_width * p.groups * p.group_channels * scalar_bytes(dtype);
 }
 
 const char* parameter_error(const Dcnv3Params& p, DType dtype) {
-    if (dtype != DType::kFloat32 && dtype != DType::kFloat16 && dtype != DType::kBFloat16) return "unknown data type";
+    if (!is_known(dtype)) return "unknown data type";
     if (p.batch < 1 || p.height < 1 || p.width < 1 || p.groups < 1 || p.group_channels < 1) return "empty input";
     if (p.kernel_h < 1 || p.kernel_w < 1 || p.stride_h < 1 || p.stride_w < 1 || p.pad_h < 0 || p.pad_w < 0 ||
         p.dilation_h < 1 || p.dilation_w < 1) {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The compiled kernels, the launch configurations, and which of them serves a call. The host build uses the same
-// choice, so that tests without a GPU reach every variant.
+// The compiled kernels of DCNv3, and which of them serves a call. The host build uses the same choice, so that tests
+// without a GPU reach every variant.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
 #include "dcnv3_params.h"
-#include "dcnv3_scalar.h"
+#include "grid.h"
 
 namespace internimage {
 
@@ -49,49 +49,9 @@ struct Choice {
     bool softmax;
 };
 
-// How the threads of a launch are laid out.
-struct LaunchConfig {
-    int32_t threads;    // per block, at most
-    int32_t vectors;    // per thread
-    int32_t tile_rows;  // output rows that a block covers, at most: tall tiles share more input, flat ones write runs
-};
-
-// TensorRT times these on the user's GPU; tactic i + 1 is kLaunchConfigs[i]. The order is part of the timing cache's
-// key: append, or raise kTacticsRevision.
-constexpr LaunchConfig kLaunchConfigs[] = {
-    {64, 1, 1}, {64, 1, 4}, {128, 1, 1}, {128, 1, 4}, {256, 1, 1}, {256, 1, 4},
-    {64, 2, 1}, {64, 2, 4}, {128, 2, 1}, {128, 2, 4}, {256, 2, 1}, {256, 2, 4},
-};
-constexpr int32_t kTactics = sizeof(kLaunchConfigs) / sizeof(kLaunchConfigs[0]);
-constexpr int32_t kTacticsRevision = 1;
-constexpr int32_t kMaxThreads = 256;
-
-// Division of numbers below 2^31 by a number fixed at launch: one multiplication and one shift.
-struct Divisor {
-    uint32_t value;
-    uint32_t multiplier;
-    uint32_t shift;
-
-    DCNV3_HD uint32_t divide(uint32_t dividend) const {
-        if (value == 1) return dividend;
-#ifdef __CUDA_ARCH__
-        return __umulhi(dividend, multiplier) >> shift;
-#else
-        return static_cast<uint32_t>(uint64_t{dividend} * multiplier >> 32) >> shift;
-#endif
-    }
-};
-
-// Blocks number the tiles of all images: channel chunk fastest, then column, row and image. A block's threads are
-// (block_x channel steps, block_y columns, block_z rows).
+// A launch, and what is computed once for it.
 struct Geometry {
-    int32_t block_x;
-    int32_t block_y;
-    int32_t block_z;
-    int64_t blocks;
-    Divisor chunks;
-    Divisor tiles_w;
-    Divisor tiles_h;
+    Grid grid;
     float reach_h;  // dilation * offset_scale
     float reach_w;
 };
@@ -102,14 +62,11 @@ Choice choose_variant(const Dcnv3Params& p, DType dtype, int32_t vectors);
 // Whether configuration `index` differs for these parameters from every earlier one.
 bool config_is_distinct(const Dcnv3Params& p, DType dtype, int32_t index);
 
-// The configuration where nobody timed any: small images get small blocks, so that every multiprocessor has work.
-LaunchConfig default_config(const Dcnv3Params& p, DType dtype, int32_t multiprocessors);
+int64_t output_bytes(const Dcnv3Params& p, DType dtype);
 
 Geometry make_geometry(const Dcnv3Params& p, const Choice& choice, const LaunchConfig& config);
 
 // nullptr, or why the kernel cannot run these parameters.
 const char* parameter_error(const Dcnv3Params& p, DType dtype);
-
-inline int64_t scalar_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 }  // namespace internimage

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <iterator>
 
+#include "operator.h"
+
 namespace internimage {
 namespace {
 
@@ -16,8 +18,8 @@ using nvinfer1::PluginFieldType;
 // PluginFieldType::kINT64, which TensorRT 8 does not name.
 constexpr auto kInt64 = static_cast<PluginFieldType>(10);
 
-// Parsers may hand these on with the rest; they do not change what is computed.
-constexpr const char* kIgnored[] = {"im2col_step", "plugin_version", "plugin_namespace"};
+// How many images the official kernel takes at once; it does not change what is computed.
+constexpr const char* kIgnored = "im2col_step";
 
 std::string read_integer(const PluginField& field, const IntegerAttribute& attribute, Attributes& attributes) {
     const std::string name = attribute.name;
@@ -69,7 +71,7 @@ std::vector<PluginField> name_fields(bool official) {
         field.data = nullptr;
         field.length = 0;
     }
-    if (official) fields.emplace_back("im2col_step", nullptr, PluginFieldType::kINT32, 0);
+    if (official) fields.emplace_back(kIgnored, nullptr, PluginFieldType::kINT32, 0);
     return fields;
 }
 
@@ -100,7 +102,7 @@ std::string read_attributes(const PluginFieldCollection* fields, Attributes& att
             error = read_integer(field, *found, attributes);
         } else if (name == kOffsetScale) {
             error = read_offset_scale(field, attributes);
-        } else if (std::find(std::begin(kIgnored), std::end(kIgnored), name) == std::end(kIgnored)) {
+        } else if (name != kIgnored && !is_plugin_field(name)) {
             error = "unknown attribute '" + name + "'";
         }
         if (!error.empty()) return error;

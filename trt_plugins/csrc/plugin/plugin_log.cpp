@@ -10,7 +10,7 @@
 namespace internimage {
 namespace {
 
-#if DCNV3_HAS_LOGGER_FINDER
+#if PLUGIN_HAS_LOGGER_FINDER
 using GetLogger = nvinfer1::ILogger* (*)();
 
 std::atomic<nvinfer1::ILoggerFinder*> g_finder{nullptr};
@@ -32,7 +32,7 @@ GetLogger find_get_logger(nvinfer1::ILoggerFinder* finder) {
 }  // namespace
 
 void log_error(const std::string& message) noexcept {
-#if DCNV3_HAS_LOGGER_FINDER
+#if PLUGIN_HAS_LOGGER_FINDER
     try {
         nvinfer1::ILoggerFinder* finder = g_finder.load();
         nvinfer1::ILogger* logger = finder != nullptr ? finder->findLogger() : nullptr;
@@ -49,8 +49,8 @@ void log_error(const std::string& message) noexcept {
 
 }  // namespace internimage
 
-#if DCNV3_HAS_LOGGER_FINDER
-extern "C" DCNV3_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
+#if PLUGIN_HAS_LOGGER_FINDER
+extern "C" PLUGIN_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
     internimage::g_get_logger.store(finder != nullptr ? internimage::find_get_logger(finder) : nullptr);
     internimage::g_finder.store(finder);
 }

@@ -11,14 +11,14 @@ namespace internimage {
 
 void log_error(const std::string& message) noexcept;
 
-// Runs `body`, which returns a T; an exception is logged with `where` and becomes `failure`.
+// Runs `body`, which returns a T; an exception is logged with the names of plugin and function, and becomes `failure`.
 template <typename T, typename Body>
-T guarded(const char* where, T failure, Body body) noexcept {
+T guarded(const char* plugin, const char* function, T failure, Body body) noexcept {
     try {
         return body();
     } catch (const std::exception& error) {
         try {
-            log_error(std::string(where) + ": " + error.what());
+            log_error(std::string(plugin) + " " + function + ": " + error.what());
         } catch (...) {
         }
     } catch (...) {

@@ -2,42 +2,46 @@
 // The functions that IPluginRegistry::loadLibrary() looks for. Nothing of TensorRT is linked.
 #include "plugin_registration.h"
 
-#if DCNV3_PLUGIN_INTERFACE == 3
-#include "dcnv3_plugin_v3.h"
+#include "dcnv3_operator.h"
+#include "ms_deform_attn_operator.h"
+#if PLUGIN_INTERFACE == 3
+#include "plugin_v3.h"
 #else
-#include "dcnv3_plugin_v2.h"
+#include "plugin_v2.h"
 #endif
 
 namespace {
 
-#if DCNV3_PLUGIN_INTERFACE == 3
-using Creator = internimage::Dcnv3CreatorV3;
+#if PLUGIN_INTERFACE == 3
+using Creator = internimage::CreatorV3;
 #else
-using Creator = internimage::Dcnv3CreatorV2;
+using Creator = internimage::CreatorV2;
 #endif
 
-Creator g_creator{false};
-Creator g_official_creator{true};
+Creator g_creators[] = {Creator{internimage::kDcnv3}, Creator{internimage::kOfficialDcnv3},
+                        Creator{internimage::kMsDeformAttn}};
+constexpr int32_t kCreators = sizeof(g_creators) / sizeof(g_creators[0]);
 
 }  // namespace
 
-#if DCNV3_TENSORRT_AT_LEAST(10, 0)
-extern "C" DCNV3_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-    static nvinfer1::IPluginCreatorInterface* const creators[] = {&g_creator, &g_official_creator};
-    count = 2;
+#if PLUGIN_TENSORRT_AT_LEAST(10, 0)
+extern "C" PLUGIN_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
+    static nvinfer1::IPluginCreatorInterface* const creators[kCreators] = {&g_creators[0], &g_creators[1],
+                                                                           &g_creators[2]};
+    count = kCreators;
     return creators;
 }
 #endif
 
-#if DCNV3_PLUGIN_INTERFACE == 2
-extern "C" DCNV3_EXPORT nvinfer1::IPluginCreator* const* getPluginCreators(int32_t& count) {
-    static nvinfer1::IPluginCreator* const creators[] = {&g_creator, &g_official_creator};
-    count = 2;
+#if PLUGIN_INTERFACE == 2
+extern "C" PLUGIN_EXPORT nvinfer1::IPluginCreator* const* getPluginCreators(int32_t& count) {
+    static nvinfer1::IPluginCreator* const creators[kCreators] = {&g_creators[0], &g_creators[1], &g_creators[2]};
+    count = kCreators;
     return creators;
 }
 #endif
 
-#if !DCNV3_TENSORRT_AT_LEAST(8, 6)
+#if !PLUGIN_TENSORRT_AT_LEAST(8, 6)
 // TensorRT 8.5 has no loadLibrary(): opening the library registers the plugins, if libnvinfer is in the process.
 extern "C" __attribute__((weak)) nvinfer1::IPluginRegistry* getPluginRegistry() noexcept;
 
@@ -45,8 +49,11 @@ namespace {
 
 [[maybe_unused]] const bool g_registered = [] {
     nvinfer1::IPluginRegistry* registry = getPluginRegistry != nullptr ? getPluginRegistry() : nullptr;
-    return registry != nullptr && registry->registerCreator(g_creator, internimage::kPluginNamespace) &&
-           registry->registerCreator(g_official_creator, internimage::kPluginNamespace);
+    bool registered = registry != nullptr;
+    for (Creator& creator : g_creators) {
+        registered = registered && registry->registerCreator(creator, internimage::kPluginNamespace);
+    }
+    return registered;
 }();
 
 }  // namespace

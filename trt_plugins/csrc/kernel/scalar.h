@@ -8,14 +8,22 @@
 #include <type_traits>
 
 #ifdef __CUDACC__
-#define DCNV3_HD __host__ __device__ __forceinline__
-#define DCNV3_UNROLL _Pragma("unroll")
+#define KERNEL_HD __host__ __device__ __forceinline__
+#define KERNEL_UNROLL _Pragma("unroll")
 #else
-#define DCNV3_HD inline
-#define DCNV3_UNROLL
+#define KERNEL_HD inline
+#define KERNEL_UNROLL
 #endif
 
 namespace internimage {
+
+enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+inline int64_t scalar_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+inline bool is_known(DType dtype) {
+    return dtype == DType::kFloat32 || dtype == DType::kFloat16 || dtype == DType::kBFloat16;
+}
 
 struct Half {
     uint16_t bits;
@@ -25,18 +33,18 @@ struct BFloat16 {
 };
 
 template <typename To, typename From>
-DCNV3_HD To bit_cast(const From& from) {
+KERNEL_HD To bit_cast(const From& from) {
     static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
     To to;
     memcpy(&to, &from, sizeof(To));
     return to;
 }
 
-DCNV3_HD float to_float(float value) { return value; }
+KERNEL_HD float to_float(float value) { return value; }
 
-DCNV3_HD float to_float(BFloat16 value) { return bit_cast<float>(uint32_t{value.bits} << 16); }
+KERNEL_HD float to_float(BFloat16 value) { return bit_cast<float>(uint32_t{value.bits} << 16); }
 
-DCNV3_HD float to_float(Half value) {
+KERNEL_HD float to_float(Half value) {
 #ifdef __CUDA_ARCH__
     float result;
     asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
@@ -51,16 +59,16 @@ DCNV3_HD float to_float(Half value) {
 }
 
 template <typename T>
-DCNV3_HD T from_float(float value);
+KERNEL_HD T from_float(float value);
 
 template <>
-DCNV3_HD float from_float<float>(float value) {
+KERNEL_HD float from_float<float>(float value) {
     return value;
 }
 
 // Both narrow conversions round to nearest, ties to even.
 template <>
-DCNV3_HD BFloat16 from_float<BFloat16>(float value) {
+KERNEL_HD BFloat16 from_float<BFloat16>(float value) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     BFloat16 result;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
@@ -73,7 +81,7 @@ DCNV3_HD BFloat16 from_float<BFloat16>(float value) {
 }
 
 template <>
-DCNV3_HD Half from_float<Half>(float value) {
+KERNEL_HD Half from_float<Half>(float value) {
 #ifdef __CUDA_ARCH__
     Half result;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
@@ -104,19 +112,19 @@ struct Pack {
     Bits word[kWords];
 };
 
-DCNV3_HD void unpack(const Pack<Half, 1>& pack, float* values) { values[0] = to_float(Half{pack.word[0]}); }
+KERNEL_HD void unpack(const Pack<Half, 1>& pack, float* values) { values[0] = to_float(Half{pack.word[0]}); }
 
-DCNV3_HD void unpack(const Pack<BFloat16, 1>& pack, float* values) { values[0] = to_float(BFloat16{pack.word[0]}); }
+KERNEL_HD void unpack(const Pack<BFloat16, 1>& pack, float* values) { values[0] = to_float(BFloat16{pack.word[0]}); }
 
 template <int N>
-DCNV3_HD void unpack(const Pack<float, N>& pack, float* values) {
-    DCNV3_UNROLL
+KERNEL_HD void unpack(const Pack<float, N>& pack, float* values) {
+    KERNEL_UNROLL
     for (int i = 0; i < N; ++i) values[i] = bit_cast<float>(pack.word[i]);
 }
 
 template <int N>
-DCNV3_HD void unpack(const Pack<BFloat16, N>& pack, float* values) {
-    DCNV3_UNROLL
+KERNEL_HD void unpack(const Pack<BFloat16, N>& pack, float* values) {
+    KERNEL_UNROLL
     for (int i = 0; i < N / 2; ++i) {
         values[2 * i] = bit_cast<float>(pack.word[i] << 16);
         values[2 * i + 1] = bit_cast<float>(pack.word[i] & 0xffff0000u);
@@ -124,8 +132,8 @@ DCNV3_HD void unpack(const Pack<BFloat16, N>& pack, float* values) {
 }
 
 template <int N>
-DCNV3_HD void unpack(const Pack<Half, N>& pack, float* values) {
-    DCNV3_UNROLL
+KERNEL_HD void unpack(const Pack<Half, N>& pack, float* values) {
+    KERNEL_UNROLL
     for (int i = 0; i < N / 2; ++i) {
 #ifdef __CUDA_ARCH__
         asm("{.reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
@@ -138,10 +146,17 @@ DCNV3_HD void unpack(const Pack<Half, N>& pack, float* values) {
     }
 }
 
+template <typename T>
+KERNEL_HD float only(const Pack<T, 1>& pack) {
+    float value;
+    unpack(pack, &value);
+    return value;
+}
+
 template <typename T, int N>
-DCNV3_HD Pack<T, N> pack_values(const float* values) {
+KERNEL_HD Pack<T, N> pack_values(const float* values) {
     Pack<T, N> pack;
-    DCNV3_UNROLL
+    KERNEL_UNROLL
     for (int i = 0; i < Pack<T, N>::kWords; ++i) {
         if constexpr (Pack<T, N>::kPerWord == 1) {
             pack.word[i] = bit_cast<typename Pack<T, N>::Bits>(from_float<T>(values[i]));
@@ -176,7 +191,7 @@ struct Word<16> {
 
 // `address` is aligned to the pack's size.
 template <typename P>
-DCNV3_HD P load(const void* address) {
+KERNEL_HD P load(const void* address) {
 #ifdef __CUDA_ARCH__
     return bit_cast<P>(__ldg(static_cast<const typename Word<sizeof(P)>::Type*>(address)));
 #else
@@ -187,7 +202,7 @@ DCNV3_HD P load(const void* address) {
 }
 
 template <typename P>
-DCNV3_HD void store(void* address, const P& pack) {
+KERNEL_HD void store(void* address, const P& pack) {
 #ifdef __CUDA_ARCH__
     *static_cast<typename Word<sizeof(P)>::Type*>(address) = bit_cast<typename Word<sizeof(P)>::Type>(pack);
 #else
@@ -196,9 +211,11 @@ DCNV3_HD void store(void* address, const P& pack) {
 }
 
 template <typename P>
-DCNV3_HD P zeros() {
+KERNEL_HD P zeros() {
     P pack{};
     return pack;
 }
+
+inline bool aligned(const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
 }  // namespace internimage

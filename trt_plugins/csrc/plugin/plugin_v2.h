@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// DCNv3 as an IPluginV2DynamicExt, for TensorRT 8 and 9.
+// An operator as an IPluginV2DynamicExt, for TensorRT 8 and 9.
 #pragma once
 
+#include <memory>
 #include <string>
 
-#include "dcnv3_operator.h"
+#include "operator.h"
 
 namespace internimage {
 
-class Dcnv3PluginV2 final : public nvinfer1::IPluginV2DynamicExt {
+class PluginV2 final : public nvinfer1::IPluginV2DynamicExt {
   public:
-    Dcnv3PluginV2(const Attributes& attributes, std::string layer, const char* name);
+    explicit PluginV2(std::unique_ptr<Operator> op);
 
     // IPluginV2DynamicExt
     nvinfer1::IPluginV2DynamicExt* clone() const noexcept override;
@@ -43,14 +44,14 @@ class Dcnv3PluginV2 final : public nvinfer1::IPluginV2DynamicExt {
     const char* getPluginNamespace() const noexcept override;
 
   private:
-    Dcnv3Operator operator_;
-    const char* name_;
+    std::unique_ptr<Operator> operator_;
+    std::string bytes_;  // what an engine keeps
     std::string namespace_;
 };
 
-class Dcnv3CreatorV2 final : public nvinfer1::IPluginCreator {
+class CreatorV2 final : public nvinfer1::IPluginCreator {
   public:
-    explicit Dcnv3CreatorV2(bool official) : official_(official) {}
+    explicit CreatorV2(const OperatorType& type) : type_(type) {}
 
     const char* getPluginName() const noexcept override;
     const char* getPluginVersion() const noexcept override;
@@ -62,9 +63,9 @@ class Dcnv3CreatorV2 final : public nvinfer1::IPluginCreator {
     const char* getPluginNamespace() const noexcept override;
 
   private:
-    nvinfer1::IPluginV2* make(const Attributes& attributes, const char* layer) const;
+    nvinfer1::IPluginV2* wrap(std::unique_ptr<Operator> op) const;
 
-    bool official_;
+    const OperatorType& type_;
     std::string namespace_;
 };
 

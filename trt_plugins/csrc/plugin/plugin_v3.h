@@ -1,22 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// DCNv3 as an IPluginV3, for TensorRT 10 and later.
+// An operator as an IPluginV3, for TensorRT 10 and later.
 #pragma once
 
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "dcnv3_operator.h"
+#include "operator.h"
 
 namespace internimage {
 
-class Dcnv3PluginV3 final : public nvinfer1::IPluginV3,
-                            public nvinfer1::IPluginV3OneCore,
-                            public nvinfer1::IPluginV3OneBuild,
-                            public nvinfer1::IPluginV3OneRuntime {
+class PluginV3 final : public nvinfer1::IPluginV3,
+                       public nvinfer1::IPluginV3OneCore,
+                       public nvinfer1::IPluginV3OneBuild,
+                       public nvinfer1::IPluginV3OneRuntime {
   public:
-    // `name` is the creator's: an engine is deserialised by the name it was built with.
-    Dcnv3PluginV3(const Attributes& attributes, std::string layer, const char* name);
+    explicit PluginV3(std::unique_ptr<Operator> op);
 
     // IPluginV3
     nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
@@ -53,8 +52,7 @@ class Dcnv3PluginV3 final : public nvinfer1::IPluginV3,
     const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override;
 
   private:
-    Dcnv3Operator operator_;
-    const char* name_;
+    std::unique_ptr<Operator> operator_;
     int32_t tactic_ = 0;
     std::vector<int32_t> tactics_;
     std::string timing_id_;
@@ -62,9 +60,9 @@ class Dcnv3PluginV3 final : public nvinfer1::IPluginV3,
     nvinfer1::PluginFieldCollection collection_{};
 };
 
-class Dcnv3CreatorV3 final : public nvinfer1::IPluginCreatorV3One {
+class CreatorV3 final : public nvinfer1::IPluginCreatorV3One {
   public:
-    explicit Dcnv3CreatorV3(bool official) : official_(official) {}
+    explicit CreatorV3(const OperatorType& type) : type_(type) {}
 
     nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fc,
                                       nvinfer1::TensorRTPhase phase) noexcept override;
@@ -74,7 +72,7 @@ class Dcnv3CreatorV3 final : public nvinfer1::IPluginCreatorV3One {
     const char* getPluginNamespace() const noexcept override;
 
   private:
-    bool official_;  // under the name that InternImage's own exporter writes
+    const OperatorType& type_;
 };
 
 }  // namespace internimage

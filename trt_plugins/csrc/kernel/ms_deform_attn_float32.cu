@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ms_deform_attn_kernel.cuh"
+
+MS_DEFORM_ATTN_DEFINE_LAUNCH(MS_DEFORM_ATTN_VARIANTS_32, float)

@@ -79,7 +79,7 @@ def main() -> None:
                     }
                 )
                 print(rows[-1], flush=True)
-    report.write("accuracy", rows, scenes=arguments.scenes)
+                report.write("accuracy", rows, scenes=arguments.scenes)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,10 @@ def test_ctrl_c_on_the_command_line(tmp_path):
     target = tmp_path / "model.engine"
     arguments = ["build-engine", exported(*STATIC_LOGITS), "-o", target, "--fp16", "--backend", "tensorrt-rtx"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "internimage_deploy", *map(str, arguments)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "internimage_deploy", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
     )
     while not list(tmp_path.iterdir()) and process.poll() is None:
         time.sleep(0.05)

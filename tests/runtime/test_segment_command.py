@@ -455,7 +455,12 @@ def test_ctrl_c_stops_cleanly(model, pictures, tmp_path):
         os.link(pictures / "p0.png", pictures / f"q{index}.png")
     out = tmp_path / "out"
     command = [sys.executable, "-m", "internimage_deploy", "segment", model, pictures, "-o", out]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
+    )
     try:
         deadline = time.monotonic() + 300
         while not (out.is_dir() and any(out.iterdir())):

@@ -37,39 +37,16 @@ from internimage_deploy.exporter.rewrites.base import Rewrite
 from internimage_deploy.exporter.rewrites.fusion import UpsampledConv
 
 
-class FineMap(nn.Module):
-    """relu(GN(conv3x3(GN(L f) + up(m)))): (N, C0, H, W) and (N, D, H/2, W/2) to (N, D, H, W)."""
+class Affine(nn.Module):
+    """GN(L f) as an affine map of f: from f, (N, C0, H, W), to scale times L and shift, (N, D, C0 + 1)."""
 
-    def __init__(self, lateral: GroupNormConv, output: GroupNormConv) -> None:
+    def __init__(self, plain: GroupNormConv) -> None:
         super().__init__()
-        channels, inputs = lateral.conv.weight.shape[:2]
-        self.groups, self.eps = lateral.gn.num_groups, lateral.gn.eps
-        self.lateral = nn.Parameter(lateral.conv.weight.detach().view(channels, inputs), requires_grad=False)
-        self.scale, self.shift = lateral.gn.weight, lateral.gn.bias
-        # Rows of the kernel: (3 * 3 * O, D), in the order (dy, o, dx).
-        kernel = output.conv.weight.detach().permute(2, 0, 3, 1)
-        self.kernel = nn.Parameter(kernel.reshape(-1, channels), requires_grad=False)
-        self.upsampled = UpsampledConv(output.conv.weight)
-        self.gn = output.gn
+        self.groups, self.eps = plain.gn.num_groups, plain.gn.eps
+        self.lateral = nn.Parameter(plain.conv.weight.detach().flatten(1), requires_grad=False)
+        self.scale, self.shift = plain.gn.weight, plain.gn.bias
 
-    def forward(self, feature: Tensor, memory: Tensor) -> Tensor:
-        height, width = feature.shape[2:]
-        y = self.upsampled(memory, height, width) + self._convolve(feature)
-        return self.gn(y).relu()
-
-    def _convolve(self, feature: Tensor) -> Tensor:
-        """conv3x3(GN(L f)): (N, C0, H, W) to (N, D, H, W)."""
-        batch, _, height, width = feature.shape
-        kernel = self._kernel(feature).unflatten(1, (3, -1, 3)).flatten(3)  # (N, dy, O, dx * (C0 + 1))
-        padded = F.pad(torch.cat((feature, torch.ones_like(feature[:, :1])), 1), (1, 1, 1, 1))
-        columns = torch.cat([padded[:, :, :, dx : dx + width] for dx in range(3)], 1)
-        rows = [columns[:, :, dy : dy + height].flatten(2) for dy in range(3)]
-        y = sum(kernel[:, dy] @ row for dy, row in enumerate(rows))
-        assert isinstance(y, Tensor)
-        return y.view(batch, -1, height, width)
-
-    def _kernel(self, feature: Tensor) -> Tensor:
-        """The image's kernel on f and the map of ones: (N, 3 * 3 * O, C0 + 1)."""
+    def forward(self, feature: Tensor) -> Tensor:
         pixels = feature.flatten(2)
         mean = pixels.mean(-1, keepdim=True)
         centred = pixels - mean
@@ -78,11 +55,36 @@ class FineMap(nn.Module):
         variances = ((self.lateral @ covariance) * self.lateral).sum(-1, keepdim=True).unflatten(1, (self.groups, -1))
         group_mean = means.mean(2, keepdim=True)
         variance = (variances + (means - group_mean).square()).mean(2, keepdim=True)
-        deviation = (variance + self.eps).sqrt()
-        scale = self.scale.view(self.groups, -1, 1) / deviation
+        scale = self.scale.view(self.groups, -1, 1) / (variance + self.eps).sqrt()
         shift = self.shift.view(self.groups, -1, 1) - group_mean * scale
-        affine = torch.cat((scale.flatten(1, 2) * self.lateral, shift.flatten(1, 2)), -1)  # (N, D, C0 + 1)
-        return self.kernel @ affine
+        return torch.cat((scale.flatten(1, 2) * self.lateral, shift.flatten(1, 2)), -1)
+
+
+class FineMap(nn.Module):
+    """relu(GN(conv3x3(GN(L f) + up(m)))): (N, C0, H, W) and (N, D, H/2, W/2) to (N, D, H, W)."""
+
+    def __init__(self, lateral: GroupNormConv, output: GroupNormConv) -> None:
+        super().__init__()
+        self.affine = Affine(lateral)
+        # Rows of the kernel, (3 * O * 3, D), in the order (dy, o, dx).
+        kernel = output.conv.weight.detach().permute(2, 0, 3, 1)
+        self.kernel = nn.Parameter(kernel.reshape(-1, kernel.shape[3]), requires_grad=False)
+        self.upsampled = UpsampledConv(output.conv.weight)
+        self.gn = output.gn
+
+    def forward(self, feature: Tensor, memory: Tensor) -> Tensor:
+        height, width = feature.shape[2:]
+        return self.gn(self.upsampled(memory, height, width) + self._convolve(feature)).relu()
+
+    def _convolve(self, feature: Tensor) -> Tensor:
+        """conv3x3(GN(L f)): (N, C0, H, W) to (N, D, H, W)."""
+        batch, _, height, width = feature.shape
+        kernel = (self.kernel @ self.affine(feature)).unflatten(1, (3, -1, 3)).flatten(3)  # (N, dy, O, dx * (C0 + 1))
+        padded = F.pad(torch.cat((feature, torch.ones_like(feature[:, :1])), 1), (1, 1, 1, 1))
+        columns = torch.cat([padded[:, :, :, dx : dx + width] for dx in range(3)], 1)
+        rows = [columns[:, :, dy : dy + height].flatten(2) for dy in range(3)]
+        y = kernel[:, 0] @ rows[0] + kernel[:, 1] @ rows[1] + kernel[:, 2] @ rows[2]
+        return y.view(batch, -1, height, width)
 
 
 def split_fine_map(segmentor: Segmentor, options: ExportOptions) -> bool:

@@ -9,7 +9,8 @@ TensorRT 11 and TensorRT-RTX take element types from the graph, so precision is 
 - whatever follows from integers alone (pixel values before the first layer, sizes, sampling coordinates,
   interpolation matrices) stays in float32 up to the first layer that computes features with it;
 - the residual sums of post-normalised blocks stay in float32: the sum grows over the depth of the network;
-- a node with a constant beyond float16's range stays in float32.
+- a node with a constant beyond float16's range stays in float32;
+- Mask2Former's masks and sampling locations stay in float32 (`sensitive`).
 
 Inside DCNv3 coordinates, weights and sums are float32 whatever its inputs are (`operators.contract`).
 Inputs and outputs of the model keep their types. Every value is cast at most once per type.
@@ -39,7 +40,9 @@ from internimage_deploy.onnx_tools.graph import (
     node_name,
     words,
 )
+from internimage_deploy.operators import ms_deform_attn
 from internimage_deploy.runtime.engine.lowering import lower_cast_like
+from internimage_deploy.runtime.engine.sensitive import LOCATIONS, sensitive_nodes
 
 LowPrecision = Literal["fp16", "bf16"]
 
@@ -49,15 +52,16 @@ STATISTICS = words(
     "ReduceLogSumExp ReduceProd CumSum AveragePool GlobalAveragePool LpPool GlobalLpPool Pow Sqrt Reciprocal Exp Log "
     "Range GridSample RoiAlign"
 )
-# Pyramid pooling is written as two products with averaging matrices; they are reductions all the same.
-POOLING_NAMES = ("*psp_modules.*.0/MatMul*",)
+# Products that are reductions all the same: pyramid pooling with averaging matrices, and the covariance behind a group
+# norm of Mask2Former.
+POOLING_NAMES = ("*psp_modules.*.0/MatMul*", "*fine_map.affine/*")
 # Operators that compute features; a chain of exact values ends at them.
-_FEATURES = words("Conv ConvTranspose MatMul Gemm Einsum DCNv3")
+_FEATURES = words("Conv ConvTranspose MatMul Gemm Einsum DCNv3 MSDeformAttn")
 _ELEMENTWISE = words("Add Sub Mul Div")
 # A normalised branch reaches its residual sum through these.
 _AFTER_NORM = words("Mul Identity Cast Reshape Transpose Squeeze Unsqueeze Dropout")
 # Inputs whose type the operator fixes to float32.
-_FIXED_SLOTS = {"Resize": (1, 2), "Upsample": (1,)}
+_FIXED_SLOTS = {"Resize": (1, 2), "Upsample": (1,), ms_deform_attn.OP_TYPE: (LOCATIONS,)}
 _LARGEST_HALF = 65504.0
 
 
@@ -100,6 +104,7 @@ def _nodes_in_full(
 ) -> dict[str, str]:
     """{node name: operator} of the nodes that compute in float32, in graph order."""
     unmatched = set(patterns) - set(POOLING_NAMES)
+    sensitive = sensitive_nodes(graph, types)
     too_large = _beyond_float16(graph) if precision == "fp16" else set()
     stored = {tensor.name for tensor in graph.model.graph.initializer}
     readers = consumers(graph.nodes)
@@ -135,6 +140,7 @@ def _nodes_in_full(
             or residual
             or part_of_norm
             or any(name in too_large for name in floats)
+            or node_name(node) in sensitive
         )
         if keeps and (floats or results):
             full[node_name(node)] = node.op_type

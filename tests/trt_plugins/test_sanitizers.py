@@ -27,6 +27,7 @@ def sanitized(*arguments):
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",  # Python itself leaks by design
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH")))),
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE)
@@ -55,8 +56,9 @@ OUTSIDE = {
     ),
     "MSDeformAttn": (
         "    value, places = np.ones((1, 64, 2, 32), np.float32), (1, 64, 2, 1, 4)\n"
-        "    locations, weights = np.full((*places, 2), 0.9, np.float32), np.ones(places, np.float32)\n"
-        "    params, output, held = host.make_ms_deform_attn_params(value, [[8, 16]], [0], locations, weights)\n"
+        "    locations = np.full((*places, 2), [1.5 / 9, 7.5 / 8], np.float32)  # on the first cell behind the array\n"
+        "    weights = np.ones(places, np.float32)\n"
+        "    params, output, held = host.make_ms_deform_attn_params(value, [[8, 9]], [0], locations, weights)\n"
         "    params.keys *= 2\n"
         "    host.run_ms_deform_attn(params, 'float32')\n"
     ),

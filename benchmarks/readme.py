@@ -23,6 +23,7 @@ def main() -> None:
         ("docs/speed-notes.md", "profile", profile),
         ("docs/speed-notes.md", "operators", operators),
         ("docs/serving.md", "serving", serving),
+        ("docs/demo.md", "accuracy", accuracy),
     ):
         path = ROOT / "benchmarks" / "results" / f"{name.partition('-')[0]}.json"
         if path.exists():
@@ -160,6 +161,23 @@ def operators(report: dict[str, Json]) -> str:
     return (
         f"{report['channels']} channels, PyTorch; {machine(report)}. Multiply-adds, memory allocated by one call "
         f"(freed parts included), median time.\n\n{table(*lines)}"
+    )
+
+
+def accuracy(report: dict[str, Json]) -> str:
+    """The mIoU of every variant, one column for each model, and how many labels differ from the plain export's."""
+    rows = report["rows"]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    lines = [["", *(f"`{model}.pth`" for model in models)]]
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        own = {row["model"]: row for row in rows if row["variant"] == name}
+        cells = [f"{own[m]['miou']:.4f} ({100 * own[m]['labels_differ']:.4f} %)" if m in own else "-" for m in models]
+        lines.append([name, *cells])
+    return (
+        f"mIoU on {report['scenes']} held-out scenes, and in brackets the fraction of pixels whose label differs "
+        "from the plain export's; ONNX Runtime on the CPU. The float16 graph is the one that `build-engine --fp16` "
+        "compiles."
+        f"\n\n{table(*lines)}"
     )
 
 

@@ -52,6 +52,7 @@ SLOW = (
     "serving/test_page.py",
     "serving/test_ray.py",
     "test_toy_street.py",
+    "test_toy_street_mask2former.py",
     "trt_plugins/test_build.py",
     "trt_plugins/test_cross_compile.py",
     "trt_plugins/test_sanitizers.py",

@@ -116,7 +116,7 @@ def test_checkpoint_is_small_and_holds_plain_data_only():
 
 def test_everything_about_the_model_is_inferred_from_the_checkpoint():
     read = read_checkpoint(CHECKPOINT)
-    assert read.segmentor.config == recipe.CONFIG
+    assert read.segmentor.config == recipe.UPERNET
     assert read.classes == scenes.CLASSES
     assert read.palette == scenes.PALETTE
     assert read.resize == (scenes.SIZE[1], scenes.SIZE[0])

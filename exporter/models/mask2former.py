@@ -7,7 +7,7 @@ Source: Mask2Former, https://arxiv.org/abs/2112.01527.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,19 +51,36 @@ class Mask2FormerHead(nn.Module):
     def predict(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Class logits (N, queries, classes + 1), the last for "no object", and mask logits (N, queries, H, W)."""
         memories, levels, mask_features = self.pixel_decoder(features)
+        *_, query = self._decode(memories, levels, mask_features)
+        return self._prediction(query, mask_features)
+
+    def predict_each(self, features: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """What `predict` returns, of the queries before and after each decoder layer: training compares all of them."""
+        memories, levels, mask_features = self.pixel_decoder(features)
+        for query in self._decode(memories, levels, mask_features):
+            yield self._prediction(query, mask_features)
+
+    def _decode(
+        self, memories: Sequence[Tensor], levels: Sequence[LevelPositions], mask_features: Tensor
+    ) -> Iterator[Tensor]:
+        """The queries (N, queries, C) before the first decoder layer and after each of them."""
         masks = self.attention_masks.prepare(mask_features, levels)
         embeddings = self.level_embed.weight
         positions = [level_positions(x.height, x.width, embeddings[i]) for i, x in enumerate(levels)]
         keys = [memory + position.encoding() for memory, position in zip(memories, positions, strict=True)]
         values = [memory + position.embedding for memory, position in zip(memories, positions, strict=True)]
         query = self.query_feat.weight.expand(memories[0].shape[0], -1, -1)
-        decoder = self.transformer_decoder
-        for index, layer in enumerate(decoder.layers):
+        yield query
+        for index, layer in enumerate(self.transformer_decoder.layers):
             level = index % len(levels)
             embedding = self.mask_embedding(query) if index or self.first_embedding is None else self.first_embedding
             masked = self.attention_masks(embedding, masks[level], levels[level])
             query = layer(query, self.query_embed.weight, keys[level], values[level], masked)
-        return self.cls_embed(decoder.post_norm(query)), mask_logits(self.mask_embedding(query), mask_features)
+            yield query
+
+    def _prediction(self, query: Tensor, mask_features: Tensor) -> tuple[Tensor, Tensor]:
+        classes = self.cls_embed(self.transformer_decoder.post_norm(query))
+        return classes, mask_logits(self.mask_embedding(query), mask_features)
 
     def mask_embedding(self, query: Tensor) -> Tensor:
         """Queries (N, Q, C) to what the mask features are multiplied with, (N, Q, mask channels)."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from internimage_deploy.runtime.serving.settings import Limits
+from internimage_deploy.runtime.serving.settings import Limits, client_of
 
 try:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as UvicornProtocol
@@ -36,18 +36,18 @@ _LOG_EVERY_S = 60.0
 
 @dataclass
 class Connections:
-    """The open connections of a server, by the address they come from."""
+    """The open connections of a server, by the client they come from; see `client_of`."""
 
     limits: Limits
     peers: dict[str, OrderedDict[HttpConnection, None]] = field(default_factory=dict)  # oldest first
 
     def count(self, address: str) -> int:
-        """Number of open connections from `address`."""
-        return len(self.peers.get(address, ()))
+        """Number of open connections of the client at `address`."""
+        return len(self.peers.get(client_of(address), ()))
 
     def add(self, connection: HttpConnection, address: str) -> None:
-        """Count a new connection. One address holds so many at most: its oldest idle connection is closed."""
-        peers = self.peers.setdefault(address, OrderedDict())
+        """Count a new connection. One client holds so many at most: its oldest idle connection is closed."""
+        peers = self.peers.setdefault(client_of(address), OrderedDict())
         peers[connection] = None
         if len(peers) > self.limits.connections_per_client and not self.limits.is_proxy(address):
             idle = next((other for other in peers if not other.in_request()), None)
@@ -57,11 +57,12 @@ class Connections:
 
     def remove(self, connection: HttpConnection, address: str) -> None:
         """Forget a closed connection."""
-        peers = self.peers.get(address)
+        client = client_of(address)
+        peers = self.peers.get(client)
         if peers is not None:
             peers.pop(connection, None)
             if not peers:
-                del self.peers[address]
+                del self.peers[client]
 
 
 class _Flow(FlowControl):

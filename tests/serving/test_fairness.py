@@ -8,18 +8,20 @@ import os
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from starlette.datastructures import Headers
 from test_attacks import post_as, send_until_closed
 from test_costly_images import RGB, job, settled, with_decoders
 from test_hostile import check_alive, connect, read_head, status
 from test_load import with_gated_executor
+from uvicorn.server import ServerState
 
 from internimage_deploy.runtime.serving.admission import MemoryBudget
 from internimage_deploy.runtime.serving.execution import decoder as decoder_module
 from internimage_deploy.runtime.serving.execution.batcher import Batcher
 from internimage_deploy.runtime.serving.execution.turns import Turns
 from internimage_deploy.runtime.serving.http import body
-from internimage_deploy.runtime.serving.http.connection import Connections
+from internimage_deploy.runtime.serving.http.connection import Connections, limited_protocol
 from internimage_deploy.runtime.serving.http.middleware import client_address
 from internimage_deploy.runtime.serving.http_error import HttpError
 from internimage_deploy.runtime.serving.settings import Limits, client_of
@@ -212,6 +214,11 @@ def test_proxies_may_append_the_port(forwarded, client):
     assert client_address("10.0.0.1", forwarded, Limits(proxies=("10.0.0.0/8",))) == client
 
 
+def test_of_a_long_chain_of_proxies_only_the_end_counts():
+    assert client_address("10.0.0.1", "192.0.2.1" + ", 10.0.0.2" * 31, Limits(proxies=("10.0.0.0/8",))) == "192.0.2.1"
+    assert client_address("10.0.0.1", "192.0.2.1" + ", 10.0.0.2" * 6000, Limits(proxies=("10.0.0.0/8",))) == "10.0.0.2"
+
+
 def test_the_rate_of_ipv6_counts_for_the_network(color_path, tmp_path):
     with Served(color_path, tmp_path, "--rate", "0.001", "--proxy", "127.0.0.1") as server:
         seen = [post_as(server, f"2001:db8::{number:x}:1") for number in range(25)]
@@ -291,3 +298,59 @@ def test_others_have_their_turn_while_a_form_is_parsed(server):
     form = {"files": {"a": ("a.png", encoded(RGB) + bytes(MIB))}}
     assert server.post("/v1/segment", **form).status_code == 200
     check_alive(server)
+
+
+class Transport:
+    """As much of a connection's transport as receiving takes."""
+
+    def get_extra_info(self, _name):
+        return None
+
+    def is_closing(self):
+        return False
+
+    def pause_reading(self):
+        pass
+
+    def resume_reading(self):
+        pass
+
+    def close(self):
+        pass
+
+    def write(self, _data):
+        pass
+
+
+def test_others_have_their_turn_while_small_chunks_are_parsed():
+    """A read may hold thousands of chunks; they are parsed in parts, and all of them."""
+    chunks = 4000
+    received = bytearray()
+
+    async def app(_scope, receive, _send):
+        more = True
+        while more:
+            message = await receive()
+            received.extend(message["body"])
+            more = message["more_body"]
+        await asyncio.Event().wait()
+
+    async def scenario():
+        limits = Limits()
+        config = uvicorn.Config(app, http=limited_protocol(limits, Connections(limits)), lifespan="off")
+        config.load()
+        connection = config.http_protocol_class(config=config, server_state=ServerState(), app_state={})
+        connection.connection_made(Transport())
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.data_received(head + (b"40\r\n" + b"x" * 64 + b"\r\n") * chunks + b"0\r\n\r\n")
+        turns = 0
+        while len(received) < 64 * chunks:
+            await asyncio.sleep(0)
+            turns += 1
+            assert turns < 100_000
+        assert turns >= chunks // 300
+        for task in list(connection.tasks):
+            task.cancel()
+        connection.connection_lost(None)
+
+    asyncio.run(scenario())

@@ -28,6 +28,7 @@ _PUBLIC = frozenset(
 _SEGMENT = frozenset({"/v1/segment", "/v1/segment/batch"})
 # Some proxies append the port: 192.0.2.1:4711, [2001:db8::1]:4711.
 _WITH_PORT = re.compile(r"\[([^]]*)\](?::\d+)?|([\d.]+):\d+")
+_MOST_PROXIES = 32  # in a row
 _SKIPPED_BODY = 256 << 10
 
 
@@ -113,7 +114,7 @@ def client_address(peer: str, forwarded: str, limits: Limits) -> str:
         that is no proxy, or the header is damaged there.
     """
     client = peer
-    for entry in reversed(forwarded.split(",")):
+    for entry in reversed(forwarded.rsplit(",", _MOST_PROXIES)[-_MOST_PROXIES:]):
         with_port = _WITH_PORT.fullmatch(entry.strip())
         address = parse_address((with_port[1] or with_port[2]) if with_port else entry.strip())
         if address is None or not limits.is_proxy(client):

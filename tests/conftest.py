@@ -31,6 +31,8 @@ SLOW = (
     "runtime/test_engine_types.py",
     "runtime/test_engine_types.py",
     "runtime/test_golden_models.py",
+    "runtime/test_mask2former_engine.py",
+    "runtime/test_mask2former_pipeline.py",
     "runtime/test_segmenter.py::test_the_public_names_have_their_types",
     *(
         f"runtime/test_window.py::test_{name}"

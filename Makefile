@@ -115,7 +115,7 @@ bench: setup ## speed of whole networks and operators; writes benchmarks/results
 	$(BIN)/python benchmarks/operators.py
 	$(BIN)/python benchmarks/readme.py
 
-bench-export: setup ## time and memory of exporting the smallest and the largest model; needs 12 GB of memory
+bench-export: setup ## time and memory of exporting the smallest and the largest models; needs 20 GB of memory
 	@echo "== exports (run them on a quiet machine)"
 	$(BIN)/python benchmarks/export.py
 

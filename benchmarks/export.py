@@ -26,6 +26,7 @@ DEFAULT = (
     "upernet_internimage_t_512_160k_ade20k:512x512",
     "upernet_internimage_t_512_160k_ade20k:dynamic",
     "upernet_internimage_h_896_160k_ade20k:512x512",
+    "mask2former_internimage_h_896_80k_cocostuff2ade20k:896x896",
 )
 
 

@@ -219,6 +219,16 @@ def serving(report: dict[str, Json]) -> str:
             f"{fuzz['number of problems']} with a 5xx status or without a response; {fuzz['schemathesis'][0]}",
         ),
     ]
+    if attacks := report.get("attacks"):
+        number = sum(isinstance(value, dict) and "healthy_ms" in value for value in attacks.values())
+        rows.append(
+            (
+                f"{number} attacks, {attacks['seconds each']:.0f} s each",
+                f"other clients meanwhile: p99 at most {attacks['worst p99 of healthy clients, ms']:,.0f} ms; "
+                f"memory at most {attacks['highest memory above the start, mb']:,} MiB above the start, with "
+                f"--max-memory {attacks['max_memory_mb']:,}",
+            )
+        )
     where = (
         f"The model of the demo, {report['pictures'].replace('PNG', 'PNG images')}; {report['service']}; "
         f"{report['machine']['cpu']}, {report['machine']['threads']} threads."

@@ -146,7 +146,8 @@ def add_functions(model: ir.Model) -> None:
     """
     opset = model.opset_imports[""]
     softmax = {node.attributes["mask_softmax"].as_int() for node in _nodes(model, contract.OP_TYPE)}
-    _add_function(model, dcnv3_function(opset, mask_softmax=bool(_only(softmax, "mask_softmax"))))
+    if softmax:
+        _add_function(model, dcnv3_function(opset, mask_softmax=bool(_only(softmax, "mask_softmax"))))
     levels = {_levels(node) for node in _nodes(model, ms_deform_attn.OP_TYPE)}
     if levels:
         _add_function(model, ms_deform_attn_function(opset, _only(levels, "the number of levels")))

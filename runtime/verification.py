@@ -175,7 +175,9 @@ def compare(first: Backend, second: Backend, size: tuple[int, int]) -> Compariso
     if first.card.emits_labels or second.card.emits_labels:
         return Comparison(agreement, None, None)
     one, two = (output.astype(np.float32) for output in outputs)
-    exact = first.card.precision == second.card.precision == "fp32"
+    # A mask logit of a Mask2Former within rounding error of zero may fall on either side, and moves its query by more.
+    masked = any(card.model.get("head", {}).get("type") == "Mask2FormerHead" for card in (first.card, second.card))
+    exact = first.card.precision == second.card.precision == "fp32" and not masked
     return Comparison(agreement, float(np.abs(one - two).max()), 1e-3 * float(np.abs(two).max()) if exact else None)
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,31 @@ def unread(request: bytes) -> Attack:
     return go
 
 
+def stalled(start: bytes, number: int) -> Attack:
+    """Send the start of a request on several connections, and hold them for three seconds."""
+
+    def go(port: int) -> str:
+        with contextlib.ExitStack() as stack:
+            for _ in range(number):
+                with contextlib.suppress(OSError):  # rejected already
+                    stack.enter_context(_connect(port)).sendall(start)
+            time.sleep(3)
+        return "held"
+
+    return go
+
+
+def together(attack: Attack, number: int) -> Attack:
+    """`attack` so many times at once; the outcome is that of each, counted."""
+
+    def go(port: int) -> str:
+        with ThreadPoolExecutor(number) as pool:
+            outcomes = Counter(pool.map(lambda _: attack(port), range(number)))
+        return ", ".join(f"{count} x {outcome}" for outcome, count in sorted(outcomes.items()))
+
+    return go
+
+
 def idle(number: int) -> Attack:
     """Hold connections for a second."""
 
@@ -90,6 +116,11 @@ def all_attacks() -> Iterator[tuple[str, Attack]]:
     yield "commas to accept", sent(get + b"Accept: " + b"," * 60_000 + b"\r\nConnection: close\r\n\r\n")
     yield "pipelined, unread", unread(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
     yield "idle connections", idle(300)
+    chunked = b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    yield "chunks of 6 bytes", together(sent(chunked + b"6\r\nxxxxxx\r\n" * 2000, repeat=1000), 4)
+    head = b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 32000000\r\n\r\n"
+    yield "bodies of 31 MB that stay away", stalled(head + bytes(31_000_000), 12)
+    yield "60 images of 3.9 MP at once", together(image(attacks.rgba_png(1950, 2000)), 15)
     yield "JPEG of 25,000 scans", image(attacks.progressive_jpeg(4992, 25_000))
     yield "JPEG of 100 scans", image(attacks.progressive_jpeg(4992, 100))
     yield "Exif segments, 32 MB", image(attacks.jpeg_with(attacks.EXIF * 2_900_000))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from internimage_deploy.cli.options import FilePath, Size
-from internimage_deploy.errors import UserError
+from internimage_deploy.errors import UserError, escaped
 from internimage_deploy.runtime.engine.engine_backend import DISPLAY_NAMES, ENGINE_BACKENDS, MS_DEFORM_ATTN_PLUGINS
 from internimage_deploy.runtime.engine.profiles import InputSize, described, parse_size
 
@@ -194,9 +194,9 @@ def _print_summary(built: BuiltEngine) -> None:
     info = built.card.engine
     assert info is not None
     for warning in built.warnings:
-        click.echo(f"compiler: {warning}", err=True)
+        click.echo(escaped(f"compiler: {warning}", keep="\n\t"), err=True)
     for note in built.notes:
-        click.echo(f"note: {note}", err=True)
+        click.echo(escaped(f"note: {note}"), err=True)
     gpus = f" for compute capability {', '.join(info.compute_capabilities)}" if info.compute_capabilities else ""
     click.echo(
         f"wrote {built.path} ({built.size_bytes / 1e6:.1f} MB, {built.card.precision}) with "

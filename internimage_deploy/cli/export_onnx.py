@@ -104,8 +104,8 @@ class Integers(click.ParamType):
     type=click.Choice(("labels", "logits")),
     default="labels",
     show_default=True,
-    help="Output of the network. labels: class ids (N,H,W) at network size; logits: (N,classes,H/4,W/4), for sliding "
-    "windows and for labels computed at the image's own size.",
+    help="Output of the network. labels: class ids (N,H,W) at network size; logits: (N,classes,H/4,W/4), for class "
+    "probabilities and for labels computed at the image's own size; of a Mask2Former, its semantic scores.",
 )
 @click.option(
     "--arch",

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from internimage_deploy.cli.options import Size, model_argument
-from internimage_deploy.errors import UserError
+from internimage_deploy.errors import UserError, escaped
 from internimage_deploy.runtime.engine.profiles import described
 
 _DEFAULT_SIZE = (512, 512)
@@ -48,7 +48,7 @@ def info(model: Path, as_json: bool, size: tuple[int, int] | None) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, value in _rows(report):
-        table.add_row(name, value)
+        table.add_row(name, escaped(value, keep="\n"))
     Console(width=None if Console().is_terminal else 120, highlight=False, markup=False).print(table)
 
 

@@ -169,10 +169,8 @@ class Run:
             click.echo(f"note: left out, for their format is not read: {escaped(shown)}", err=True)
         if inputs.renamed and not self.quiet:
             first = inputs.renamed[0]
-            click.echo(
-                f"note: files share a name, so their results are told apart: {first} -> {first.stem}.labels.png",
-                err=True,
-            )
+            told = f"note: files share a name, so their results are told apart: {first} -> {first.stem}.labels.png"
+            click.echo(escaped(told), err=True)
 
     def _video(self, segmenter: Any, video: VideoFile, options: VideoOptions) -> None:
         from internimage_deploy.runtime.pipelines.video import Progress, segment_video
@@ -196,7 +194,7 @@ class Run:
         if shown:
             click.echo("\r", err=True, nl=False)
         if not self.quiet:
-            click.echo(f"{video}: {_speed(progress)}, wrote {', '.join(map(str, results.paths))}")
+            click.echo(escaped(f"{video}: {_speed(progress)}, wrote {', '.join(map(str, results.paths))}"))
 
 
 class _ProgressBar:

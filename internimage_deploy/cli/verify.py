@@ -19,7 +19,7 @@ from internimage_deploy.cli.options import (
     model_argument,
     threads_option,
 )
-from internimage_deploy.errors import UserError
+from internimage_deploy.errors import UserError, escaped
 
 if TYPE_CHECKING:
     from internimage_deploy.runtime.backends.base import Backend
@@ -117,7 +117,7 @@ def verify(
         verification.check_size(card, size)
     if model.suffix.lower() == ".onnx":
         verification.check_file(model)
-        click.echo(f"{model}: follows the ONNX rules; the model card fits the graph")
+        click.echo(escaped(f"{model}: follows the ONNX rules; the model card fits the graph"))
     network = load(model, backend)
     second = None if against is None or against_backend is None else load(against, against_backend)
     for size in sizes:
@@ -128,7 +128,7 @@ def verify(
         )
     if second is None or against is None:
         return
-    click.echo(f"comparing {model.name} ({network.name}) with {against.name} ({second.name})")
+    click.echo(escaped(f"comparing {model.name} ({network.name}) with {against.name} ({second.name})"))
     failures = _compare_at_sizes(network, second, common, min_agreement, max_error)
     if files:
         failures += _compare_on_images(network, second, files, min_agreement)
@@ -176,12 +176,13 @@ def _compare_on_images(first: Backend, second: Backend, files: Sequence[Path], m
 
     results = []
     for result in compare_images(first, second, files):
-        click.echo(f"{result.name}: {result.agreement:.4%} of the labels agree")
+        click.echo(escaped(f"{result.name}: {result.agreement:.4%} of the labels agree"))
         results.append(result)
     overall = sum(r.agreement * r.pixels for r in results) / sum(r.pixels for r in results)
     worst = min(results, key=lambda r: r.agreement)
     count = f"{len(results)} image{'s' if len(results) > 1 else ''}"
-    click.echo(f"{count}: {overall:.4%} of the labels agree; the worst is {worst.name} with {worst.agreement:.4%}")
+    of_worst = f"the worst is {escaped(worst.name)} with {worst.agreement:.4%}"
+    click.echo(f"{count}: {overall:.4%} of the labels agree; {of_worst}")
     if overall >= min_agreement:
         return []
     return [f"{count}: {overall:.4%} of the labels agree, expected at least {min_agreement:.2%}"]

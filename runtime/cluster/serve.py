@@ -102,7 +102,7 @@ class RayExecutor:
     def alive(self) -> bool:
         return self._handle is not None
 
-    async def segment(self, image: NetworkImage, deadline: float) -> tuple[Labels, Timing]:
+    async def segment(self, image: NetworkImage, deadline: float, _client: str) -> tuple[Labels, Timing]:
         try:
             labels, timing = await self._call(image, deadline)
         except RayActorError:

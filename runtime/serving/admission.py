@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Admission of requests: the bearer token, the rate per client, the memory of all requests together."""
+"""Admission of requests: the bearer token, the rate per client, and each client's part of places and memory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ import hmac
 import math
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 from internimage_deploy.runtime.serving.http_error import HttpError, overloaded
 
+CLIENT_PART = 3
+"""A client gets more of what all share while it holds at most so many times what is left free.
+
+However much clients want, something is left for the next: one alone can hold three quarters, two can hold three
+sevenths each, and so on.
+"""
 _CLIENTS_REMEMBERED = 10_000
 
 
@@ -37,7 +43,7 @@ def check_token(expected: str, authorization: str | None) -> None:
 
 
 class RateLimiter:
-    """A token bucket for each client address.
+    """A token bucket for each client.
 
     Args:
         rate: requests per second; 0 switches the limiter off.
@@ -73,22 +79,24 @@ class RateLimiter:
 
 
 class MemoryBudget:
-    """A limit on the bytes that all requests together hold."""
+    """A limit on the bytes that all requests together hold, and that those of one client hold; see `CLIENT_PART`."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._lock = threading.Lock()  # images are decoded in threads
+        self._clients: Counter[str] = Counter()
         self.used = 0
 
-    def share(self) -> Share:
-        """The part of the budget that one request holds; use it in a `with` block."""
-        return Share(self)
+    def share(self, client: str = "") -> Share:
+        """The part of the budget that one request of `client` holds; use it in a `with` block."""
+        return Share(self, client)
 
 
 class Share:
-    """The bytes of a `MemoryBudget` that one request holds; released when the block ends."""
+    """The bytes of a `MemoryBudget` that one request of `client` holds; released when the block ends."""
 
-    def __init__(self, budget: MemoryBudget) -> None:
+    def __init__(self, budget: MemoryBudget, client: str) -> None:
+        self.client = client
         self._budget = budget
         self._held = 0
         self._closed = False
@@ -99,13 +107,17 @@ class Share:
         Raises:
             HttpError: 503 while other requests hold too much of the budget, 413 if even all of it were too little.
         """
-        if self._held + size > self._budget._total:
+        budget = self._budget
+        if self._held + size > budget._total:
             raise HttpError(413, "the request needs more memory than this service allows", kind="size")
-        with self._budget._lock:
-            if self._closed or self._budget.used + size > self._budget._total:
+        with budget._lock:
+            free = budget._total - budget.used - size
+            if self._closed or free < 0:
                 raise overloaded("too many large images at the moment; try again", kind="memory")
-            self._budget.used += size
-            self._held += size
+            of_client = budget._clients[self.client]
+            if of_client > self._held and of_client + size > CLIENT_PART * free:  # one request alone may have it all
+                raise overloaded("too many of your large images at the moment; try again", kind="memory")
+            self._add(size)
 
     def __enter__(self) -> Share:
         return self
@@ -116,6 +128,12 @@ class Share:
     def release(self) -> None:
         """Give everything back; nothing can be taken any more."""
         with self._budget._lock:
-            self._budget.used -= self._held
-            self._held = 0
+            self._add(-self._held)
             self._closed = True
+
+    def _add(self, size: int) -> None:
+        self._held += size
+        self._budget.used += size
+        self._budget._clients[self.client] += size
+        if not self._budget._clients[self.client]:
+            del self._budget._clients[self.client]

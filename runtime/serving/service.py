@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.imaging.pipeline import ImagePipeline
 from internimage_deploy.runtime.imaging.results import png
 from internimage_deploy.runtime.imaging.segmentation import Segmentation
-from internimage_deploy.runtime.serving.admission import MemoryBudget, RateLimiter, Share
+from internimage_deploy.runtime.serving.admission import CLIENT_PART, MemoryBudget, RateLimiter, Share
 from internimage_deploy.runtime.serving.execution.decoder import DecoderPool, Job
 from internimage_deploy.runtime.serving.execution.executor import Executor
 from internimage_deploy.runtime.serving.execution.memory import return_freed_memory
@@ -66,6 +67,7 @@ class Service:
     The service decides how many images are in work at once (`Settings.capacity`). An image takes a place from the
     start of its decoding to its labels, and a request takes one while its body is read, so that no client sends an
     image that could only be turned away afterwards. Nothing behind the service turns images away for lack of room.
+    Places and memory are shared between clients (`CLIENT_PART`), which take turns in all that follows.
 
     Args:
         settings: limits and model.
@@ -89,7 +91,7 @@ class Service:
         self._decoders = DecoderPool(min(cores, _MOST_DECODERS) + 1)
         self._threads = ThreadPoolExecutor(cores, thread_name_prefix="images")
         self._threads_large = ThreadPoolExecutor(cores, thread_name_prefix="large", initializer=_lower_priority)
-        self._places_taken = 0
+        self._places: Counter[str] = Counter()  # taken, by client
         metrics.memory.set_function(lambda: self.memory.used)
 
     async def start(self) -> None:
@@ -133,24 +135,26 @@ class Service:
         error.headers["Connection"] = "close"
         raise error
 
-    def check_room(self) -> None:
-        """Raise `HttpError` 503 while no image can be accepted: not loaded, shutting down, every place taken."""
+    def check_room(self, client: str) -> None:
+        """Raise `HttpError` 503 while no image of `client` can be accepted: not loaded, shutting down, no place."""
         self._loaded()
         if self.closing:
             raise overloaded("the service is shutting down; try again", kind="closing")
-        if self._places_taken >= self.settings.capacity:
+        free = self.settings.capacity - self._places.total()
+        if free <= 0 or self._places[client] > CLIENT_PART * free:
+            whose = "images" if free <= 0 else "of your images"
             raise overloaded(
-                "too many images are waiting already; try again", retry_after_s=self.executor.retry_after_s()
+                f"too many {whose} are waiting already; try again", retry_after_s=self.executor.retry_after_s()
             )
 
     @contextmanager
-    def arriving(self) -> Iterator[None]:
-        """Hold a place while a request's body is read. Raises `HttpError` 503 if there is none.
+    def arriving(self, client: str) -> Iterator[None]:
+        """Hold a place while the body of a request of `client` is read. Raises `HttpError` 503 if there is none.
 
         When many requests come at once, those without a chance get their 503 before they send. A slow sender loses
         its place after a second, so that holding all of them takes as many requests as using them would.
         """
-        with self._place() as release:
+        with self._place(client) as release:
             lapse = asyncio.get_running_loop().call_later(_ARRIVAL_S, release)
             try:
                 yield
@@ -178,10 +182,12 @@ class Service:
             pixels = structure.width * structure.height
             memory = structure.bytes_per_pixel * pixels + 2 * len(data)
             share.take(self._memory(structure.height, structure.width, memory, result_bytes))
+            cost = min(structure.work, self._max_pixels) + len(data)
             large = structure.work > _LARGE_WORK or len(data) > _LARGE_WORK
-            return await self._decoders.decode(Job(data, pixels, memory, large, deadline))
+            job = Job(data, pixels, memory, large, deadline, client=share.client, cost=cost)
+            return await self._decoders.decode(job)
 
-        return await self._segment(decode)
+        return await self._segment(decode, share.client)
 
     async def segment_array(self, image: npt.NDArray[np.uint8], share: Share) -> SegmentedImage:
         """Segment an image (H, W, 3) uint8 RGB, whose own memory `share` holds. Raises `HttpError` 422, 503."""
@@ -190,7 +196,7 @@ class Service:
             share.take(self._memory(image.shape[0], image.shape[1], decoding=0, result_bytes=0))
             return image
 
-        return await self._segment(take)
+        return await self._segment(take, share.client)
 
     async def read_request(
         self, body: bytearray, header_length: str | None, share: Share
@@ -213,23 +219,26 @@ class Service:
             "max_pixels": self._max_pixels,
         }
         large = text > _LARGE_JSON
-        return await self._decoders.read_request(Job(body, self._max_pixels, memory, large, deadline, arguments))
+        job = Job(body, self._max_pixels, memory, large, deadline, arguments, client=share.client, cost=len(body))
+        return await self._decoders.read_request(job)
 
     async def in_thread(self, function: Callable[[], T], *, large: bool = False) -> T:
         """The result of `function` beside the event loop; `large` ones do not keep others waiting."""
         threads = self._threads_large if large else self._threads
         return await asyncio.get_running_loop().run_in_executor(threads, function)
 
-    async def _segment(self, decode: Callable[[float], Awaitable[npt.NDArray[np.uint8]]]) -> SegmentedImage:
+    async def _segment(
+        self, decode: Callable[[float], Awaitable[npt.NDArray[np.uint8]]], client: str
+    ) -> SegmentedImage:
         pipeline = self._loaded()
         deadline = time.monotonic() + self.settings.limits.deadline_s
-        with self._place():
+        with self._place(client):
             started = time.monotonic()
             image = await decode(deadline)
             prepared = await self.in_thread(lambda: pipeline.prepare(image), large=is_large(image))
             decoded = time.monotonic()
             try:
-                labels, timing = await self.executor.segment(prepared.for_network(), deadline)
+                labels, timing = await self.executor.segment(prepared.for_network(), deadline, client)
             except UserError as error:
                 raise HttpError(422, str(error), kind="model") from error
         seconds = {"decode": decoded - started, "queue": timing.queue_s, "run": timing.run_s}
@@ -267,16 +276,19 @@ class Service:
         return self._pipeline
 
     @contextmanager
-    def _place(self) -> Iterator[Callable[[], None]]:
+    def _place(self, client: str) -> Iterator[Callable[[], None]]:
         """Take a place until the block ends, or until the function it gets is called. Raises `HttpError` 503."""
-        self.check_room()
-        self._places_taken += 1
+        self.check_room(client)
+        self._places[client] += 1
         held = True
 
         def release() -> None:
             nonlocal held
-            self._places_taken -= held
-            held = False
+            if held:
+                held = False
+                self._places[client] -= 1
+                if not self._places[client]:
+                    del self._places[client]
 
         try:
             yield release

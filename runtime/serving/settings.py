@@ -24,20 +24,28 @@ class Limits:
     body_s: float = 30.0  # to send the body
     header_s: float = 10.0  # to send the headers
     deadline_s: float = 30.0  # from the request's last byte to its labels
-    rate: float = 0.0  # requests per second and client address; 0 = no limit
+    rate: float = 0.0  # requests per second and client, see `client_of`; 0 = no limit
     burst: int = 20  # requests a client may send at once before `rate` applies
     connections: int = 1024
     proxies: tuple[str, ...] = ()  # addresses and networks whose X-Forwarded-For names the client
 
     @property
     def connections_per_client(self) -> int:
-        """Connections that one address may hold, so that it cannot hold all; proxies may."""
+        """Connections that one client may hold, so that it cannot hold all; proxies may."""
         return max(self.connections * 3 // 4, 1)
 
     def is_proxy(self, address: str) -> bool:
         """True for an address that belongs to `proxies`."""
         found = parse_address(address)
         return found is not None and any(found in network for network in _networks(self.proxies))
+
+
+def client_of(address: str) -> str:
+    """What counts as one client: an IPv4 address, or the /64 network of an IPv6 address, all of which one host has."""
+    found = parse_address(address)
+    if isinstance(found, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((int(found), 64), strict=False))
+    return str(found or address)
 
 
 def parse_address(text: str) -> IPAddress | None:

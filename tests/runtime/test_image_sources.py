@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a program may hand to a Segmenter, and what it is told when it hands over something else."""
 
+import contextlib
 import io
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -191,7 +194,7 @@ def test_addresses_that_fail_are_named(web, monkeypatch):
         fetch(address(web, "/none.png"))
     with pytest.raises(UserError, match="larger than 0 MiB"):
         fetch(address(web, "/a.png"), max_bytes=10)
-    with pytest.raises(UserError, match="cannot be fetched"):
+    with pytest.raises(UserError, match=r"cannot be fetched|not complete"):
         fetch(address(web, "/slow.png"), timeout_s=0.2)
     with pytest.raises(UserError, match="cannot be fetched"):
         fetch("http://127.0.0.1:1/a.png", timeout_s=5)
@@ -202,6 +205,65 @@ def test_addresses_that_fail_are_named(web, monkeypatch):
     monkeypatch.setattr(fetch_module, "time", SimpleNamespace(monotonic=lambda: next(clock, 100.0)))
     with pytest.raises(UserError, match="not complete after 30 s"):
         fetch(address(web, "/a.png"))
+
+
+@contextlib.contextmanager
+def raw_web(send):
+    """The port of a server that answers each request with `send(connection)`."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with connection, contextlib.suppress(OSError):
+                        connection.recv(65536)
+                        send(connection)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
+        listening.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        (b"HTTP/1.1 200 OK", b"\r\nContent-Length: 1\r\n\r\na"),
+        (b"HTTP/1.1 200 OK\r\nX:", b"\r\nContent-Length: 1\r\n\r\na"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1", b"\r\na\r\n0\r\n\r\n"),
+    ],
+    ids=["status", "headers", "chunk"],
+)
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(start, end):
+    sent = []
+
+    def send(connection):
+        connection.sendall(start)
+        for _ in range(100):
+            connection.sendall(b" ")
+            sent.append(1)
+            time.sleep(0.05)
+        connection.sendall(end)
+
+    with raw_web(send) as port, pytest.raises(UserError, match="not complete after"):
+        fetch(f"http://127.0.0.1:{port}/a.png", timeout_s=0.5)
+    assert len(sent) < 100
+
+
+def test_the_body_of_a_redirection_is_not_read(web, encoded):
+    sent = []
+
+    def send(connection):
+        connection.sendall(f"HTTP/1.1 302 Found\r\nLocation: {address(web, '/a.png')}\r\n\r\n".encode())
+        for _ in range(100):
+            connection.sendall(bytes(1 << 20))
+            sent.append(1)
+
+    with raw_web(send) as port:
+        assert fetch(f"http://127.0.0.1:{port}/") == encoded
+    assert len(sent) < 50
 
 
 @pytest.mark.parametrize(

@@ -181,8 +181,9 @@ def with_decoders(scenario, count=2):
     asyncio.run(go())
 
 
-def job(large=False, seconds=WAIT_S, image=RGB):
-    return Job(encoded(image), image.shape[0] * image.shape[1], 100 * MIB, large, time.monotonic() + seconds)
+def job(large=False, seconds=WAIT_S, image=RGB, client=""):
+    pixels = image.shape[0] * image.shape[1]
+    return Job(encoded(image), pixels, 100 * MIB, large, time.monotonic() + seconds, client=client)
 
 
 def signal_all(pool, number):

@@ -291,7 +291,7 @@ def test_memory_for_requests_is_bounded(color_path, tmp_path):
 
 def test_memory_that_others_hold_is_worth_waiting_for():
     budget = MemoryBudget(100)
-    with budget.share() as first, budget.share() as second:
+    with budget.share("a") as first, budget.share("b") as second:
         first.take(60)
         with pytest.raises(HttpError) as error:
             second.take(60)

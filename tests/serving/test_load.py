@@ -83,21 +83,21 @@ class GatedExecutor:
     def retry_after_s(self):
         return self.batcher.retry_after_s()
 
-    async def segment(self, image, deadline):
+    async def segment(self, image, deadline, client):
         deadline = float("inf") if self.patient else deadline
-        return await self.batcher.submit(image, key=image.size, deadline=deadline)
+        return await self.batcher.submit(image, key=image.size, deadline=deadline, client=client)
 
     async def close(self):
         self.gate.set()
         await self.batcher.close()
 
 
-def with_gated_executor(tmp_path, scenario, **limits):
+def with_gated_executor(tmp_path, scenario, queue=3, **limits):
     async def go():
         settings = Settings(
             ModelSettings(tmp_path / "none.onnx", LoadOptions(batch=1)),
             limits=Limits(**limits),
-            batching=Batching(queue=3),
+            batching=Batching(queue=queue),
         )
         app = create_app(settings, GatedExecutor)
         async with app.router.lifespan_context(app):

@@ -2,8 +2,8 @@
 """Batches of images from different requests: one queue for each network size, a delay to fill batches, deadlines.
 
 A batch starts when it is full or its first image has waited long enough, and a runner is free. While every runner is
-busy the queues grow, so batches are large exactly when the load is high. How many images may wait is the caller's
-decision.
+busy the queues grow, so batches are large exactly when the load is high; clients take turns then. How many images may
+wait is the caller's decision.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from internimage_deploy.runtime.serving.execution.turns import Turns
 from internimage_deploy.runtime.serving.http_error import overloaded
 
 In = TypeVar("In")
@@ -38,6 +39,9 @@ class _Entry(Generic[In, Out]):
 
     item: In
     key: Hashable
+    client: str
+    cost: float
+    due: float  # see `Turns`
     deadline: float
     output: asyncio.Future[Out]
     arrived: float
@@ -74,7 +78,8 @@ class Batcher(Generic[In, Out]):
         self._delay_s = delay_s
         self._free_runners = runners
         self._on_batch = on_batch
-        self._queues: dict[Hashable, deque[_Entry[In, Out]]] = {}
+        self._queues: dict[Hashable, deque[_Entry[In, Out]]] = {}  # by arrival
+        self._turns = Turns()
         self._running: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._recent_run_s = 0.1
@@ -91,7 +96,9 @@ class Batcher(Generic[In, Out]):
         batches = sum(len(queue) / self._items_in_batch(queue) for queue in self._queues.values())
         return min(int(batches * self._recent_run_s) + 1, _LONGEST_RETRY_S)
 
-    async def submit(self, item: In, *, key: Hashable, deadline: float) -> tuple[Out, Timing]:
+    async def submit(
+        self, item: In, *, key: Hashable, deadline: float, client: str = "", cost: float = 1.0
+    ) -> tuple[Out, Timing]:
         """The output of `item`, and its timing.
 
         Args:
@@ -99,6 +106,8 @@ class Batcher(Generic[In, Out]):
             key: only items of one key run together.
             deadline: on `time.monotonic`'s clock; an item that still waits then is given up, and of one that runs
                 the output is no longer waited for.
+            client: whose item it is; clients with waiting items take turns.
+            cost: what running the item takes, in any unit.
 
         Raises:
             HttpError: 503, the deadline has passed, or the batcher is closing.
@@ -106,7 +115,8 @@ class Batcher(Generic[In, Out]):
         if self._closed:
             raise overloaded("the service is shutting down; try again", kind="closing")
         output: asyncio.Future[Out] = asyncio.get_running_loop().create_future()
-        entry = _Entry(item, key, deadline, output, time.monotonic())
+        due = self._turns.due(client, cost)
+        entry = _Entry(item, key, client, cost, due, deadline, output, time.monotonic())
         self._queues.setdefault(key, deque()).append(entry)
         self.waiting += 1
         self._dispatch()
@@ -135,6 +145,7 @@ class Batcher(Generic[In, Out]):
         queue = self._queues.get(entry.key)
         if queue is not None and entry in queue:
             queue.remove(entry)
+            self._turns.cancel(entry.client, entry.cost)
             self.waiting -= 1
             if not queue:
                 del self._queues[entry.key]
@@ -147,7 +158,6 @@ class Batcher(Generic[In, Out]):
         now = time.monotonic()
         self._expire(now)
         while self._free_runners and self._queues:
-            # Of the queues that may start, the one whose first item has waited longest.
             due = [
                 queue
                 for queue in self._queues.values()
@@ -155,7 +165,7 @@ class Batcher(Generic[In, Out]):
             ]
             if not due:
                 break
-            self._start(min(due, key=lambda queue: queue[0].arrived), now)
+            self._start(min(due, key=lambda queue: min((entry.due, entry.arrived) for entry in queue)), now)
         self._set_timer(now)
 
     def _set_timer(self, now: float) -> None:
@@ -181,7 +191,10 @@ class Batcher(Generic[In, Out]):
                 entry.output.set_exception(overloaded(waited, kind="deadline", retry_after_s=2))
 
     def _start(self, queue: deque[_Entry[In, Out]], now: float) -> None:
-        batch = [queue.popleft() for _ in range(min(len(queue), self._items_in_batch(queue)))]
+        batch = sorted(queue, key=lambda entry: (entry.due, entry.arrived))[: self._items_in_batch(queue)]
+        for entry in batch:
+            queue.remove(entry)
+            self._turns.serve(entry.due)
         self.waiting -= len(batch)
         if not queue:
             del self._queues[batch[0].key]

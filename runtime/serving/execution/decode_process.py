@@ -27,8 +27,9 @@ from internimage_deploy.runtime.serving.http_error import HttpError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """What clients may send: the formats of browsers and cameras, and none whose decoder is rarely used elsewhere."""
 
-REQUEST = struct.Struct("<BQQQd")
-"""`IMAGE` or `TENSOR`; bytes that follow; most pixels; bytes of memory and seconds that the work may take.
+REQUEST = struct.Struct("<BQQQdd")
+"""`IMAGE` or `TENSOR`; bytes that follow; most pixels; bytes of memory, seconds, and seconds of CPU time (0: any) that
+the work may take. This process ends when it takes more time, and by `CPU_SIGNAL` if it was CPU time.
 
 After `IMAGE` follows an image file, after `TENSOR` a line of JSON, the arguments of `inference_protocol.read_request`,
 and the body of a request.
@@ -37,6 +38,7 @@ REPLY = struct.Struct("<BQQ")
 """`IMAGE`, height, width, then the rows of RGB; or `TENSOR`, the bytes of a JSON header and of a tensor, then both; or
 `ERROR`, the bytes of a JSON header and 0, then that."""
 IMAGE, TENSOR, ERROR = 1, 2, 3
+CPU_SIGNAL = getattr(signal, "SIGPROF", None)  # not on Windows
 
 _NICENESS = 2  # as the workers'
 _BASE_MEMORY = 128 << 20  # what decoders need beside pixels: tables, metadata, the interpreter's own
@@ -58,11 +60,11 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what libraries print must not get between the pixels
     while (header := read_exactly(requests, REQUEST.size)) is not None:
-        kind, size, max_pixels, memory, seconds = REQUEST.unpack(header)
+        kind, size, max_pixels, memory, seconds, cpu_seconds = REQUEST.unpack(header)
         data = read_exactly(requests, size)
         if data is None:
             return
-        with _time_limit(seconds), _memory_limit(memory):
+        with _time_limit(seconds, cpu_seconds), _memory_limit(memory):
             if kind == IMAGE:
                 _decode(data, max_pixels, replies)
             else:
@@ -140,15 +142,17 @@ def _send_error(error: HttpError, replies: IO[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
+def _time_limit(seconds: float, cpu_seconds: float) -> Iterator[None]:
     """End this process when the time is up, even if the parent is gone and Pillow does not return."""
     if not hasattr(signal, "setitimer"):  # Windows
         yield
         return
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 

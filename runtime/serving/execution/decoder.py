@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pool of decoding processes: hands them images in order, ends those that exceed their time, replaces the dead.
+"""The pool of decoding processes: hands them images, ends those that exceed their time, replaces the dead.
 
-Large images share all processes but one, so that small ones never wait for them.
+Clients take turns. Large images share all processes but one, so that small ones never wait for them; an image that
+looks small and takes long becomes a large one.
 """
 
 from __future__ import annotations
@@ -13,21 +14,23 @@ import logging
 import subprocess
 import sys
 import time
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from internimage_deploy.runtime.serving.execution import decode_process as process
+from internimage_deploy.runtime.serving.execution.turns import Turns
 from internimage_deploy.runtime.serving.http import inference_protocol
 from internimage_deploy.runtime.serving.http_error import HttpError, overloaded
 
 log = logging.getLogger("internimage_deploy.serving")
 
 _ABANDONED_S = 1.0  # how long an image may still be decoded after its client has gone
+_SMALL_CPU_S = 0.5  # what an image may take that is not large; usual ones take a tenth of it
+_END_S = 5.0  # until a process that closed its pipe has ended
 _PIPE_BYTES = 1 << 20
 _MAIN = """
 import sys
@@ -52,6 +55,8 @@ class Job:
         large: whether it may only run where it does not keep small images waiting.
         deadline: on `time.monotonic`'s clock.
         arguments: of `inference_protocol.read_request` for the body of a request; None for an image file.
+        client: whose it is.
+        cost: what reading it takes, roughly, in any unit.
     """
 
     data: bytes | bytearray
@@ -60,6 +65,17 @@ class Job:
     large: bool
     deadline: float
     arguments: dict[str, object] | None = None
+    client: str = ""
+    cost: float = 1.0
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A job that waits for a process."""
+
+    job: Job
+    due: float  # see `Turns`
+    turn: asyncio.Future[Decoder] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Reply(NamedTuple):
@@ -91,6 +107,11 @@ class Decoder:
         """True while the process runs."""
         return not self._lost and self._process.poll() is None
 
+    @property
+    def was_slow(self) -> bool:
+        """True when the process has ended because a job took more CPU time than it may."""
+        return process.CPU_SIGNAL is not None and self._process.poll() == -process.CPU_SIGNAL
+
     async def run(self, job: Job) -> Reply:
         """What the process replies. Raises `HttpError`, or `DecoderLost` when the process ends, as after `kill`."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._exchange, job)
@@ -120,8 +141,9 @@ class Decoder:
             kind, prefix = process.TENSOR, json.dumps(job.arguments).encode() + b"\n"
         try:
             left = max(job.deadline - time.monotonic(), 0.001)
+            cpu_s = 0.0 if job.large else _SMALL_CPU_S
             size = len(prefix) + len(job.data)
-            process.write_all(stdin, process.REQUEST.pack(kind, size, job.pixels, job.memory, left) + prefix)
+            process.write_all(stdin, process.REQUEST.pack(kind, size, job.pixels, job.memory, left, cpu_s) + prefix)
             process.write_all(stdin, job.data)
             header = process.read_exactly(stdout, process.REPLY.size)
             if header is not None:
@@ -136,6 +158,8 @@ class Decoder:
         except OSError as error:
             log.debug("a decoder ended: %s", error)
         self._lost = True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)
         raise DecoderLost
 
 
@@ -150,7 +174,8 @@ class DecoderPool:
         self._count = max(count, 2)
         self._idle: list[Decoder] = []
         self._all: set[Decoder] = set()
-        self._waiting: deque[tuple[bool, asyncio.Future[Decoder]]] = deque()
+        self._waiting: list[_Waiting] = []  # by arrival
+        self._turns = Turns()
         self._large_running = 0
         self._closed = False
 
@@ -176,7 +201,8 @@ class DecoderPool:
         return inference_protocol.InferRequest(fields["id"], image, fields["binary"])
 
     async def _reply(self, job: Job) -> Reply:
-        for attempt in (1, 2):
+        losses = 0
+        while True:
             decoder = await self._acquire(job)
             abandoned = asyncio.Event()
             running = asyncio.create_task(self._run(decoder, job, abandoned))
@@ -189,10 +215,13 @@ class DecoderPool:
                 if self._closed or time.monotonic() >= job.deadline:
                     late = "not decoded in time; try again"
                     raise overloaded(late, kind="deadline", retry_after_s=2) from error
-                if attempt == 2:
+                if decoder.was_slow and not job.large:
+                    job = replace(job, large=True)
+                    continue
+                losses += 1
+                if losses == 2:
                     ended = "the image or request cannot be read (its decoder ended)"
                     raise HttpError(400, ended, kind="picture") from error
-        raise AssertionError
 
     def close(self) -> None:
         """End all processes at once."""
@@ -205,41 +234,43 @@ class DecoderPool:
     def _add(self) -> None:
         decoder = Decoder()
         self._all.add(decoder)
-        self._idle.append(decoder)
+        self._idle.insert(0, decoder)  # the last to get work, as it has to start first
 
     async def _acquire(self, job: Job) -> Decoder:
         started = time.monotonic()
-        turn: asyncio.Future[Decoder] = asyncio.get_running_loop().create_future()
-        self._waiting.append((job.large, turn))
+        entry = _Waiting(job, self._turns.due(job.client, job.cost))
+        self._waiting.append(entry)
         self._dispatch()
         try:
-            return await asyncio.wait_for(asyncio.shield(turn), max(job.deadline - started, 0.001))
+            return await asyncio.wait_for(asyncio.shield(entry.turn), max(job.deadline - started, 0.001))
         except BaseException as error:
-            if not turn.done():
-                self._waiting.remove((job.large, turn))
-            elif not turn.cancelled():  # got its turn in the moment it gave up
-                self._release(turn.result(), job.large)
+            if not entry.turn.done():
+                self._waiting.remove(entry)
+                self._turns.cancel(job.client, job.cost)
+            elif not entry.turn.cancelled():  # got its turn in the moment it gave up
+                self._release(entry.turn.result(), job.large)
             if not isinstance(error, asyncio.TimeoutError):
                 raise
             waited = f"waited {time.monotonic() - started:.1f} s to be decoded; try again"
             raise overloaded(waited, kind="deadline", retry_after_s=2) from error
 
     def _dispatch(self) -> None:
-        """Replace dead processes, and give idle ones to those that have waited longest."""
+        """Replace dead processes, and give idle ones to those whose turn it is."""
         for dead in [decoder for decoder in self._idle if not decoder.alive]:
             self._idle.remove(dead)
             self._all.discard(dead)
             dead.discard()
             self._add()
-        for entry in list(self._waiting):
-            large, turn = entry
-            if not self._idle:
+        while self._idle:
+            room = self._large_running < self._count - 1
+            may_run = [entry for entry in self._waiting if room or not entry.job.large]
+            if not may_run:
                 return
-            if large and self._large_running >= self._count - 1:
-                continue
+            entry = min(may_run, key=lambda entry: entry.due)
             self._waiting.remove(entry)
-            self._large_running += large
-            turn.set_result(self._idle.pop())
+            self._turns.serve(entry.due)
+            self._large_running += entry.job.large
+            entry.turn.set_result(self._idle.pop())
 
     def _release(self, decoder: Decoder, large: bool) -> None:
         self._large_running -= large

@@ -19,6 +19,7 @@ log = logging.getLogger("internimage_deploy.serving")
 
 # Whoever waits for images has got a response before the executor is closed; what still runs then, runs for nobody.
 _CLOSE_S = 1.0
+_IMAGE_COST = 1 << 16  # of an image beside its pixels, in pixels
 
 
 class Executor(Protocol):
@@ -36,12 +37,13 @@ class Executor(Protocol):
         """True while at least one copy of the model can run."""
         ...
 
-    async def segment(self, image: NetworkImage, deadline: float) -> tuple[Labels, Timing]:
+    async def segment(self, image: NetworkImage, deadline: float, client: str) -> tuple[Labels, Timing]:
         """Labels (H, W) at the image's own size.
 
         Args:
             image: at network scale.
             deadline: on `time.monotonic`'s clock; an image without labels is given up then.
+            client: whose image it is, so that clients can take turns.
 
         Raises:
             HttpError: 503, the image was not done in time, or the workers with it were lost.
@@ -85,8 +87,11 @@ class LocalExecutor:
     def alive(self) -> bool:
         return self._pool.alive > 0
 
-    async def segment(self, image: NetworkImage, deadline: float) -> tuple[Labels, Timing]:
-        return await self._batcher.submit(image, key=image.size, deadline=deadline)
+    async def segment(self, image: NetworkImage, deadline: float, client: str) -> tuple[Labels, Timing]:
+        height, width = image.size
+        return await self._batcher.submit(
+            image, key=image.size, deadline=deadline, client=client, cost=_IMAGE_COST + height * width
+        )
 
     async def close(self) -> None:
         try:

@@ -19,6 +19,7 @@ from internimage_deploy.runtime.serving.http_error import HttpError
 from internimage_deploy.runtime.serving.settings import Limits
 
 _MAX_FIELDS = 20  # form fields beside the files
+_PARSED_AT_ONCE = 256 << 10
 # The last is what `curl --data-binary` sends by default.
 _RAW_TYPES = ("application/octet-stream", "image/", "application/x-www-form-urlencoded")
 
@@ -80,7 +81,7 @@ async def read_uploads(request: Request, body: bytearray, share: Share, limits: 
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
         share.take(2 * len(body))
-        return await _form_files(request.headers, bytes(body), limits)
+        return await _form_files(request.headers, body, limits)
     if media_type and not media_type.startswith(_RAW_TYPES):
         raise HttpError(
             415,
@@ -92,9 +93,11 @@ async def read_uploads(request: Request, body: bytearray, share: Share, limits: 
     return [Upload("", body)]
 
 
-async def _form_files(headers: Headers, body: bytes, limits: Limits) -> list[Upload]:
+async def _form_files(headers: Headers, body: bytearray, limits: Limits) -> list[Upload]:
     async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
+        for start in range(0, len(body), _PARSED_AT_ONCE):
+            yield bytes(body[start : start + _PARSED_AT_ONCE])
+            await asyncio.sleep(0)  # other requests have their turn
 
     try:
         parser = _InMemoryParser(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from internimage_deploy.runtime.serving.settings import Limits
+from internimage_deploy.runtime.serving.settings import Limits, client_of
 
 try:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as UvicornProtocol
@@ -30,24 +30,26 @@ MAX_WAITING_REQUESTS = 8
 
 _HEADER_PIECE = 1 << 10  # bytes parsed at once where headers may end: bounds the requests that one piece can hold
 _BODY_PIECE = 64 << 10
+_CHUNKS_AT_ONCE = 256  # of a body, each of which costs as much as a large one; then other connections have their turn
+_CHUNK_OVERHEAD = 8  # a body in chunks of 40 bytes has so many times its framing
 _REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 _LOG_EVERY_S = 60.0
 
 
 @dataclass
 class Connections:
-    """The open connections of a server, by the address they come from."""
+    """The open connections of a server, by the client they come from; see `client_of`."""
 
     limits: Limits
     peers: dict[str, OrderedDict[HttpConnection, None]] = field(default_factory=dict)  # oldest first
 
     def count(self, address: str) -> int:
-        """Number of open connections from `address`."""
-        return len(self.peers.get(address, ()))
+        """Number of open connections of the client at `address`."""
+        return len(self.peers.get(client_of(address), ()))
 
     def add(self, connection: HttpConnection, address: str) -> None:
-        """Count a new connection. One address holds so many at most: its oldest idle connection is closed."""
-        peers = self.peers.setdefault(address, OrderedDict())
+        """Count a new connection. One client holds so many at most: its oldest idle connection is closed."""
+        peers = self.peers.setdefault(client_of(address), OrderedDict())
         peers[connection] = None
         if len(peers) > self.limits.connections_per_client and not self.limits.is_proxy(address):
             idle = next((other for other in peers if not other.in_request()), None)
@@ -57,11 +59,12 @@ class Connections:
 
     def remove(self, connection: HttpConnection, address: str) -> None:
         """Forget a closed connection."""
-        peers = self.peers.get(address)
+        client = client_of(address)
+        peers = self.peers.get(client)
         if peers is not None:
             peers.pop(connection, None)
             if not peers:
-                del self.peers[address]
+                del self.peers[client]
 
 
 class _Flow(FlowControl):
@@ -119,6 +122,8 @@ class HttpConnection(UvicornProtocol):
     _refused = False
     _last_response = b""
     _feeding = False
+    _pausing = False
+    _chunks = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(_Transport(transport))  # type: ignore[arg-type]
@@ -137,7 +142,8 @@ class HttpConnection(UvicornProtocol):
     def data_received(self, data: bytes) -> None:
         if _PARSES_EVERYTHING:
             self._unparsed = self._unparsed + data if self._unparsed else data
-            self._feed()
+            if not self._pausing:
+                self._feed()
         else:
             super().data_received(data)
         self._watch_headers()
@@ -162,14 +168,15 @@ class HttpConnection(UvicornProtocol):
     # ---- parsing
 
     def _feed(self) -> None:
-        """Parse what has arrived, in pieces, as long as requests may be added."""
+        """Parse what has arrived, in pieces, as long as requests may be added and others need not wait for it."""
         if self._feeding:  # a response that is complete at once calls back from inside
             return
         self._feeding = True
+        self._chunks = 0
         try:
             position = 0
             data = self._unparsed
-            while position < len(data) and not self._must_wait() and not self._ended():
+            while position < len(data) and not (self._must_wait() or self._ended() or self._must_pause()):
                 size = min(self._body_left, _BODY_PIECE) if self._body_left else _HEADER_PIECE
                 piece = data[position : position + size]
                 position += len(piece)
@@ -177,8 +184,8 @@ class HttpConnection(UvicornProtocol):
                 super().data_received(piece)
                 if self._headers > MAX_HEADERS:
                     self._refuse()
-                elif self._overhead > MAX_HEADER_BYTES + self._body_bytes:
-                    if self._body_bytes:  # chunks of a few bytes, each of which costs as much as a large one
+                elif self._overhead > MAX_HEADER_BYTES + self._body_bytes // _CHUNK_OVERHEAD:
+                    if self._body_bytes:
                         self._close_with(400, "the body comes in chunks that are too small")
                     else:
                         self._refuse()
@@ -188,6 +195,12 @@ class HttpConnection(UvicornProtocol):
         self.flow.held = bool(self._unparsed)  # type: ignore[attr-defined]
         if self._unparsed:
             self.flow.pause_reading()
+            if self._must_pause() and not self._must_wait():
+                self._pausing = True
+                self.loop.call_soon(self._continue)
+
+    def _must_pause(self) -> bool:
+        return self._chunks >= _CHUNKS_AT_ONCE
 
     def _must_wait(self) -> bool:
         return len(self.pipeline) >= MAX_WAITING_REQUESTS
@@ -228,6 +241,7 @@ class HttpConnection(UvicornProtocol):
     def on_body(self, body: bytes) -> None:
         if self._refused:
             return
+        self._chunks += 1
         self._overhead = max(self._overhead - len(body), 0)
         self._body_bytes += len(body)
         self._body_left = max(self._body_left - len(body), 0)
@@ -249,6 +263,7 @@ class HttpConnection(UvicornProtocol):
             self.loop.call_soon(self._continue)
 
     def _continue(self) -> None:
+        self._pausing = False
         if not self._ended():
             self._unset_keepalive_if_required()
             self._feed()

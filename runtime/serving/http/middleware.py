@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from internimage_deploy.runtime.serving.admission import check_token
 from internimage_deploy.runtime.serving.http_error import HttpError, overloaded
-from internimage_deploy.runtime.serving.settings import Limits, parse_address
+from internimage_deploy.runtime.serving.settings import Limits, client_of, parse_address
 
 if TYPE_CHECKING:
     from internimage_deploy.runtime.serving.service import Service
@@ -25,6 +26,10 @@ _PUBLIC = frozenset(
 # Their requests get their 503 here already: under overload most requests end so, and the work of routing them would
 # take time from those that are accepted. The place itself is taken by the route (`Service.arriving`).
 _SEGMENT = frozenset({"/v1/segment", "/v1/segment/batch"})
+# Some proxies append the port: 192.0.2.1:4711, [2001:db8::1]:4711.
+_WITH_PORT = re.compile(r"\[([^]]*)\](?::\d+)?|([\d.]+):\d+")
+_MOST_PROXIES = 32  # in a row
+_SKIPPED_BODY = 256 << 10
 
 
 class GatewayMiddleware:
@@ -42,6 +47,14 @@ class GatewayMiddleware:
         path = scope["path"]
         status = 500
         started_response = False
+        body_left = _announced_body(scope)
+
+        async def receive_counted() -> Message:
+            nonlocal body_left
+            message = await receive()
+            if message["type"] == "http.request":
+                body_left = body_left - len(message.get("body", b"")) if message.get("more_body") else 0
+            return message
 
         async def send_hardened(message: Message) -> None:
             nonlocal status, started_response
@@ -49,6 +62,8 @@ class GatewayMiddleware:
                 started_response = True
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
+                if body_left > _SKIPPED_BODY:  # the server would read all of it to find the next request
+                    headers["Connection"] = "close"
                 headers.setdefault("X-Content-Type-Options", "nosniff")
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
@@ -57,10 +72,10 @@ class GatewayMiddleware:
             if path not in _PUBLIC:
                 peer = scope["client"][0] if scope.get("client") else ""
                 self._service.check_connections(peer)
-                self._check_client(scope, peer)
-            if path in _SEGMENT and scope["method"] == "POST":
-                self._service.check_room()
-            await self._app(scope, receive, send_hardened)
+                client = self._check_client(scope, peer)
+                if path in _SEGMENT and scope["method"] == "POST":
+                    self._service.check_room(client)
+            await self._app(scope, receive_counted, send_hardened)
         except HttpError as error:
             self._service.metrics.refused.labels(error.kind).inc()
             await _send_error(error, send_hardened)
@@ -74,13 +89,16 @@ class GatewayMiddleware:
             metrics.requests.labels(route, str(status)).inc()
             metrics.request_seconds.labels(route).observe(time.monotonic() - started)
 
-    def _check_client(self, scope: Scope, peer: str) -> None:
+    def _check_client(self, scope: Scope, peer: str) -> str:
+        """The client, see `client_of`, which routes find in `request.state.client`. Raises `HttpError` 401, 429."""
         headers = Headers(scope=scope)
         limits = self._service.settings.limits
         forwarded = ",".join(headers.getlist("x-forwarded-for")) if limits.is_proxy(peer) else ""
-        client = client_address(peer, forwarded, limits)
+        client = client_of(client_address(peer, forwarded, limits))
+        scope.setdefault("state", {})["client"] = client
         self._service.rate.check(client)
         check_token(self._service.settings.token, headers.get("authorization"))
+        return client
 
 
 def client_address(peer: str, forwarded: str, limits: Limits) -> str:
@@ -96,12 +114,20 @@ def client_address(peer: str, forwarded: str, limits: Limits) -> str:
         that is no proxy, or the header is damaged there.
     """
     client = peer
-    for entry in reversed(forwarded.split(",")):
-        address = parse_address(entry.strip())
+    for entry in reversed(forwarded.rsplit(",", _MOST_PROXIES)[-_MOST_PROXIES:]):
+        with_port = _WITH_PORT.fullmatch(entry.strip())
+        address = parse_address((with_port[1] or with_port[2]) if with_port else entry.strip())
         if address is None or not limits.is_proxy(client):
             break
         client = str(address)
     return client
+
+
+def _announced_body(scope: Scope) -> float:
+    """Bytes of a request's body as its headers announce them; infinite for one that comes in chunks."""
+    headers = Headers(scope=scope)
+    length = headers.get("content-length", "")
+    return float(length) if length.isdecimal() else float("inf") if "transfer-encoding" in headers else 0.0
 
 
 async def _send_error(error: HttpError, send: Send) -> None:

@@ -52,7 +52,7 @@ def segment_routes(service: Service) -> APIRouter:
         media_type = responses.negotiate(request.headers.get("accept"))
         colors = media_type == responses.PNG and (view == "overlay" or mask == "color")
         with ExitStack() as held:
-            share = held.enter_context(service.memory.share())
+            share = held.enter_context(service.memory.share(request.state.client))
             (upload,) = await _uploads(request, share, maximum=1)
             result_bytes = OVERLAY_BYTES if colors else RESULT_BYTES
             image = await until_gone(request, service.segment_file(upload.data, share, result_bytes))
@@ -84,7 +84,7 @@ def segment_routes(service: Service) -> APIRouter:
                 406, "this address returns application/json, which the Accept header does not allow", kind="accept"
             )
         with ExitStack() as held:
-            share = held.enter_context(service.memory.share())
+            share = held.enter_context(service.memory.share(request.state.client))
             uploads = await _uploads(request, share, maximum=limits.batch_images)
             places = asyncio.Semaphore(service.settings.model.options.batch)  # one batch of this request at a time
 
@@ -101,7 +101,7 @@ def segment_routes(service: Service) -> APIRouter:
 
     async def _uploads(request: Request, share: Share, maximum: int) -> list[Upload]:
         started = time.monotonic()
-        with service.arriving():
+        with service.arriving(share.client):
             body = await read_body(request, share, limits)
         service.metrics.stage_seconds.labels("read").observe(time.monotonic() - started)
         uploads = await read_uploads(request, body, share, limits)

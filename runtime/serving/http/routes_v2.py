@@ -63,7 +63,7 @@ def protocol_routes(service: Service) -> APIRouter:
     async def infer(request: Request, model: str, version: str = protocol.VERSION) -> Response:
         check(model, version)
         with ExitStack() as held:
-            share = held.enter_context(service.memory.share())
+            share = held.enter_context(service.memory.share(request.state.client))
             infer_request = await read(request, share)
             share.take(infer_request.image.nbytes)
             images = await until_gone(
@@ -78,7 +78,7 @@ def protocol_routes(service: Service) -> APIRouter:
         return HeldResponse(content, share, headers=headers, media_type=media_type)
 
     async def read(request: Request, share: Share) -> protocol.InferRequest:
-        with service.arriving():
+        with service.arriving(share.client):
             body = await read_body(request, share, limits)
         return await service.read_request(body, request.headers.get(protocol.HEADER_LENGTH), share)
 

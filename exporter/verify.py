@@ -184,6 +184,9 @@ def _session(path: Path, card: ModelCard) -> tuple[ort.InferenceSession, list[st
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    if path.with_name(f"{path.name}.data").exists():  # weights of gigabytes: one copy is enough
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False
     model = onnx.load(str(path), load_external_data=False)
     if card.emits_labels:
         model.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS, onnx.TensorProto.FLOAT, [None] * 4))

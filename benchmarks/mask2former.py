@@ -72,7 +72,7 @@ def row(head: str, size: tuple[int, int], arguments: argparse.Namespace) -> dict
             files[kind] = Path(folder) / f"{kind}.onnx"
             segmentor = head_alone(HEADS[head])
             model = SourceModel(segmentor, HEADS[head], *generic(segmentor.config.head.num_classes))
-            options = ExportOptions(size=size, batch=1, plain=kind == "plain", without=("stem-normalisation",))
+            options = ExportOptions(size=size, batch=1, plain=kind == "plain", without=("stem-normalisation", *arguments.without))
             card = export_model(model, options, files[kind], check=None).card
             macs[kind] = sum(multiply_adds(read_model(files[kind]), card, size, Path(folder)).values())
             del segmentor, model
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=180, help="maximum time per head, in seconds")
+    parser.add_argument("--without", action="append", default=[], help="rewrite to leave out of ours; may be repeated")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     height, width = map(int, arguments.size.split("x"))

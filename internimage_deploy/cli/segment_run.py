@@ -45,7 +45,7 @@ class Run:
         output: where results go.
         results: which files are written.
         classes: names of the classes that overlays and JSON files show; none for all.
-        skip_existing: leave out images that have a label map already.
+        skip_existing: leave out images whose results all exist already.
         quiet: say nothing but what failed.
 
     Raises:

@@ -169,6 +169,8 @@ def export(
         resize=None if resize is None else _checked_resize(resize),
     )
     rewrites.select(options)  # refuses what cannot be left out before any work is done
+    with staging_folder(target):  # a folder that cannot be written to is found before the checkpoint is read
+        pass
     with progress("loading"):
         if source is not None:
             model = read_checkpoint(

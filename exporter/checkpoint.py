@@ -137,7 +137,7 @@ def _weights(
         if isinstance(content.get(name), Inert):
             raise UserError(f"{path}: '{name}' is a {_kind(content[name])}; expected a dictionary of tensors")
     raise UserError(
-        f"{path} holds {_listed(list(content)) or 'nothing'} and no weights; "
+        f"{path} holds {f'{_listed(list(content))} and no weights' if content else 'an empty dictionary'}; "
         "expected tensors, or a 'state_dict' or 'model' of tensors"
     )
 

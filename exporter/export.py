@@ -150,6 +150,11 @@ def export(
             cannot be written, or it disagrees with PyTorch by more than `tolerance`.
         MissingDependency: `verify` is set and ONNX Runtime is not installed.
     """
+    if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
+        raise UserError(
+            f"checkpoint: got {type(checkpoint).__name__}, expected the path of a .pth or .safetensors file; save the "
+            "state_dict() of a model first"
+        )
     source, target = None if checkpoint is None else Path(checkpoint), Path(output)
     if (source is None) == (random is None):
         raise UserError("expected either a checkpoint or the name of a released model in random=, not both or neither")

@@ -261,7 +261,8 @@ def claims_too_much(state):
         pytest.param(lambda w: {**w, "rpn_head.conv.weight": torch.zeros(2)}, "detection", id="detection"),
         pytest.param(lambda w: {**w, "decode_head.pixel_decoder.x": torch.zeros(2)}, "1 unknown", id="unknown"),
         pytest.param(lambda w: {"backbone.layer1.0.conv1.weight": torch.zeros(2)}, "no InternImage", id="resnet"),
-        pytest.param(lambda w: {"epoch": 3}, "no weights", id="no-weights"),
+        pytest.param(lambda w: {"epoch": 3}, "holds .*epoch.* and no weights", id="no-weights"),
+        pytest.param(lambda w: {}, "holds an empty dictionary; expected tensors", id="empty"),
         pytest.param(lambda w: [1, 2], "holds a list", id="not-a-dict"),
         pytest.param(
             lambda w: {**w, "backbone.levels.0.blocks.0.dcn.mask.weight": torch.zeros(10, 16)}, "10 rows", id="groups"

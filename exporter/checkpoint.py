@@ -124,17 +124,20 @@ def _weights(
     meta = meta if isinstance(meta, Mapping) else {}
     containers = _EMA_CONTAINERS + _PLAIN_CONTAINERS if ema else _PLAIN_CONTAINERS + _EMA_CONTAINERS
     found = [name for name in containers if isinstance(content.get(name), Mapping) and content[name]]
+    no_ema = [f"no moving average of the weights ({', '.join(_EMA_CONTAINERS)}) in the file: --ema changed nothing"]
     if found:
         name, others = found[0], found[1:]
         notes = [f"weights taken from '{name}'" + (f", not from {_listed(others)}" if others else "")]
-        return content[name], meta, notes if others or name in _EMA_CONTAINERS else []
+        if name in _EMA_CONTAINERS:
+            return content[name], meta, notes
+        return content[name], meta, (notes if others else []) + (no_ema if ema else [])
     if any(isinstance(value, StoredTensor | np.ndarray) for value in content.values()):
-        return {key: value for key, value in content.items() if key != "meta"}, meta, []
+        return {key: value for key, value in content.items() if key != "meta"}, meta, no_ema if ema else []
     for name in containers:
         if isinstance(content.get(name), Inert):
             raise UserError(f"{path}: '{name}' is a {_kind(content[name])}; expected a dictionary of tensors")
     raise UserError(
-        f"{path} holds {_listed(list(content)) or 'nothing'} and no weights; "
+        f"{path} holds {f'{_listed(list(content))} and no weights' if content else 'an empty dictionary'}; "
         "expected tensors, or a 'state_dict' or 'model' of tensors"
     )
 

@@ -150,6 +150,11 @@ def export(
             cannot be written, or it disagrees with PyTorch by more than `tolerance`.
         MissingDependency: `verify` is set and ONNX Runtime is not installed.
     """
+    if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
+        raise UserError(
+            f"checkpoint: got {type(checkpoint).__name__}, expected the path of a .pth or .safetensors file; save the "
+            "state_dict() of a model first"
+        )
     source, target = None if checkpoint is None else Path(checkpoint), Path(output)
     if (source is None) == (random is None):
         raise UserError("expected either a checkpoint or the name of a released model in random=, not both or neither")
@@ -169,6 +174,8 @@ def export(
         resize=None if resize is None else _checked_resize(resize),
     )
     rewrites.select(options)  # refuses what cannot be left out before any work is done
+    with staging_folder(target):  # a folder that cannot be written to is found before the checkpoint is read
+        pass
     with progress("loading"):
         if source is not None:
             model = read_checkpoint(

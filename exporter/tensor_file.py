@@ -25,7 +25,7 @@ from internimage_deploy.exporter import rebuild, safetensors
 from internimage_deploy.exporter.pickle_literals import Damaged
 from internimage_deploy.exporter.rebuild import StorageRef, StoredTensor
 from internimage_deploy.exporter.unpickler import Refused, Unpickler
-from internimage_deploy.files import kind_of_file
+from internimage_deploy.files import is_address, kind_of_file
 
 _HEAD = 1024  # bytes that show what a file is
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a file from before PyTorch 1.6
@@ -84,7 +84,8 @@ def read_content(path: Path) -> Content:
         UserError: the file cannot be read, is no checkpoint, or asks for code that no training run stores.
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist; give the path of a checkpoint (.pth)")
+        first = "download it first and " if is_address(path) else ""
+        raise UserError(f"{path} does not exist; {first}give the path of a checkpoint (.pth)")
     if not path.is_file():
         raise UserError(f"{path} is {'a folder' if path.is_dir() else 'no file'}; give the path of a checkpoint (.pth)")
     try:

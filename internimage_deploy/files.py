@@ -49,7 +49,13 @@ def require_file(path: Path, what: str = "a file") -> None:
     except OSError as error:  # a name that no file system takes
         raise UserError(f"{str(path)[:80]}: {error.strerror or error}") from error
     if not is_file:
-        raise UserError(f"{path}: {f'is a folder, not {what}' if is_folder else 'no such file'}")
+        address = "no such file; a web address? download the file first" if is_address(path) else "no such file"
+        raise UserError(f"{path}: {f'is a folder, not {what}' if is_folder else address}")
+
+
+def is_address(path: Path) -> bool:
+    """True for a web address that was taken for a path, which has lost one of its slashes."""
+    return not {"http:", "https:"}.isdisjoint(path.parts)
 
 
 # What a file is by its first bytes: its name may be another kind's, as of a web page saved as model.pth.

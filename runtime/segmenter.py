@@ -207,6 +207,10 @@ class Segmenter:
             self._closed = True
             self.backend.close()
 
+    def __repr__(self) -> str:
+        card = self.backend.card
+        return f"<Segmenter {card.architecture} of {len(card.classes)} classes in {self.backend.name}>"
+
     def __enter__(self) -> Segmenter:
         return self
 

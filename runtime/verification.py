@@ -70,12 +70,14 @@ class ImageComparison:
     Attributes:
         name: of the image.
         agreement: fraction of the image's pixels with the same label.
-        pixels: number of the image's pixels.
+        pixels: number of the image's pixels; 0 for an image that was not compared.
+        error: why it was not compared; empty where it was.
     """
 
     name: str
     agreement: float
     pixels: int
+    error: str = ""
 
 
 def check_file(path: Path) -> None:
@@ -184,15 +186,22 @@ def compare(first: Backend, second: Backend, size: tuple[int, int]) -> Compariso
 def compare_images(first: Backend, second: Backend, paths: Iterable[Path]) -> Iterator[ImageComparison]:
     """Compare the labels that two models give image files, each after resizing as its model card says.
 
+    An image that cannot be read, or whose size a model does not take, leaves the others alone: its comparison holds the
+    reason.
+
     Raises:
-        UserError: an image cannot be read, or a model does not take its size.
+        UserError: the models have different numbers of classes.
     """
     check_comparable(first.card, second.card)
     segmenters = (Segmenter(first), Segmenter(second))
     for path in paths:
-        image = load_image(path)
-        one, two = (segmenter(image).labels for segmenter in segmenters)
-        yield ImageComparison(str(path), float((one == two).mean()), one.size)
+        try:
+            image = load_image(path)
+            one, two = (segmenter(image).labels for segmenter in segmenters)
+        except UserError as error:
+            yield ImageComparison(str(path), 0.0, 0, str(error))
+        else:
+            yield ImageComparison(str(path), float((one == two).mean()), one.size)
 
 
 def _run_single(network: Backend, image: npt.NDArray[np.uint8], size: tuple[int, int]) -> Array:

@@ -93,7 +93,7 @@ def _engine_report(path: Path) -> Json:
 def _rows(report: Json) -> list[tuple[str, str]]:
     card = report["card"]
     names = card["classes"]
-    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    listed = ", ".join(names[:8]) + (", ... (--json lists all)" if len(names) > 8 else "")
     resize = f"keep-ratio into {card['resize'][0]}x{card['resize'][1]}" if card["resize"] else "the image's own size"
     size = report["graph"]["file_bytes"] if "graph" in report else report["file_bytes"]
     rows = [

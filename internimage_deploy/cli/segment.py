@@ -65,7 +65,11 @@ _result_options = apply_options(
 )
 _input_options = apply_options(
     click.option("--recursive", is_flag=True, help="Search folders to any depth; results keep the subfolders."),
-    click.option("--skip-existing", is_flag=True, help="Leave out images that have a label map in the output already."),
+    click.option(
+        "--skip-existing",
+        is_flag=True,
+        help="Leave out images of which the output already holds every file that is asked for.",
+    ),
     click.option("--live", is_flag=True, help="Videos: drop frames rather than fall behind."),
     click.option("--frames", type=click.IntRange(1), help="Videos: number of frames after which a video ends."),
     click.option(

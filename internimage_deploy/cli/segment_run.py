@@ -45,7 +45,7 @@ class Run:
         output: where results go.
         results: which files are written.
         classes: names of the classes that overlays and JSON files show; none for all.
-        skip_existing: leave out images that have a label map already.
+        skip_existing: leave out images whose results all exist already.
         quiet: say nothing but what failed.
 
     Raises:
@@ -236,7 +236,7 @@ def _class_ids(names: tuple[str, ...], model: Path) -> tuple[int, ...]:
         elif name.isdecimal() and int(name) < len(classes):
             ids.append(int(name))
         else:
-            near = ", ".join(list(known)[:8]) + (", ..." if len(known) > 8 else "")
+            near = ", ".join(list(known)[:8]) + (", ... (info --json lists all)" if len(known) > 8 else "")
             raise UserError(f"--classes: the model has no class '{name}'; it has {near}")
     return tuple(ids)
 

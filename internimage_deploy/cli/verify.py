@@ -23,6 +23,7 @@ from internimage_deploy.errors import UserError, escaped
 
 if TYPE_CHECKING:
     from internimage_deploy.runtime.backends.base import Backend
+    from internimage_deploy.runtime.verification import ImageComparison
 
 _EXAMPLES = """\b
 Examples:
@@ -129,11 +130,15 @@ def verify(
     if second is None or against is None:
         return
     click.echo(escaped(f"comparing {model.name} ({network.name}) with {against.name} ({second.name})"))
-    failures = _compare_at_sizes(network, second, common, min_agreement, max_error)
+    failures, unread = _compare_at_sizes(network, second, common, min_agreement, max_error), 0
     if files:
-        failures += _compare_on_images(network, second, files, min_agreement)
-    if failures:
-        raise UserError(f"{model.name} and {against.name} disagree at {'; '.join(failures)}")
+        disagreements, unread = _compare_on_images(network, second, files, min_agreement)
+        failures += disagreements
+    problems = [f"{model.name} and {against.name} disagree at {'; '.join(failures)}"] if failures else []
+    if unread:
+        problems.append(f"{unread} of {len(files)} images could not be compared; they are named above")
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 def _image_files(images: Path) -> list[Path]:
@@ -170,14 +175,32 @@ def _compare_at_sizes(
     return failures
 
 
-def _compare_on_images(first: Backend, second: Backend, files: Sequence[Path], min_agreement: float) -> list[str]:
-    """Print how the labels of two models differ on image files, and return a text where they do by too much."""
+def _compare_on_images(
+    first: Backend, second: Backend, files: Sequence[Path], min_agreement: float
+) -> tuple[list[str], int]:
+    """Print how the labels of two models differ on image files; images that cannot be compared are named last.
+
+    Returns:
+        A text where the models differ by too much, and the number of images that were not compared.
+    """
     from internimage_deploy.runtime.verification import compare_images
 
-    results = []
+    results, failed = [], []
     for result in compare_images(first, second, files):
+        if result.error:
+            failed.append(result)
+            continue
         click.echo(escaped(f"{result.name}: {result.agreement:.4%} of the labels agree"))
         results.append(result)
+    failures = _overall(results, min_agreement) if results else []
+    for result in failed:
+        reason = result.error if result.name in result.error else f"{result.name}: {result.error}"
+        click.echo(f"failed: {escaped(reason)}", err=True)
+    return failures, len(failed)
+
+
+def _overall(results: Sequence[ImageComparison], min_agreement: float) -> list[str]:
+    """Print how the labels agree over all images, and return a text where they differ by too much."""
     overall = sum(r.agreement * r.pixels for r in results) / sum(r.pixels for r in results)
     worst = min(results, key=lambda r: r.agreement)
     count = f"{len(results)} image{'s' if len(results) > 1 else ''}"

@@ -204,7 +204,10 @@ def _window(card: ModelCard, choice: WindowChoice) -> Window | None:
         size = (height, width)
         return Window(size, default_stride(size)) if card.window is None else card.window.scaled_to(size)
     if card.window is None:
-        raise UserError("this model takes any size, so the sliding window needs one: give the crop, such as 512x512")
+        raise UserError(
+            "this model takes any size, so the sliding window needs one: give the crop, such as --crop 512x512 "
+            "(window=Window((512, 512), (341, 341)))"
+        )
     return card.window
 
 

@@ -52,6 +52,12 @@ class ResultOptions:
     overlay_format: Literal["png", "jpeg"] = "png"
     classes: tuple[int, ...] | None = None
 
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """Endings of the files that each image becomes, in the order in which they are written."""
+        overlay = OVERLAY_JPEG if self.overlay_format == "jpeg" else OVERLAY
+        return (*([overlay] if self.overlay else []), *([JSON] if self.as_json else []), LABELS)
+
 
 def is_result(name: str) -> bool:
     """True for the name of a result that could be taken for an image to segment."""

@@ -19,7 +19,7 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.imaging.fetch import MAX_BYTES
 from internimage_deploy.runtime.imaging.image_io import decode_image
 from internimage_deploy.runtime.imaging.pipeline import PreparedImage, images_per_run
-from internimage_deploy.runtime.imaging.results import FAILURES, LABELS, ResultOptions
+from internimage_deploy.runtime.imaging.results import FAILURES, ResultOptions
 from internimage_deploy.runtime.pipelines.find import STDIN, ImageFile
 from internimage_deploy.runtime.pipelines.storage import Location, Storage
 from internimage_deploy.runtime.segmenter import Group, Segmenter
@@ -51,7 +51,7 @@ class Report:
 
     Attributes:
         done: images that were segmented.
-        skipped: images that had a label map already.
+        skipped: images whose results existed already.
         failed: (image or video, reason) of those that could not be read or segmented.
         pixels: of all images together, by class name.
     """
@@ -93,10 +93,10 @@ class ResultWriter:
         self._model = model
 
     def without_finished(self, images: Sequence[ImageFile]) -> list[ImageFile]:
-        """Those of `images` that have no label map yet."""
-        paths = self.storage.list(recursive=True)
-        finished = {path.removesuffix(LABELS) for path in paths if path.endswith(LABELS)}
-        return [image for image in images if image.stem not in finished]
+        """Those of `images` for which one of the files that the options ask for does not exist yet."""
+        paths = set(self.storage.list(recursive=True))
+        endings = self._options.endings
+        return [image for image in images if not all(image.stem + ending in paths for ending in endings)]
 
     def write(
         self, image: ImageFile, segmenter: Segmenter, prepared: PreparedImage, output: npt.NDArray[Any]
@@ -134,23 +134,28 @@ class ImageReader:
     def read(self, image: ImageFile) -> PreparedImage:
         """`image` decoded and resized; may be called from any thread. Raises `UserError`."""
         if not image.location.uri:
-            return self._segmenter.prepare(_standard_input() if image.path == STDIN else image.path)
+            return (
+                self._decoded(_standard_input(), image) if image.path == STDIN else self._segmenter.prepare(image.path)
+            )
         if not image.location.is_address:
             return self._segmenter.prepare(Path(str(image)))
         with self._lock:
             if image.location not in self._opened:
                 self._opened[image.location] = image.location.open()
             storage = self._opened[image.location]
-        data = storage.read(image.path)
-        return self._segmenter.prepare(
-            decode_image(data, what=str(image), max_pixels=self._segmenter.pipeline.max_pixels)
-        )
+        return self._decoded(storage.read(image.path), image)
+
+    def _decoded(self, data: bytes, image: ImageFile) -> PreparedImage:
+        limit = self._segmenter.pipeline.max_pixels
+        return self._segmenter.prepare(decode_image(data, what=str(image), max_pixels=limit))
 
 
 def _standard_input() -> bytes:
     data = sys.stdin.buffer.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise UserError(f"standard input: larger than {MAX_BYTES >> 20} MiB; name the file instead")
+    if not data:
+        raise UserError("standard input: nothing came, expected an image file")
     return data
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import os
+import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -167,9 +169,11 @@ def _expanded(names: Sequence[str]) -> Iterator[str]:
         if path.suffix.lower() == ".txt" and _exists(path):
             yield from _listed(path)
         elif glob.has_magic(name) and "://" not in name and " ! " not in name and not _exists(path):
-            matches = [match for match in sorted(glob.glob(name, recursive=True)) if not is_result(match)]
+            every = sorted(glob.glob(name, recursive=True))
+            matches = [match for match in every if not is_result(match)]
             if not matches:
-                raise UserError(f"{name}: no file matches this pattern, results of this program left out")
+                what = "only results of this program match" if every else "no file matches"
+                raise UserError(f"{name}: {what} this pattern")
             yield from matches
         else:
             yield name
@@ -189,10 +193,12 @@ def _listed(path: Path) -> Iterator[str]:
 
 def _search(place: Location, recursive: bool, found: Inputs, seen: set[str]) -> None:
     before = len(found.images) + len(found.videos) + len(found.unread)
+    results = 0
     for path in place.open().list(recursive=recursive):
         pure = PurePosixPath(path)
         ending = pure.suffix.lower()
         if pure.name.startswith(".") or is_result(pure.name):
+            results += is_result(pure.name)
             continue
         if ending in EXTENSIONS:
             _add(found, seen, ImageFile(place, path, str(pure.with_suffix(""))))
@@ -202,7 +208,8 @@ def _search(place: Location, recursive: bool, found: Inputs, seen: set[str]) -> 
             found.unread.append(f"{ImageFile(place, path, '')} ({_UNREAD[ending]})")
     if len(found.images) + len(found.videos) + len(found.unread) == before:
         deeper = "" if recursive else "; add --recursive to search its subfolders"
-        raise UserError(f"{place}: no image here ({', '.join(sorted(EXTENSIONS))}){deeper}")
+        beside = " beside results of this program" if results else ""
+        raise UserError(f"{place}: no image here{beside} ({', '.join(sorted(EXTENSIONS))}){deeper}")
 
 
 def _add(found: Inputs, seen: set[str], item: ImageFile | VideoFile) -> None:
@@ -248,8 +255,20 @@ def _parted(items: list[Item]) -> tuple[list[Item], list[Item]]:
 
 def _distinct_stems(items: Sequence[ImageFile | VideoFile]) -> list[str]:
     """Names for the results of `items`, which have one stem: with the ending, with the folder, or with both."""
-    paths = [PurePosixPath(str(item)) for item in items]
+    paths = [_full_path(item) for item in items]
     endings = [item.stem + path.suffix for item, path in zip(items, paths, strict=True)]
-    folders = [f"{path.parent.name}/{item.stem}" for item, path in zip(items, paths, strict=True)]
+    folders = [f"{path.parent.name or 'root'}/{item.stem}" for item, path in zip(items, paths, strict=True)]
     both = [folder + path.suffix for folder, path in zip(folders, paths, strict=True)]
     return next((stems for stems in (endings, folders) if len(set(stems)) == len(stems)), both)
+
+
+def _full_path(item: ImageFile | VideoFile) -> PurePosixPath:
+    """Where `item` lies, with the real name of its folder: "street.jpg" and "../street.jpg" alone do not show it.
+
+    A folder called "" or ".." in the name of a result would lead out of the output.
+    """
+    name = str(item)
+    if "://" in name:
+        host, _, path = name.partition("://")[2].partition("/")
+        return PurePosixPath("/" + host + posixpath.normpath("/" + path))
+    return PurePosixPath(Path(os.path.abspath(name)).as_posix())

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.runtime.imaging.fetch import is_web_address, without_credentials
+from internimage_deploy.runtime.imaging.fetch import address_stem, is_web_address, without_credentials
 from internimage_deploy.runtime.imaging.pipeline import PreparedImage
 from internimage_deploy.runtime.pipelines.video_results import FrameSink, VideoResults
 from internimage_deploy.runtime.segmenter import Segmenter
@@ -64,6 +64,8 @@ def video_stem(source: str) -> str:
     """What results of `source` are named after."""
     if source.isdigit():
         return f"camera{source}"
+    if is_web_address(source):
+        return address_stem(source)
     if "://" in source or " ! " in source:
         return "stream"
     return Path(source).stem

@@ -78,6 +78,15 @@ def test_ema_weights_are_taken_on_request(tmp_path):
     averaged = read_checkpoint(path, offset_scale=1.0, ema=True)
     assert torch.equal(averaged.segmentor.state_dict()[name], ema[name])
     assert any("'state_dict_ema'" in line for line in averaged.notes)
+    assert not any("--ema changed nothing" in line for line in averaged.notes)
+
+
+@pytest.mark.parametrize("content", [lambda w: {"state_dict": w}, lambda w: w], ids=["state_dict", "bare"])
+def test_a_request_for_ema_weights_that_are_not_there_is_answered(content, tmp_path):
+    path = saved(tmp_path / "m.pth", content(weights()))
+    notes = read_checkpoint(path, offset_scale=1.0, ema=True).notes
+    assert any("no moving average of the weights" in line and "--ema changed nothing" in line for line in notes)
+    assert not any("moving average" in line for line in read_checkpoint(path, offset_scale=1.0).notes)
 
 
 def test_training_only_tensors_are_dropped_and_reported(tmp_path):
@@ -250,9 +259,10 @@ def claims_too_much(state):
             id="classification",
         ),
         pytest.param(lambda w: {**w, "rpn_head.conv.weight": torch.zeros(2)}, "detection", id="detection"),
-        pytest.param(lambda w: {**w, "decode_head.pixel_decoder.x": torch.zeros(2)}, "Mask2Former", id="mask2former"),
+        pytest.param(lambda w: {**w, "decode_head.pixel_decoder.x": torch.zeros(2)}, "1 unknown", id="unknown"),
         pytest.param(lambda w: {"backbone.layer1.0.conv1.weight": torch.zeros(2)}, "no InternImage", id="resnet"),
-        pytest.param(lambda w: {"epoch": 3}, "no weights", id="no-weights"),
+        pytest.param(lambda w: {"epoch": 3}, "holds .*epoch.* and no weights", id="no-weights"),
+        pytest.param(lambda w: {}, "holds an empty dictionary; expected tensors", id="empty"),
         pytest.param(lambda w: [1, 2], "holds a list", id="not-a-dict"),
         pytest.param(
             lambda w: {**w, "backbone.levels.0.blocks.0.dcn.mask.weight": torch.zeros(10, 16)}, "10 rows", id="groups"

@@ -260,3 +260,8 @@ def test_wrong_calls_of_export_are_user_errors(wrong, message, tmp_path, monkeyp
     with pytest.raises(UserError, match=message):
         export(**({"checkpoint": None, "output": "m.onnx"} | wrong))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_in_place_of_a_checkpoints_path(tmp_path):
+    with pytest.raises(UserError, match="checkpoint: got Linear, expected the path"):
+        export(torch.nn.Linear(1, 1), tmp_path / "m.onnx")

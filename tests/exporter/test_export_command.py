@@ -154,6 +154,8 @@ def test_sizes_are_read_as_everywhere():
 def test_missing_checkpoint(tmp_path, capsys):
     assert call("--ckpt", tmp_path / "none.pth", "-o", tmp_path / "m.onnx") == 1
     assert "none.pth does not exist" in capsys.readouterr().err
+    assert call("--ckpt", "https://host/none.pth", "-o", tmp_path / "m.onnx") == 1
+    assert "download it first" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -174,7 +176,7 @@ def test_missing_folder_is_reported_before_the_work(checkpoint, tmp_path, capsys
     assert call("--ckpt", checkpoint, "-o", tmp_path / "none" / "m.onnx") == 1
     out, err = capsys.readouterr()
     assert "its folder does not exist" in err
-    assert "tracing" not in err
+    assert "loading" not in err
     assert out == ""
 
 

@@ -83,6 +83,10 @@ def test_every_kind_of_image_gives_the_same_labels(segmenter, image, encoded, tm
     assert len(segmenter(source for source in (path, image))) == 2
 
 
+def test_a_segmenter_says_what_it_is(segmenter):
+    assert repr(segmenter) == f"<Segmenter {segmenter.backend.card.architecture} of 3 classes in onnxruntime>"
+
+
 def test_an_open_file(segmenter, image, encoded):
     np.testing.assert_array_equal(segmenter(io.BytesIO(encoded)).labels, segmenter(image).labels)
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import errno
+import io
 import json
 import os
 import re
@@ -125,6 +126,42 @@ def test_images_that_are_done_can_be_left_out(run, model, pictures, tmp_path):
     code, text, _ = run("segment", model, pictures, "-o", out)
     assert (code, text.splitlines()[0]) == (0, f"segmented 3 of 3 images into {out}")
     assert (out / "p1.labels.png").read_bytes() != b"done already"
+
+
+def test_images_that_lack_a_file_that_is_asked_for_are_done_again(run, model, pictures, tmp_path):
+    out = tmp_path / "out"
+    assert run("segment", model, pictures, "-o", out)[0] == 0
+    assert run("segment", model, pictures / "p1.png", "-o", out, "--overlay", "--json")[0] == 0
+    for options, already in (((), 3), (("--overlay", "--json"), 1), (("--overlay", "--overlay-format", "jpeg"), 0)):
+        code, text, _ = run("segment", model, pictures, "-o", out, "--skip-existing", *options)
+        done = 3 - already
+        assert (code, text.splitlines()[0].partition(" into ")[0]) == (0, f"segmented {done} of {done} images")
+    endings = ("json", "labels.png", "overlay.jpg", "overlay.png")
+    assert names(out) == sorted(f"p{index}.{ending}" for index in range(3) for ending in endings)
+
+
+@pytest.mark.parametrize("overlay", [False, True])
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("overlay_format", ["png", "jpeg"])
+def test_the_endings_of_results_are_those_of_their_files(model, overlay, as_json, overlay_format):
+    options = ResultOptions(overlay=overlay, as_json=as_json, overlay_format=overlay_format)
+    result = Segmenter.load(model, "onnxruntime")(picture(40, 40)[0])
+    assert tuple(result.encode(options, {})) == options.endings
+
+
+def test_a_file_here_and_one_of_its_name_elsewhere(run, model, pictures, tmp_path, monkeypatch):
+    """The folder of "p0.png" is the current one, whose name tells the results apart."""
+    (pictures / "sub").mkdir()
+    Image.fromarray(picture(40, 40)[0]).save(pictures / "sub" / "p0.png")
+    monkeypatch.chdir(pictures)
+    assert run("segment", model, "p0.png", "sub/p0.png", "-o", tmp_path / "out")[0] == 0
+    assert names(tmp_path / "out") == ["pictures/p0.labels.png", "sub/p0.labels.png"]
+
+
+def test_an_empty_standard_input(run, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    code, _, err = run("segment", model, "-", "-o", tmp_path / "out")
+    assert (code, one_error_line(err)) == (1, "error: standard input: nothing came, expected an image file")
 
 
 def test_failures_are_listed_beside_the_results_until_a_run_has_none(run, model, pictures, tmp_path):

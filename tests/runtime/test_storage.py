@@ -82,6 +82,21 @@ def test_two_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
         find_inputs([str(tmp_path / "x"), str(tmp_path / "deep" / "x")])
 
 
+def test_folders_that_tell_results_apart_lie_in_the_output(tmp_path, monkeypatch):
+    """However the files are named: a result called "/a" or "../a" would be written elsewhere."""
+    here = tmp_path / "here"
+    (here / "sub").mkdir(parents=True)
+    for folder in (tmp_path, here, here / "sub"):
+        (folder / "a.png").touch()
+    monkeypatch.chdir(here)
+    found = find_inputs(["a.png", "../a.png", "sub/a.png"])
+    assert [image.stem for image in found.images] == ["here/a", f"{tmp_path.name}/a", "sub/a"]
+    found = find_inputs(["http://host/../a.png", "http://other/x/../a.png", "sub/../sub/a.png"])
+    assert [image.stem for image in found.images] == ["host/a", "other/a", "sub/a"]
+    videos = find_inputs(["https://host/day1/v.mp4", "https://host/day2/v.mp4"]).videos
+    assert [video.stem for video in videos] == ["day1/v", "day2/v"]
+
+
 def test_a_file_that_is_named_twice_is_found_once(tmp_path):
     (tmp_path / "a.png").touch()
     assert len(find_inputs([str(tmp_path), str(tmp_path / "a.png"), f"{tmp_path}/./a.png"]).images) == 1
@@ -149,8 +164,10 @@ def test_two_videos_with_one_stem_keep_their_endings(tmp_path):
 
 def test_a_pattern_that_matches_results_only_and_a_name_too_long(tmp_path):
     (tmp_path / "a.labels.png").touch()
-    with pytest.raises(UserError, match="no file matches this pattern"):
+    with pytest.raises(UserError, match="only results of this program match this pattern"):
         find_inputs([f"{tmp_path}/*.png"])
+    with pytest.raises(UserError, match="no image here beside results of this program"):
+        find_inputs([str(tmp_path)])
     with pytest.raises(UserError, match=r"File name too long|no such file"):
         find_inputs(["x" * 300 + ".png"])
 

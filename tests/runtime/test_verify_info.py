@@ -135,6 +135,27 @@ def test_verify_on_images(run, tmp_path):
     assert "1 image: 100.0000% of the labels agree" in out
 
 
+def test_verify_goes_on_after_an_image_that_cannot_be_read(run, tmp_path):
+    model = color_model(tmp_path / "a.onnx", labels=True)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.png", "c.png"):
+        Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(folder / name)
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    code, out, err = run("verify", model, "--against", model, "--images", folder, "--backend", "onnxruntime")
+    assert code == 1
+    assert "a.png: 100.0000%" in out
+    assert "c.png: 100.0000%" in out
+    assert "2 images: 100.0000%" in out
+    failed, error = err.splitlines()
+    assert failed.startswith(f"failed: {folder / 'b.png'}: cannot be read as an image")
+    assert error == "error: 1 of 3 images could not be compared; they are named above"
+    code, out, err = run("verify", model, "--against", model, "--images", folder / "b.png", "--backend", "onnxruntime")
+    assert code == 1
+    assert "1 of 1 images could not be compared" in err
+    assert "image:" not in out
+
+
 def test_verify_sees_other_labels_and_other_logits(run, tmp_path):
     sound = color_model(tmp_path / "a.onnx")
     negated = change(color_model(tmp_path / "b.onnx"), scale_weights(-1))

@@ -142,8 +142,8 @@ def test_a_file_that_is_no_video(segmenter, tmp_path):
         ("picture.png", False, "picture"),
         ("folder", False, "folder"),
         ("https://host/a.jpg", False, None),
-        ("https://host/live.m3u8?token=1", True, "stream"),
-        ("https://host/clip.mp4", True, "stream"),
+        ("https://host/live.m3u8?token=1", True, "live"),
+        ("https://host/a/clip.mp4", True, "clip"),
         ("s3://bucket/pictures", False, None),
     ],
 )

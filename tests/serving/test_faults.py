@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
+import onnx
 import pytest
 
 from internimage_deploy.card import ModelCard
@@ -23,6 +24,7 @@ from internimage_deploy.runtime.serving.execution.pool import Pool
 from internimage_deploy.runtime.serving.http_error import HttpError
 from internimage_deploy.runtime.serving.settings import ModelSettings
 from support.served import WAIT_S, Served, decoded, encoded, stripes, until
+from support.tiny_models import color_model
 
 
 def in_work(server):
@@ -156,6 +158,18 @@ def test_a_model_that_cannot_be_loaded_ends_the_service_with_the_reason(tmp_path
     result = serve(tmp_path / "broken.onnx", "--port", "0")
     assert result.returncode == 1
     assert "not an ONNX file" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "listening" not in result.stderr  # the file itself shows what is wrong, before any worker starts
+
+
+def test_a_model_that_a_worker_cannot_load_ends_the_service_with_the_reason(tmp_path):
+    path = color_model(tmp_path / "operator.onnx")
+    model = onnx.load(path)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, path)
+    result = serve(path, "--port", "0", "--backend", "onnxruntime")
+    assert result.returncode == 1
+    assert "NoSuchOperator" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -15,6 +15,8 @@ from types import FrameType
 import uvicorn
 
 from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.backends.load import model_card
+from internimage_deploy.runtime.backends.registry import choose
 from internimage_deploy.runtime.serving.http.app import create_app
 from internimage_deploy.runtime.serving.http.connection import Connections, RateLimitedLog, limited_protocol
 from internimage_deploy.runtime.serving.settings import Settings
@@ -52,8 +54,9 @@ def serve(settings: Settings, *, host: str, port: int, drain_s: float) -> None:
     Raises:
         UserError: the address cannot be bound, or the model cannot be loaded.
     """
-    if not settings.model.path.exists():
-        raise UserError(f"{settings.model.path}: no such file")
+    # What the file shows by itself is found before the address is taken; the worker processes find the rest.
+    choose(settings.model.path, settings.model.options.backend)
+    model_card(settings.model.path)
     failure: list[UserError] = []
 
     def stop_server(error: UserError) -> None:

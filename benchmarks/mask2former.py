@@ -72,7 +72,8 @@ def row(head: str, size: tuple[int, int], arguments: argparse.Namespace) -> dict
             files[kind] = Path(folder) / f"{kind}.onnx"
             segmentor = head_alone(HEADS[head])
             model = SourceModel(segmentor, HEADS[head], *generic(segmentor.config.head.num_classes))
-            options = ExportOptions(size=size, batch=1, plain=kind == "plain", without=("stem-normalisation", *arguments.without))
+            without = ("stem-normalisation", *arguments.without)  # the stem is thrown away
+            options = ExportOptions(size=size, batch=1, plain=kind == "plain", without=without)
             card = export_model(model, options, files[kind], check=None).card
             macs[kind] = sum(multiply_adds(read_model(files[kind]), card, size, Path(folder)).values())
             del segmentor, model

@@ -19,9 +19,7 @@ from internimage_deploy.exporter.presets import PRESETS
 from internimage_deploy.exporter.rewrites.mask2former import middle_average
 from internimage_deploy.window import Window
 from support import golden
-from support.small_models import FAMILIES, golden_config, golden_segmentor, mask2former, small
-
-REWRITES = ("sampling-gemm", "mask-feature", "attention-masks", "first-query", "fine-map")
+from support.small_models import FAMILIES, MASK2FORMER_REWRITES, golden_config, golden_segmentor, mask2former, small
 
 
 @pytest.mark.parametrize("name", golden.MASK2FORMER)
@@ -87,7 +85,7 @@ def in_float64(segmentor, size):
         return segmentor.double()(x)
 
 
-@pytest.mark.parametrize("name", REWRITES)
+@pytest.mark.parametrize("name", MASK2FORMER_REWRITES)
 @pytest.mark.parametrize("levels", [3, 4])
 def test_each_rewrite_is_an_identity(name, levels):
     plain = build_random(SegmentorConfig(FAMILIES["h"], mask2former(levels=levels))).double()
@@ -105,7 +103,7 @@ def test_all_rewrites_together_are_identities(family, size):
     plain = small(family, "Mask2FormerHead").double()
     changed = copy.deepcopy(plain)
     applied = rewrites.apply(changed, ExportOptions(size=size, input="float"))
-    assert set(REWRITES) <= set(applied)
+    assert set(MASK2FORMER_REWRITES) <= set(applied)
     expected = in_float64(plain, size)
     assert float((in_float64(changed, size) - expected).abs().max() / expected.max()) <= 1e-11
 

@@ -14,7 +14,7 @@ from internimage_deploy.exporter.network import Network
 from internimage_deploy.exporter.options import ExportOptions
 from internimage_deploy.exporter.rewrites import resampling
 from support import golden
-from support.small_models import FAMILIES, golden_segmentor, run, session, small
+from support.small_models import FAMILIES, MASK2FORMER_REWRITES, golden_segmentor, run, session, small
 
 SIZES = [(1, 32, 32), (2, 96, 64), (1, 160, 32)]
 
@@ -43,7 +43,7 @@ def heads_of(name):
 HAS = {"layer-scale": ("t", "l"), "offset-scale": ("l",)}
 
 
-@pytest.mark.parametrize("name", rewrites.REWRITES)
+@pytest.mark.parametrize("name", [name for name in rewrites.REWRITES if name not in MASK2FORMER_REWRITES])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_rewrite_alone_applies_and_keeps_the_output(name, family):
     others = tuple(other for other in rewrites.REWRITES if other != name)

@@ -205,6 +205,25 @@ def test_broken_forms_are_rejected(server, kind, body):
         assert response.json()["error"]
 
 
+@pytest.mark.parametrize("charset", ["punycode", "PUNYCODE", "idna", "unicode_escape", "utf-7", "\x9b31m", ""])
+def test_forms_have_the_usual_charsets(server, charset):
+    # The name is well-formed punycode: of a charset that is taken, the form would be read.
+    form = b'--x\r\nContent-Disposition: form-data; name="f"; filename="f-"\r\n\r\n' + stripes()[0] + b"\r\n--x--\r\n"
+    kind = f'multipart/form-data; boundary=x; charset="{charset}"'
+    for path in ("/v1/segment", "/v1/segment/batch"):
+        response = server.post(path, content=form, headers={"Content-Type": kind.encode("latin-1")})
+        assert response.status_code == 400
+        assert "charset" in response.json()["error"]
+        assert response.json()["error"].isprintable()
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF-8", "us-ascii", "iso-8859-1"])
+def test_usual_charsets_of_forms_are_read(server, charset):
+    form = b'--x\r\nContent-Disposition: form-data; name="f"; filename="f-"\r\n\r\n' + stripes()[0] + b"\r\n--x--\r\n"
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    assert server.post("/v1/segment", content=form, headers={"Content-Type": kind}).status_code == 200
+
+
 def test_too_many_files_and_fields_are_rejected(server):
     data = stripes()[0]
     many = [("images", (f"{i}.png", data)) for i in range(17)]

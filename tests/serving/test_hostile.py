@@ -136,6 +136,15 @@ def test_very_long_images_are_segmented_like_others(server):
     assert server.resident_bytes() - before < 700 << 20
 
 
+def test_an_image_that_the_network_would_see_too_large_is_rejected(color_path, tmp_path):
+    with Served(color_path, tmp_path, "--resize", "1024x512", "--max-pixels", "300000") as server:
+        for height, width, status_code in ((80, 160, 422), (100, 100, 200)):  # 512x1024 and 512x512
+            response = server.post("/v1/segment", content=encoded(np.zeros((height, width, 3), np.uint8)))
+            assert response.status_code == status_code
+        assert "512x1024" in server.post("/v1/segment", content=encoded(np.zeros((80, 160, 3), np.uint8))).text
+        assert "Traceback" not in server.log
+
+
 def test_truncated_images_are_rejected(server):
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
         whole = encoded(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8), kind)

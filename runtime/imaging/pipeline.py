@@ -19,6 +19,9 @@ from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS, ImageSource,
 from internimage_deploy.runtime.imaging.segmentation import Segmentation
 from internimage_deploy.window import Window, default_stride
 
+# Rounding up to the model's divisor makes at most so many times the pixels that are allowed, or so many pixels.
+_ROUNDING, _ROUNDING_PIXELS = 2, 1 << 20
+
 Resize = tuple[int, int] | Literal["own"] | None
 WindowChoice = Literal["slide", "whole"] | Window | None
 """How images reach the network; see `LoadOptions`."""
@@ -88,8 +91,10 @@ class ImagePipeline:
         """Read, decode and resize one image, see `load_image`; may be called from any thread. Raises `UserError`."""
         array = load_image(image, max_pixels=self.max_pixels)
         geometry = self.geometry((array.shape[0], array.shape[1]))
+        limit = max(self.max_pixels, array.shape[0] * array.shape[1])
         before_rounding = math.prod(side - self.card.size_divisor for side in geometry.network)
-        if before_rounding > max(self.max_pixels, array.shape[0] * array.shape[1]):
+        most = max(_ROUNDING * limit, _ROUNDING_PIXELS)  # a very long image has many times its pixels then
+        if before_rounding > limit or math.prod(geometry.network) > most:
             raise UserError(
                 f"the network's input for this image would be {_size(geometry.network)}, the limit is "
                 f"{self.max_pixels:,} pixels; use a smaller resize"

@@ -235,9 +235,9 @@ class Service:
         with self._place(client):
             started = time.monotonic()
             image = await decode(deadline)
-            prepared = await self.in_thread(lambda: pipeline.prepare(image), large=is_large(image))
-            decoded = time.monotonic()
             try:
+                prepared = await self.in_thread(lambda: pipeline.prepare(image), large=is_large(image))
+                decoded = time.monotonic()
                 labels, timing = await self.executor.segment(prepared.for_network(), deadline, client)
             except UserError as error:
                 raise HttpError(422, str(error), kind="model") from error

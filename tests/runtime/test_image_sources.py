@@ -173,6 +173,14 @@ def test_a_resize_beyond_all_memory_is_one_line(model):
         segmenter(picture(8, 16)[0])
 
 
+def test_rounding_up_does_not_multiply_the_pixels_of_a_long_image(model):
+    segmenter = Segmenter.load(model, "onnxruntime", max_pixels=1_000_000)
+    with pytest.raises(UserError, match=r"would be 32x1000000, the limit is 1,000,000 pixels"):
+        segmenter.prepare(np.zeros((1, 1_000_000, 3), np.uint8))
+    assert segmenter.prepare(np.zeros((1, 60_000, 3), np.uint8)).size == (32, 60_000)
+    assert segmenter.prepare(np.zeros((1000, 1000, 3), np.uint8)).size == (1024, 1024)
+
+
 def test_wrong_ways_in_are_one_line(model):
     with pytest.raises(UserError, match=r"takes a loaded backend, got str; use Segmenter\.load\(path\)"):
         Segmenter(str(model))

@@ -121,6 +121,19 @@ def test_decoders_take_images_of_clients_in_turns():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs timers of CPU time")
+def test_a_decoder_comes_back_when_its_job_is_cancelled_in_the_moment_of_its_turn():
+    async def scenario(pool):
+        waiting = asyncio.create_task(pool._acquire(job()))
+        await asyncio.sleep(0)  # it has its turn, and does not know yet
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert len(pool._idle) == 2
+        assert not pool._waiting
+
+    with_decoders(scenario)
+
+
 def test_an_image_that_is_slow_for_its_size_becomes_a_large_one(monkeypatch):
     """It is decoded all the same, and never in the process that is kept for small images."""
     noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)

@@ -136,6 +136,15 @@ def test_very_long_images_are_segmented_like_others(server):
     assert server.resident_bytes() - before < 700 << 20
 
 
+def test_an_image_that_the_network_would_see_too_large_is_rejected(color_path, tmp_path):
+    with Served(color_path, tmp_path, "--resize", "1024x512", "--max-pixels", "300000") as server:
+        for height, width, status_code in ((80, 160, 422), (100, 100, 200)):  # 512x1024 and 512x512
+            response = server.post("/v1/segment", content=encoded(np.zeros((height, width, 3), np.uint8)))
+            assert response.status_code == status_code
+        assert "512x1024" in server.post("/v1/segment", content=encoded(np.zeros((80, 160, 3), np.uint8))).text
+        assert "Traceback" not in server.log
+
+
 def test_truncated_images_are_rejected(server):
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
         whole = encoded(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8), kind)
@@ -203,6 +212,25 @@ def test_broken_forms_are_rejected(server, kind, body):
         response = server.post(path, content=body, headers={"Content-Type": kind})
         assert response.status_code == 400, response.text
         assert response.json()["error"]
+
+
+@pytest.mark.parametrize("charset", ["punycode", "PUNYCODE", "idna", "unicode_escape", "utf-7", "\x9b31m", ""])
+def test_forms_have_the_usual_charsets(server, charset):
+    # The name is well-formed punycode: of a charset that is taken, the form would be read.
+    form = b'--x\r\nContent-Disposition: form-data; name="f"; filename="f-"\r\n\r\n' + stripes()[0] + b"\r\n--x--\r\n"
+    kind = f'multipart/form-data; boundary=x; charset="{charset}"'
+    for path in ("/v1/segment", "/v1/segment/batch"):
+        response = server.post(path, content=form, headers={"Content-Type": kind.encode("latin-1")})
+        assert response.status_code == 400
+        assert "charset" in response.json()["error"]
+        assert response.json()["error"].isprintable()
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF-8", "us-ascii", "iso-8859-1"])
+def test_usual_charsets_of_forms_are_read(server, charset):
+    form = b'--x\r\nContent-Disposition: form-data; name="f"; filename="f-"\r\n\r\n' + stripes()[0] + b"\r\n--x--\r\n"
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    assert server.post("/v1/segment", content=form, headers={"Content-Type": kind}).status_code == 200
 
 
 def test_too_many_files_and_fields_are_rejected(server):

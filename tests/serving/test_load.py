@@ -92,10 +92,10 @@ class GatedExecutor:
         await self.batcher.close()
 
 
-def with_gated_executor(tmp_path, scenario, queue=3, **limits):
+def with_gated_executor(tmp_path, scenario, queue=3, batch=1, **limits):
     async def go():
         settings = Settings(
-            ModelSettings(tmp_path / "none.onnx", LoadOptions(batch=1)),
+            ModelSettings(tmp_path / "none.onnx", LoadOptions(batch=batch)),
             limits=Limits(**limits),
             batching=Batching(queue=queue),
         )
@@ -199,6 +199,28 @@ def test_batches_and_tensors_pass_the_queue_as_well(tmp_path):
         assert response.json()["outputs"][0]["shape"] == [2, 4, 4]
 
     with_gated_executor(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("path", ["/v1/segment/batch", "/v2/models/model/infer"])
+def test_images_of_a_request_that_failed_do_not_run_on(tmp_path, path):
+    async def scenario(client, executor):
+        served = client._transport.app.state.service
+        (other,) = await fill(client, executor, 1)
+        held = served.memory.used
+        if path.startswith("/v1"):
+            form = {"files": [("images", (f"{number}.png", stripes()[0])) for number in range(6)]}
+        else:
+            tensor = {"name": "image", "datatype": "UINT8", "shape": [6, 4, 4, 3], "data": [0] * 288}
+            form = {"json": {"inputs": [tensor]}}
+        response = await client.post(path, **form)  # has no room for all
+        assert response.status_code == 503, response.text
+        assert served._places.total() == 1
+        assert executor.batcher.waiting == 0
+        assert served.memory.used == held
+        executor.gate.set()
+        assert (await other).status_code == 200
+
+    with_gated_executor(tmp_path, scenario, batch=4, queue=1)
 
 
 def test_the_rate_limit_refills():

@@ -242,17 +242,24 @@ class DecoderPool:
         self._waiting.append(entry)
         self._dispatch()
         try:
-            return await asyncio.wait_for(asyncio.shield(entry.turn), max(job.deadline - started, 0.001))
-        except BaseException as error:
-            if not entry.turn.done():
-                self._waiting.remove(entry)
-                self._turns.cancel(job.client, job.cost)
-            elif not entry.turn.cancelled():  # got its turn in the moment it gave up
-                self._release(entry.turn.result(), job.large)
-            if not isinstance(error, asyncio.TimeoutError):
-                raise
-            waited = f"waited {time.monotonic() - started:.1f} s to be decoded; try again"
-            raise overloaded(waited, kind="deadline", retry_after_s=2) from error
+            # Not `wait_for`: before Python 3.12 it loses a cancellation in the moment in which the turn comes.
+            await asyncio.wait({entry.turn}, timeout=max(job.deadline - started, 0.001))
+        except asyncio.CancelledError:
+            self._leave(entry)
+            raise
+        if entry.turn.done():
+            return entry.turn.result()
+        self._leave(entry)
+        waited = f"waited {time.monotonic() - started:.1f} s to be decoded; try again"
+        raise overloaded(waited, kind="deadline", retry_after_s=2)
+
+    def _leave(self, entry: _Waiting) -> None:
+        """Give back what a job has that will not be run: its place in the line, or its turn."""
+        if entry.turn.done():
+            self._release(entry.turn.result(), entry.job.large)
+        else:
+            self._waiting.remove(entry)
+            self._turns.cancel(entry.job.client, entry.job.cost)
 
     def _dispatch(self) -> None:
         """Replace dead processes, and give idle ones to those whose turn it is."""

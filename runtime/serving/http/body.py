@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -20,6 +21,8 @@ from internimage_deploy.runtime.serving.settings import Limits
 
 _MAX_FIELDS = 20  # form fields beside the files
 _PARSED_AT_ONCE = 256 << 10
+# Of fields and of files' names. Starlette takes any that Python has; `punycode` takes quadratic time.
+_CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii", b"ascii", b"iso-8859-1", b"latin-1", b"latin1"})
 # The last is what `curl --data-binary` sends by default.
 _RAW_TYPES = ("application/octet-stream", "image/", "application/x-www-form-urlencoded")
 
@@ -99,6 +102,9 @@ async def _form_files(headers: Headers, body: bytearray, limits: Limits) -> list
             yield bytes(body[start : start + _PARSED_AT_ONCE])
             await asyncio.sleep(0)  # other requests have their turn
 
+    charset = parse_options_header(headers["content-type"])[1].get(b"charset", b"utf-8")
+    if charset.lower() not in _CHARSETS:
+        raise HttpError(400, f"charset {charset[:40].decode('latin-1')!r} of the form; expected UTF-8", kind="form")
     try:
         parser = _InMemoryParser(
             headers, stream(), max_files=limits.batch_images, max_fields=_MAX_FIELDS, max_part_size=1 << 16

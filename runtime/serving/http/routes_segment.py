@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Coroutine, Iterable
 from contextlib import ExitStack
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -92,7 +92,7 @@ def segment_routes(service: Service) -> APIRouter:
                 async with places:
                     return await _batch_entry(service, upload, share)
 
-            entries = await until_gone(request, asyncio.gather(*(segment_one(upload) for upload in uploads)))
+            entries = await until_gone(request, all_of(segment_one(upload) for upload in uploads))
             if all("error" in entry for entry in entries):
                 raise HttpError(400, f"no image could be read; the first: {entries[0]['error']}", kind="picture")
             content = await service.in_thread(lambda: to_json({"results": entries}), large=True)
@@ -126,7 +126,21 @@ async def _batch_entry(service: Service, upload: Upload, share: Share) -> dict[s
     return {"name": upload.name, **description}
 
 
-async def until_gone(request: Request, work: Awaitable[T]) -> T:
+async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of `works`, which run together. When one fails, the others end before its error is raised.
+
+    They would run on for nobody, with memory that is no longer counted once the request has got its response.
+    """
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the client goes away. The request's body must have been read."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import ExitStack
 
 import numpy as np
@@ -16,7 +15,7 @@ from internimage_deploy.runtime.serving.http import api_schema
 from internimage_deploy.runtime.serving.http import inference_protocol as protocol
 from internimage_deploy.runtime.serving.http.body import read_body
 from internimage_deploy.runtime.serving.http.responses import HeldResponse
-from internimage_deploy.runtime.serving.http.routes_segment import until_gone
+from internimage_deploy.runtime.serving.http.routes_segment import all_of, until_gone
 from internimage_deploy.runtime.serving.http_error import HttpError
 from internimage_deploy.runtime.serving.service import Service, is_large
 
@@ -67,7 +66,7 @@ def protocol_routes(service: Service) -> APIRouter:
             infer_request = await read(request, share)
             share.take(infer_request.image.nbytes)
             images = await until_gone(
-                request, asyncio.gather(*(service.segment_array(image, share) for image in infer_request.image))
+                request, all_of(service.segment_array(image, share) for image in infer_request.image)
             )
             share.take(protocol.response_memory(infer_request, images[0].segmentation.labels))
             labels = np.stack([image.segmentation.labels for image in images])

@@ -4,12 +4,14 @@
 import asyncio
 import contextlib
 import os
+import traceback
 
 import httpx
 import numpy as np
 import pytest
 import uvicorn
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from test_attacks import post_as, send_until_closed
 from test_costly_images import RGB, job, settled, with_decoders
 from test_hostile import check_alive, connect, read_head, status
@@ -367,3 +369,21 @@ def test_others_have_their_turn_while_small_chunks_are_parsed():
         connection.connection_lost(None)
 
     asyncio.run(scenario())
+
+
+def test_a_body_that_breaks_off_is_freed_at_once():
+    # Whatever keeps the exception keeps the frames of its traceback; their body must not take memory with it.
+    messages = [{"type": "http.request", "body": bytes(1 << 20), "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive():
+        return messages.pop(0)
+
+    request = Request({"type": "http", "method": "POST", "path": "/", "headers": []}, receive)
+    budget = MemoryBudget(4 << 20)
+    with budget.share() as share, pytest.raises(HttpError, match="the client went away") as error:
+        asyncio.run(body.read_body(request, share, Limits()))
+    assert budget.used == 0
+    frames = (frame for frame, _ in traceback.walk_tb(error.value.__traceback__))
+    bodies = [value for frame in frames for value in frame.f_locals.values() if isinstance(value, bytearray)]
+    assert bodies
+    assert not any(bodies)

@@ -185,7 +185,7 @@ def test_an_image_that_waits_too_long_is_given_up(tmp_path):
         executor.gate.set()
         assert (await first).status_code == 200
 
-    with_gated_executor(tmp_path, scenario, deadline_s=0.2)
+    with_gated_executor(tmp_path, scenario, deadline_s=1.5)  # decoding, on a busy machine, takes less
 
 
 def test_batches_and_tensors_pass_the_queue_as_well(tmp_path):

@@ -54,6 +54,18 @@ async def read_body(request: Request, share: Share, limits: Limits) -> bytearray
     if coding not in ("identity", "", "gzip", "deflate"):
         raise HttpError(415, f"Content-Encoding {coding[:40]!r}; expected gzip, deflate or none", kind="type")
     body = bytearray()
+    try:
+        await _receive(request, body, share, limits)
+    except BaseException:
+        body.clear()  # at once: the exception's traceback may keep it alive, when its share is given back already
+        raise
+    if coding in ("gzip", "deflate"):
+        return await asyncio.to_thread(_decompress, body, coding, share, limits)
+    return body
+
+
+async def _receive(request: Request, body: bytearray, share: Share, limits: Limits) -> None:
+    """Append what the client sends to `body`. Raises `HttpError` as `read_body` says."""
     deadline = time.monotonic() + limits.body_s
     chunks = request.stream()
     while True:
@@ -70,9 +82,6 @@ async def read_body(request: Request, share: Share, limits: Limits) -> bytearray
             raise _too_large(limits)
         share.take(len(chunk))
         body += chunk
-    if coding in ("gzip", "deflate"):
-        return await asyncio.to_thread(_decompress, body, coding, share, limits)
-    return body
 
 
 async def read_uploads(request: Request, body: bytearray, share: Share, limits: Limits) -> list[Upload]:

@@ -10,7 +10,7 @@ PIP     = $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 LEANPIP = $(PIP) --no-compile
 DEMO   := out/demo
 SOAK   := out/soak
-# Three environments in one: what the demo needs, its last step's compiler, and on top of it what the tests need.
+# Three environments in one: what the demo needs, the compiler of its engine, and on top of it what the tests need.
 LEAN   := $(VENV)/.installed-demo
 RTX    := $(VENV)/.installed-rtx
 STAMP  := $(VENV)/.installed
@@ -20,7 +20,7 @@ CUDA_COMPILER := $(addsuffix ==13.5.37,nvidia-cuda-nvcc nvidia-cuda-runtime nvid
 # A test process that dies ends the run: restarted, xdist may wait for its tests for ever.
 PYTEST  = $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
-.PHONY: ptxas help setup setup-demo test quick soak lint demo bench bench-export clean
+.PHONY: ptxas help setup setup-demo test quick soak lint demo demo-engine bench bench-export clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,7 +42,7 @@ $(LEAN): pyproject.toml constraints.txt
 	@touch $@
 
 $(RTX): $(LEAN)
-	@echo "== adding TensorRT-RTX for this step, once: downloads 97 MB and takes 0.24 GB on disk"
+	@echo "== adding TensorRT-RTX, once: downloads 97 MB and takes 0.24 GB on disk"
 	$(LEANPIP) --quiet -e '.[rtx]'
 	@touch $@
 
@@ -56,24 +56,25 @@ $(STAMP): $(LEAN) $(RTX)
 
 demo: setup-demo ## export the demo's model, verify it, segment scenes it has not seen, score it
 	@mkdir -p $(DEMO)
-	@echo "== 1/6 checkpoint to ONNX: one file for every size, and one of a fixed size without the rewrites"
+	@echo "== 1/5 checkpoint to ONNX: one file for every size, and one of a fixed size without the rewrites"
 	$(BIN)/export-onnx --ckpt examples/toy_street/toy_street.pth -o $(DEMO)/toy_street.onnx
 	$(BIN)/export-onnx --ckpt examples/toy_street/toy_street.pth -o $(DEMO)/toy_street_plain.onnx --size 192x256 --plain
-	@echo "== 2/6 verify the file, and compare the two"
+	@echo "== 2/5 verify the file, and compare the two"
 	$(BIN)/internimage-deploy verify $(DEMO)/toy_street.onnx
 	$(BIN)/internimage-deploy verify $(DEMO)/toy_street.onnx --against $(DEMO)/toy_street_plain.onnx
-	@echo "== 3/6 paint street scenes that the model has not seen"
+	@echo "== 3/5 paint street scenes that the model has not seen"
 	$(BIN)/python examples/toy_street/scenes.py $(DEMO)/scenes --count 16
-	@echo "== 4/6 segment them"
+	@echo "== 4/5 segment them"
 	$(BIN)/internimage-deploy segment $(DEMO)/toy_street.onnx $(DEMO)/scenes/images -o $(DEMO)/segmented --overlay --json
-	@echo "== 5/6 score the model on 200 scenes that it has not seen"
+	@echo "== 5/5 score the model on 200 scenes that it has not seen"
 	$(BIN)/python examples/toy_street/evaluate.py $(DEMO)/toy_street.onnx --count 200 --at-least 0.80
-	@echo "== 6/6 compile a float16 engine for GPUs of compute capability 8.6 (TensorRT-RTX; no GPU is needed for that)"
-	@$(MAKE) --no-print-directory $(RTX)
+	@echo "== done. Look at the images in $(DEMO)/scenes/images and at $(DEMO)/segmented/*.overlay.png;"
+	@echo "   *.labels.png hold the class ids, *.json the fraction of each class. make demo-engine compiles the model."
+
+demo-engine: demo $(RTX) ## compile the demo's model with TensorRT-RTX, which needs no GPU and 0.24 GB more on disk
+	@echo "== compile a float16 engine for GPUs of compute capability 8.6"
 	$(BIN)/build-engine $(DEMO)/toy_street.onnx -o $(DEMO)/toy_street.engine --fp16 --backend tensorrt-rtx \
 	  --compute-capability 8.6 --min 1x64x64 --opt 1x192x256 --max 4x384x512
-	@echo "== done. Look at the images in $(DEMO)/scenes/images and at $(DEMO)/segmented/*.overlay.png;"
-	@echo "   *.labels.png hold the class ids, *.json the fraction of each class."
 
 test: setup ## every test
 	@echo "== every test, on two processes: about a quarter of an hour on two quiet cores"

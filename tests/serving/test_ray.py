@@ -190,6 +190,7 @@ def test_a_folder_is_segmented_once_whatever_breaks(cluster, color_path, tmp_pat
     done = out / "1.labels.png"
     out.mkdir()
     done.write_bytes(b"done already")
+    (out / "1.json").write_text("{}")  # both files that are asked for
     process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     workers = []
 

@@ -132,6 +132,13 @@ Examples:
     "library where it runs.",
 )
 @click.option(
+    "--pack-offsets/--no-pack-offsets",
+    default=True,
+    show_default=True,
+    help="Let the DCNv3 plugin read offsets and mask from the one tensor that a matrix product computes, with "
+    "TensorRT; otherwise two more kernels per layer take it apart.",
+)
+@click.option(
     "--ms-deform-attn",
     type=click.Choice(MS_DEFORM_ATTN_PLUGINS),
     default="own",

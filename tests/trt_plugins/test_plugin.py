@@ -20,6 +20,11 @@ def shapes_of(height=6, width=7, batch=2, *, group=2, channels=4, kernel=3):
     return [(*image, group * channels), (*image, 2 * points), (*image, points), (*image, group * channels)]
 
 
+def packed(operands):
+    """Offsets and mask in one tensor."""
+    return [operands[0], np.concatenate(operands[1:], -1)]
+
+
 def golden_operands(name, dtype):
     case = golden.case("dcnv3_op")[name]
     arrays = golden.arrays("dcnv3_op")
@@ -32,11 +37,13 @@ def golden_operands(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", list(TYPES))
-@pytest.mark.parametrize("creator", ["DCNv3", "TRTDCNv3"])
+@pytest.mark.parametrize("creator", ["DCNv3", "DCNv3Packed", "TRTDCNv3"])
 @pytest.mark.parametrize("name", list(golden.case("dcnv3_op")))
 def test_computes_the_golden_cases_also_when_cloned_and_reloaded(driver, name, creator, dtype):
     _, numpy_type = TYPES[dtype]
     attributes, operands, expected = golden_operands(name, numpy_type)
+    if creator == contract.PACKED_OP_TYPE:
+        operands = packed(operands)
     plugin = driver.create(creator, **attributes)
     clone = driver.keep(driver.call("clone", plugin))
     reloaded = driver.keep(driver.call("reload", clone, 0))
@@ -52,7 +59,8 @@ def test_computes_the_golden_cases_also_when_cloned_and_reloaded(driver, name, c
     np.testing.assert_array_equal(results[0], results[2])
 
 
-def test_every_attribute_reaches_the_kernel(driver):
+@pytest.mark.parametrize("creator", ["DCNv3", "DCNv3Packed"])
+def test_every_attribute_reaches_the_kernel(driver, creator):
     # All different, so that no two can be swapped unseen.
     attributes = {
         "kernel_h": 2, "kernel_w": 3, "stride_h": 3, "stride_w": 2, "pad_h": 4, "pad_w": 1, "dilation_h": 2,
@@ -68,7 +76,9 @@ def test_every_attribute_reaches_the_kernel(driver):
         rng.standard_normal((2, *sides, 18), np.float32),
     ]
     expected = host.dcnv3(*operands, group=3, offset_scale=1.25, mask_softmax=True, **op)
-    plugin = driver.create(**attributes)
+    if creator == contract.PACKED_OP_TYPE:
+        operands = packed(operands)
+    plugin = driver.create(creator, **attributes)
     reloaded = driver.keep(driver.call("reload", plugin, 0))
     for each in (plugin, reloaded):
         output = np.full_like(expected, np.nan)
@@ -120,9 +130,33 @@ def test_formats_are_linear_of_one_floating_type(driver):
     assert [driver.call("output_type", plugin, code, 3) for code in (FLOAT, HALF, BF16)] == [FLOAT, HALF, BF16]
 
 
+def test_a_packed_plugin_takes_two_inputs_of_one_type(driver):
+    plugin = driver.create(contract.PACKED_OP_TYPE, **BASE)
+    assert driver.output_shape(plugin, [(7, 31, 32, 8), (1, 1, 1, 1)]) == (7, 31, 32, 8)
+    assert driver.output_shape(plugin, [(7, 31, 32, 8)] * 3) is None
+    assert "got 3 inputs and 1 outputs: expected 2 inputs (input, offset_mask) and 1 output" in driver.log()
+    for code, _ in TYPES.values():
+        assert all(driver.supports(plugin, position, (code,) * 3, (LINEAR,) * 3, 2) for position in range(3))
+    assert not driver.supports(plugin, 1, (HALF, FLOAT), (LINEAR,) * 2, 2)
+    assert not driver.supports(plugin, 0, (HALF,), (LINEAR,), 3)
+    shapes = [(2, 6, 7, 8), (2, 6, 7, 53), (2, 6, 7, 8)]
+    driver.configure(plugin, shapes, HALF)
+    assert "offset_mask has 53 in dimension 3: expected 54" in driver.log()
+    shapes[1] = (2, 6, 7, 54)
+    assert driver.configure(plugin, shapes, HALF) == 0
+    assert driver.log() == ""
+
+
+def test_a_blob_of_the_packed_plugin_is_reloaded_as_one(v2):
+    plugin = v2.create(contract.PACKED_OP_TYPE, **BASE)
+    assert v2.call("name", v2.keep(v2.call("reload", plugin, 0))).decode() == contract.PACKED_OP_TYPE
+    assert v2.call("reload", plugin, 2) is None
+
+
 def test_field_names_are_the_contract(driver):
     names = {a.name for a in contract.ATTRIBUTES}
     assert driver.field_names("DCNv3") == names
+    assert driver.field_names("DCNv3Packed") == names
     assert driver.field_names("TRTDCNv3") == names | {"im2col_step"}
 
 
@@ -308,6 +342,7 @@ def test_timing_cache_id_tells_attributes_apart(v3):
         return v3.call("timing_id", v3.create(**(BASE | changed))).decode()
 
     base = identity()
+    assert base != v3.call("timing_id", v3.create(contract.PACKED_OP_TYPE, **BASE)).decode()
     changes = [identity(**{a.name: 7 if a.maximum is None else 1}) for a in contract.ATTRIBUTES if a.type == "int"]
     assert len({base, identity(offset_scale=2.0), identity(offset_scale=1.0000001), *changes}) == len(changes) + 3
     assert identity() == base

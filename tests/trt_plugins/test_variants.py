@@ -74,6 +74,21 @@ def test_non_square_3x3_offsets_and_kernels_take_the_general_path():
     assert worst < 2e-6
 
 
+@pytest.mark.parametrize(("groups", "group"), [(2, 16), (4, 16), (1, 0)], ids=str)
+@pytest.mark.parametrize("dtype", list(NUMPY))
+def test_offsets_and_mask_in_one_tensor(dtype, groups, group):
+    op = PLAIN | {"group": groups}
+    input, *sampling = (a.astype(NUMPY[dtype]) for a in draw(3, height=5, width=6, channels=16, softmax=True, **op))
+    expected = host.dcnv3(input, *sampling, mask_softmax=True, **op)
+    both = np.concatenate(sampling, -1)
+    views = both[..., : 18 * groups], both[..., 18 * groups :]
+    params, output = host.make_params(input, *views, mask_softmax=True, **op)
+    # An odd number of columns puts every second pair of offsets across two words.
+    assert host.run(params, dtype).group == group
+    tolerance = 0 if group else 2e-6  # the general kernel rounds in another order
+    np.testing.assert_allclose(output.astype(np.float32), expected.astype(np.float32), rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("tactic", range(13))
 @pytest.mark.parametrize("groups", [1, 7, 40, 80], ids=lambda g: f"G{g}")
 def test_geometry_covers_every_element_once(groups, tactic):

@@ -18,8 +18,8 @@ using Creator = internimage::CreatorV3;
 using Creator = internimage::CreatorV2;
 #endif
 
-Creator g_creators[] = {Creator{internimage::kDcnv3}, Creator{internimage::kOfficialDcnv3},
-                        Creator{internimage::kMsDeformAttn}};
+Creator g_creators[] = {Creator{internimage::kDcnv3}, Creator{internimage::kPackedDcnv3},
+                        Creator{internimage::kOfficialDcnv3}, Creator{internimage::kMsDeformAttn}};
 constexpr int32_t kCreators = sizeof(g_creators) / sizeof(g_creators[0]);
 
 }  // namespace
@@ -27,7 +27,7 @@ constexpr int32_t kCreators = sizeof(g_creators) / sizeof(g_creators[0]);
 #if PLUGIN_TENSORRT_AT_LEAST(10, 0)
 extern "C" PLUGIN_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
     static nvinfer1::IPluginCreatorInterface* const creators[kCreators] = {&g_creators[0], &g_creators[1],
-                                                                           &g_creators[2]};
+                                                                           &g_creators[2], &g_creators[3]};
     count = kCreators;
     return creators;
 }
@@ -35,7 +35,8 @@ extern "C" PLUGIN_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(i
 
 #if PLUGIN_INTERFACE == 2
 extern "C" PLUGIN_EXPORT nvinfer1::IPluginCreator* const* getPluginCreators(int32_t& count) {
-    static nvinfer1::IPluginCreator* const creators[kCreators] = {&g_creators[0], &g_creators[1], &g_creators[2]};
+    static nvinfer1::IPluginCreator* const creators[kCreators] = {&g_creators[0], &g_creators[1], &g_creators[2],
+                                                                  &g_creators[3]};
     count = kCreators;
     return creators;
 }

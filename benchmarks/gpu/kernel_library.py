@@ -17,8 +17,9 @@ LAUNCH = Path(__file__).resolve().with_name("launch.cpp")
 def load_kernel(capability: str) -> ctypes.CDLL:
     """The library for a GPU of compute capability `capability`, such as "8.6", compiled on the first call.
 
-    Its functions are `dcnv3_launch(params, dtype, tactic, stream)` and `ms_deform_attn_launch` with the same arguments,
-    which return a CUDA error code, and `dcnv3_tactics()`; see launch.cpp.
+    Its functions are `dcnv3_launch(params, dtype, tactic, stream)`, and `ms_deform_attn_launch` and
+    `upsample_argmax_launch` with the same arguments, which return a CUDA error code, and `dcnv3_tactics()`; see
+    launch.cpp.
 
     Raises:
         UserError: there is no nvcc, or it fails.
@@ -37,6 +38,7 @@ def load_kernel(capability: str) -> ctypes.CDLL:
     for launch, params in (
         (library.dcnv3_launch, host.Params),
         (library.ms_deform_attn_launch, host.MsDeformAttnParams),
+        (library.upsample_argmax_launch, host.UpsampleArgmaxParams),
     ):
         launch.argtypes = [ctypes.POINTER(params), ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p]
     return library

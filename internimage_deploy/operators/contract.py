@@ -69,6 +69,8 @@ ATTRIBUTES = (
     Attribute("offset_scale", "float", 1.0, None),
     Attribute("mask_softmax", "int", 0, 0, 1),
 )
+# allow_half is the plugin's alone: float16 kernels may interpolate in float16. Sums over points stay float32.
+PLUGIN_ATTRIBUTES = (*ATTRIBUTES, Attribute("allow_half", "int", 0, 0, 1))
 
 
 def output_size(size: int, kernel: int, stride: int, pad: int, dilation: int) -> int:

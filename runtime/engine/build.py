@@ -88,6 +88,8 @@ def build_engine(
     plugin: str | Path | None = None,
     embed_plugin: bool = True,
     pack_offsets: bool = True,
+    fuse_argmax: bool = True,
+    half_interpolation: bool = False,
     ms_deform_attn: MsDeformAttnPlugin = "own",
     save_onnx: str | Path | None = None,
     whole: bool = False,
@@ -122,6 +124,9 @@ def build_engine(
         embed_plugin: put the plugin's code into the engine.
         pack_offsets: let the DCNv3 plugin read offsets and mask from the one tensor that a product computes, where it
             can. False keeps them apart, with two more kernels per layer.
+        fuse_argmax: let a plugin upsample the logits and take the argmax in one step, where TensorRT makes labels.
+        half_interpolation: let the DCNv3 plugin choose kernels that interpolate float16 values in float16, with
+            precision "fp16"; compare labels before use.
         ms_deform_attn: the plugin that TensorRT runs the multi-scale deformable attention of Mask2Former models with:
             "own" for this project's; "tensorrt" for the one that TensorRT brings, which needs `embed_plugin=False` and
             takes float32 (with `keep_fp32=["MSDeformAttn"]` also within a float16 model).
@@ -167,6 +172,8 @@ def build_engine(
         embed_plugin=embed_plugin,
         whole=whole,
         pack_offsets=pack_offsets,
+        fuse_argmax=fuse_argmax,
+        half_interpolation=half_interpolation,
         ms_deform_attn=ms_deform_attn,
         classes=names,
         palette=palette,

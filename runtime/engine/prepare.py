@@ -19,7 +19,7 @@ from internimage_deploy.runtime.engine.engine_backend import MsDeformAttnPlugin
 from internimage_deploy.runtime.engine.lowering import lower
 from internimage_deploy.runtime.engine.official import Classes, Palette, adapt_official, upgrade_official
 from internimage_deploy.runtime.engine.operators import Parser, check, parser_of
-from internimage_deploy.runtime.engine.plugin_folds import pack_offset_masks
+from internimage_deploy.runtime.engine.plugin_folds import allow_half, fuse_argmax, pack_offset_masks
 from internimage_deploy.runtime.engine.plugin_nodes import (
     dcnv3_nodes,
     ms_deform_attn_nodes,
@@ -52,6 +52,8 @@ class BuildOptions:
         embed_plugin: put the plugin's code into the engine.
         whole: compile for whole images what was evaluated with a sliding window.
         pack_offsets: let the DCNv3 plugin read offsets and mask from one tensor; see `plugin_folds`.
+        fuse_argmax: let a plugin upsample the logits and take the argmax; see `plugin_folds`.
+        half_interpolation: let the DCNv3 plugin interpolate float16 values in float16; see `plugin_folds`.
         ms_deform_attn: the plugin that TensorRT runs multi-scale deformable attention with; see `plugin_nodes`.
         classes, palette, size: the card's entries for a file without a card; see `official.adapt_official`.
     """
@@ -70,6 +72,8 @@ class BuildOptions:
     embed_plugin: bool = True
     whole: bool = False
     pack_offsets: bool = True
+    fuse_argmax: bool = True
+    half_interpolation: bool = False
     ms_deform_attn: MsDeformAttnPlugin = "own"
     classes: Classes | None = None
     palette: Palette | None = None
@@ -129,6 +133,10 @@ def prepare(model: Path, compiler: Compiler, options: BuildOptions) -> PreparedM
     if compiler.backend == "tensorrt" and (dcnv3_nodes(graph) or attention):
         if options.pack_offsets:
             pack_offset_masks(graph)
+        if options.fuse_argmax:
+            fuse_argmax(graph)
+        if options.half_interpolation:
+            allow_half(graph)
         to_plugin_nodes(graph, options.ms_deform_attn)
         plugins = plugin_operators(graph)
     check(graph.model, parser)
@@ -201,6 +209,8 @@ def _expected(spec: TensorSpec) -> ExpectedTensor:
 
 
 def _check_options(compiler: Compiler, options: BuildOptions) -> None:
+    if options.half_interpolation and options.precision != "fp16":
+        raise UserError("--half-interpolation interpolates float16 values, so it needs --fp16")
     if compiler.backend == "tensorrt":
         if options.compute_capabilities:
             raise UserError(
@@ -216,6 +226,8 @@ def _check_options(compiler: Compiler, options: BuildOptions) -> None:
     for name, given in (
         ("--ms-deform-attn", options.ms_deform_attn == "tensorrt"),
         ("--no-pack-offsets", not options.pack_offsets),
+        ("--no-fuse-argmax", not options.fuse_argmax),
+        ("--half-interpolation", options.half_interpolation),
     ):
         if given:
             raise UserError(f"TensorRT-RTX takes no plugins, so {name} has no effect; leave it out")

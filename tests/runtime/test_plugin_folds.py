@@ -4,11 +4,12 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
-from internimage_deploy.operators import contract
+from internimage_deploy.onnx_tools.graph import attribute
+from internimage_deploy.operators import contract, upsample_argmax
 from internimage_deploy.operators.onnx_function import dcnv3_function
-from internimage_deploy.runtime.engine.plugin_folds import pack_offset_masks
+from internimage_deploy.runtime.engine.plugin_folds import allow_half, fuse_argmax, pack_offset_masks
 from internimage_deploy.runtime.engine.plugin_nodes import to_plugin_nodes
 from support.engine_models import FLOAT, compute, normal, small
 from support.plugin_functions import define_plugins
@@ -96,3 +97,75 @@ def test_a_slice_with_another_reader_stays():
     to_plugin_nodes(graph)
     define_plugins(graph.model)
     onnx.checker.check_model(graph.model)
+
+
+def tail(
+    *, scales=(1, 1, 4, 4), axis=1, keepdims=0, last=0, mode="linear", centres="half_pixel", dtype=TensorProto.UINT8
+):
+    """The end of an exported network: upsampling, argmax over the classes, the type of the labels."""
+    nodes = [
+        helper.make_node(
+            "Resize", ["logits", "", "scales"], ["up"], "up", mode=mode, coordinate_transformation_mode=centres
+        ),
+        helper.make_node("ArgMax", ["up"], ["best"], "best", axis=axis, keepdims=keepdims, select_last_index=last),
+        helper.make_node("Cast", ["best"], ["labels"], "labels", to=dtype),
+    ]
+    shape = {"logits": (FLOAT, ["n", 5, "h", "w"])}
+    graph = small(nodes, shape, {"labels": (dtype, ["n", "height", "width"])}, constants={"scales": np.float32(scales)})
+    graph.model.graph.value_info.append(
+        helper.make_tensor_value_info("best", TensorProto.INT64, ["n", "height", "width"])
+    )
+    graph.model.opset_import.append(helper.make_opsetid(contract.DOMAIN, contract.OPSET_VERSION))
+    return graph
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.UINT8, TensorProto.INT32], ids=["uint8", "int32"])
+@pytest.mark.parametrize("centres", ["half_pixel", "pytorch_half_pixel"])
+def test_upsampling_and_argmax_become_one_node(centres, dtype):
+    graph = tail(centres=centres, dtype=dtype)
+    logits = normal(2, 5, 6, 7)
+    expected = compute(graph, logits=logits)
+    assert fuse_argmax(graph) == 1
+    to_plugin_nodes(graph)
+    assert kinds(graph) == [upsample_argmax.OP_TYPE, "Cast"]
+    assert attribute(graph.nodes[0], "plugin_version") == b"1"
+    define_plugins(graph.model)
+    labels = compute(graph, logits=logits)
+    assert labels.dtype == expected.dtype
+    np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"scales": (1, 1, 2, 2)},
+        {"scales": (1, 1, 4, 8)},
+        {"axis": 2},
+        {"keepdims": 1},
+        {"last": 1},
+        {"mode": "nearest"},
+        {"mode": "cubic"},
+        {"centres": "align_corners"},
+        {"centres": "asymmetric"},
+    ],
+    ids=str,
+)
+def test_other_tails_stay(changed):
+    graph = tail(**changed)
+    assert fuse_argmax(graph) == 0
+    assert kinds(graph) == ["Resize", "ArgMax", "Cast"]
+
+
+def test_upsampled_logits_that_are_returned_stay():
+    graph = tail()
+    graph.model.graph.output.append(helper.make_tensor_value_info("up", FLOAT, ["n", 5, "height", "width"]))
+    assert fuse_argmax(graph) == 0
+
+
+def test_kernels_in_float16_are_allowed_by_an_attribute():
+    graph = layer()
+    pack_offset_masks(graph)
+    allow_half(graph)
+    to_plugin_nodes(graph)
+    assert attribute(graph.nodes[-1], "allow_half") == 1
+    assert {entry.name for entry in contract.PLUGIN_ATTRIBUTES} <= {entry.name for entry in graph.nodes[-1].attribute}

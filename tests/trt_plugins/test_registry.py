@@ -15,7 +15,7 @@ from internimage_deploy.operators import ms_deform_attn as ms_deform_attn_contra
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="needs NVIDIA's registry: pip install tensorrt_rtx_cu13_bindings")
 
-ATTRIBUTES = {a.name for a in contract.ATTRIBUTES}
+ATTRIBUTES = {a.name for a in contract.PLUGIN_ATTRIBUTES}
 
 PROLOGUE = """
 import ctypes, json, sys
@@ -76,10 +76,10 @@ def test_lists_the_creators_with_every_attribute(plugin):
     assert found["again"] is None
     assert set(found["fields"]["DCNv3"]) == set(found["fields"]["DCNv3Packed"]) == ATTRIBUTES
     assert set(found["fields"]["TRTDCNv3"]) == ATTRIBUTES | {"im2col_step"}
-    assert found["fields"].pop("MSDeformAttn") == []
+    assert found["fields"].pop("MSDeformAttn") == found["fields"].pop("UpsampleArgmax") == []
     assert set(found["fields"]) == {"DCNv3", "DCNv3Packed", "TRTDCNv3"}
-    assert found["versions"] == [contract.PLUGIN_VERSION] * 4
-    assert found["namespaces"] == [contract.PLUGIN_NAMESPACE] * 4
+    assert found["versions"] == [contract.PLUGIN_VERSION] * 5
+    assert found["namespaces"] == [contract.PLUGIN_NAMESPACE] * 5
 
 
 PROBE = """

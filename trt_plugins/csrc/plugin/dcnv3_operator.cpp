@@ -29,7 +29,7 @@ struct Blob {
     uint32_t tag;
     Attributes attributes;
 };
-constexpr uint32_t kTag = 0x33564344;  // "DCV3", first layout
+constexpr uint32_t kTag = 0x34564344;  // "DCV4", second layout
 
 const IDimensionExpr* output_expr(const IDimensionExpr& side, int64_t kernel, int64_t stride, int64_t pad,
                                   int64_t dilation, IExprBuilder& builder) {
@@ -57,7 +57,8 @@ class Dcnv3Operator final : public Operator {
     }
 
     std::string timing_id() const override {
-        std::string id = "internimage-dcnv3-" + std::string(packed() ? "packed-" : "") + std::to_string(kTacticsRevision);
+        std::string id =
+            "internimage-dcnv3-" + std::string(packed() ? "packed-" : "") + std::to_string(kTacticsRevision);
         for (const IntegerAttribute& attribute : kIntegerAttributes) {
             id += "_" + std::to_string(attributes_.*attribute.member);
         }
@@ -165,6 +166,7 @@ Dcnv3Params Dcnv3Operator::make_params(const Dims& input) const {
     p.dilation_w = a.dilation_w;
     p.offset_scale = a.offset_scale;
     p.mask_softmax = a.mask_softmax;
+    p.allow_half = a.allow_half;
     set_dense_strides(p);
     if (packed()) p.offset_strides = p.mask_strides = dense_strides(p.out_height, p.out_width, points() * 3);
     return p;

@@ -95,7 +95,8 @@ def _suggest_current_names(error: click.NoSuchOption) -> None:
     """Name options by what --help calls them, where click suggests their hidden aliases."""
     params = error.ctx.command.params if error.ctx else []
     current = {alias: param.opts[0] for param in params for alias in getattr(param, "aliases", ())}
-    error.possibilities = list(dict.fromkeys(current.get(name, name) for name in error.possibilities or ()))
+    if error.possibilities:
+        error.possibilities[:] = dict.fromkeys(current.get(name, name) for name in error.possibilities)
 
 
 def main() -> None:

@@ -91,11 +91,11 @@ async def read_uploads(request: Request, body: bytearray, share: Share, limits: 
     """The image files in a body: one for a raw body, each file of a form, which takes memory twice more.
 
     Raises:
-        HttpError: 400 (broken or empty form, long Content-Type), 413 (too many files), 415 (neither image nor form).
+        HttpError: 400 (broken or empty form), 413 (too many files), 415 (neither an image nor a form).
     """
     content_type = request.headers.get("content-type", "")
     if len(content_type) > _LONGEST_CONTENT_TYPE:
-        raise HttpError(400, f"the Content-Type is longer than {_LONGEST_CONTENT_TYPE} bytes", kind="type")
+        raise HttpError(415, f"the Content-Type is longer than {_LONGEST_CONTENT_TYPE} bytes", kind="type")
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
         share.take(2 * len(body))

@@ -22,7 +22,8 @@ from internimage_deploy.runtime.serving.settings import Limits
 
 _MAX_FIELDS = 20  # form fields beside the files
 _PARSED_AT_ONCE = 256 << 10
-_LONGEST_CONTENT_TYPE = 1000  # of a form, in bytes; browsers send 70. Parameters of many semicolons take quadratic time to read
+# Of a form, in bytes; browsers send 70. Parameters of many semicolons take quadratic time to read.
+_LONGEST_CONTENT_TYPE = 1000
 # Of fields and of files' names. Starlette takes any that Python has; `punycode` takes quadratic time.
 _CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii", b"ascii", b"iso-8859-1", b"latin-1", b"latin1"})
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what is wrong with a form is told to its sender

@@ -33,6 +33,8 @@ SLOW = (
     "runtime/test_golden_models.py",
     "runtime/test_mask2former_engine.py",
     "runtime/test_mask2former_pipeline.py",
+    "runtime/test_plugin_folds.py::test_a_whole_network_computes_the_same_labels",
+    "runtime/test_plugin_folds.py::test_the_end_of_mask2former_is_the_same",
     "runtime/test_segmenter.py::test_the_public_names_have_their_types",
     *(
         f"runtime/test_window.py::test_{name}"
@@ -57,6 +59,7 @@ SLOW = (
     "test_toy_street_mask2former.py",
     "trt_plugins/test_build.py",
     "trt_plugins/test_cross_compile.py",
+    "trt_plugins/test_half_labels.py",
     "trt_plugins/test_sanitizers.py",
 )
 

@@ -95,7 +95,7 @@ def check(library: Path, tensorrt: str) -> None:
     if not serves(*built, tensorrt):
         raise UserError(
             f"{library} was built with the headers of TensorRT {built[0]}, and TensorRT {tensorrt} cannot take it: run  "
-            f"internimage-deploy build-plugin --tensorrt-include DIR  with that version's headers: {HEADERS_SOURCE}"
+            "internimage-deploy build-plugin --tensorrt-include DIR  with that version's headers: " + HEADERS_SOURCE
         )
 
 

@@ -135,8 +135,8 @@ def find_nvcc(path: Path | None = None) -> Nvcc:
             "another machine"
         )
     raise UserError(
-        f"no CUDA compiler found (looked at {', '.join(map(str, candidates))}): install the CUDA toolkit, or for CUDA 13 "
-        "run  pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-crt nvidia-nvvm"
+        f"no CUDA compiler found (looked at {', '.join(map(str, candidates))}): install the CUDA toolkit, or for "
+        "CUDA 13 run  pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-crt nvidia-nvvm"
     )
 
 
@@ -211,7 +211,8 @@ def find_headers(path: Path | None = None, *, tensorrt: str | None = None) -> He
         others.append(f"those on PyPI are {HEADERS_VERSION}")
         raise UserError(
             f"a plugin for TensorRT {tensorrt} needs the headers of TensorRT {_release(tensorrt or '')}, and "
-            f"{', '.join(others)}: take {HEADERS_SOURCE}, and run  internimage-deploy build-plugin --tensorrt-include DIR"
+            f"{', '.join(others)}: take {HEADERS_SOURCE}, and run  "
+            "internimage-deploy build-plugin --tensorrt-include DIR"
         )
     folder = cache_folder() / "tensorrt-headers" / HEADERS_VERSION
     build_once(folder / "complete", lambda stamp: _download_headers(folder, stamp))

@@ -88,6 +88,7 @@ def test_output_shape_is_exact_for_dynamic_inputs(driver, size, stride, pad, dil
     expected = [contract.output_size(s, *(settings[f"{k}_{a}"] for k in ("kernel", "stride", "pad", "dilation")))
                 for s, a in zip(size, "hw", strict=True)]  # fmt: skip
     assert driver.output_shape(plugin, shapes) == (7, *expected, 8)
+    assert driver.log() == ""  # the stand-in reports negative constants
 
 
 def test_output_shape_refuses_other_ranks_and_counts(driver):
@@ -96,6 +97,25 @@ def test_output_shape_refuses_other_ranks_and_counts(driver):
     assert "input must have 4 dimensions" in driver.log()
     assert driver.output_shape(plugin, [(1, 1, 1, 1)] * 2) is None
     assert "got 2 inputs and 1 outputs: expected 3 inputs (input, offset, mask) and 1 output" in driver.log()
+
+
+@pytest.mark.parametrize("major", [8, 10, 11])
+def test_messages_reach_the_logger_of_every_tensorrt(driver, major):
+    driver.lib.driver_start_as(major)
+    try:
+        assert driver.create(group=2) is None
+        assert driver.log() == "DCNv3 'layer7': attribute group_channels is missing and has no default\n"
+    finally:
+        driver.lib.driver_start_as(10)
+
+
+def test_a_tensorrt_of_unknown_classes_gets_no_messages(driver):
+    driver.lib.driver_start_as(12)
+    try:
+        assert driver.create(group=2) is None
+        assert driver.log() == ""
+    finally:
+        driver.lib.driver_start_as(10)
 
 
 def test_formats_are_linear_of_one_floating_type(driver):

@@ -3,7 +3,7 @@
 //
 // Triton, DeepStream and others only open a plugin library, for TensorRT's own register themselves then. A library for
 // IPluginRegistry::loadLibrary() must not do that, so this one calls loadLibrary() when it is opened. It is compiled
-// without TensorRT's headers and serves 8.5 to 11 and TensorRT-RTX 1.
+// without TensorRT's headers and serves 8.5 to 11. TensorRT-RTX takes no plugins.
 #include <dlfcn.h>
 
 #include <climits>
@@ -12,7 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "registry_layout.h"
+#include "tensorrt_layout.h"
 
 namespace {
 
@@ -28,6 +28,7 @@ constexpr int32_t kNewest = 11;
 struct Version {
     int32_t major;
     int32_t minor;
+    int32_t patch;
 };
 
 struct Plugin {
@@ -77,20 +78,19 @@ bool open_plugin(Plugin& plugin) {
     auto* built_for = symbol<const char*()>(plugin.handle, "internimage_plugin_built_for");
     Version& built = plugin.built;
     if (built_for != nullptr &&
-        sscanf(built_for(), "%d.%d.%*d v%d", &built.major, &built.minor, &plugin.interface) == 3) {
+        sscanf(built_for(), "%d.%d.%d v%d", &built.major, &built.minor, &built.patch, &plugin.interface) == 4) {
         return true;
     }
     complain(plugin.path, " is no plugin library of this version of internimage-deploy");
     return false;
 }
 
-// 8601 is 8.6.1, 101601 is 10.16.1. TensorRT-RTX 1 has a count of its own, and the classes of TensorRT 10.
+// 8601 is 8.6.1, 101601 is 10.16.1.
 Version version_of(void* tensorrt) {
     auto* get = symbol<int32_t()>(tensorrt, "getInferLibVersion");
     const int32_t number = get != nullptr ? get() : 0;
-    if (number < 10000) return {number / 1000, number / 100 % 10};
-    const Version version{number / 10000, number / 100 % 100};
-    return version.major == 1 ? Version{10, 0} : version;
+    if (number < 10000) return {number / 1000, number / 100 % 10, number % 100};
+    return {number / 10000, number / 100 % 100, number % 100};
 }
 
 // Whether the plugin's classes are those of this TensorRT. trt_plugins/toolchain.py has the same rule.
@@ -122,7 +122,12 @@ bool load(void* registry, const Plugin& plugin) {
     return has_creators(*known, plugin) || known->loadLibrary(plugin.path) != nullptr;
 }
 
-// 8.5 has no loadLibrary(): its creators are registered one by one.
+// 8.5 has no loadLibrary(), and 8.6.0, an early access release, has it elsewhere in the class. There the creators are
+// registered one by one, and the plugins have no logger.
+bool loads_libraries(const Version& tensorrt) {
+    return tensorrt.major > 8 || (tensorrt.minor == 6 && tensorrt.patch > 0);
+}
+
 bool register_each(Registry8* registry, const Plugin& plugin) {
     if (has_creators(*registry, plugin)) return true;
     auto* creators = symbol<void* const*(int32_t&)>(plugin.handle, Registry8::kCreators);
@@ -149,7 +154,7 @@ void register_with(void* tensorrt, const char* name, const Plugin& plugin) {
         complain(name, " has no plugin registry");
         return;
     }
-    if (version.major == 8 && version.minor < 6) {
+    if (!loads_libraries(version)) {
         registered = register_each(static_cast<Registry8*>(registry), plugin);
     } else if (version.major < 10) {
         registered = load<Registry8>(registry, plugin);
@@ -181,7 +186,7 @@ bool use_tensorrt(const Plugin& plugin, int flags, bool all) {
             if (use(name)) return true;
         }
     }
-    return use("libtensorrt_rtx.so.1") || found;
+    return found;
 }
 
 // Static objects of the host are not made yet where this library is preloaded; nothing here needs them.

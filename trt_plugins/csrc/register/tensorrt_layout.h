@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// TensorRT's plugin registry as its virtual functions lie in memory, by version: what a library needs that is compiled
-// once for all of them. Only the named functions are called. tests/trt_plugins/cpp/registry_layout.cpp compares these
-// classes with NVIDIA's headers.
+// TensorRT's plugin registry and logger as their virtual functions lie in memory, by version: for code that is compiled
+// once and used with several. Only the named functions are called. tests/trt_plugins/cpp/tensorrt_layout.cpp compares
+// these classes with NVIDIA's headers.
 #pragma once
 
 #include <cstdint>
@@ -21,13 +21,13 @@ class Registry8 {
     virtual void setErrorRecorder() = 0;
     virtual void getErrorRecorder() = 0;
     virtual void deregisterCreator() = 0;
-    // Not in 8.5:
+    // Not in 8.5 and 8.6.0:
     virtual void isParentSearchEnabled() = 0;
     virtual void setParentSearchEnabled() = 0;
     virtual void* loadLibrary(const char* path) noexcept = 0;
 };
 
-// TensorRT 10 and TensorRT-RTX 1.
+// TensorRT 10.
 class Registry10 {
   public:
     static constexpr const char* kCreators = "getCreators";
@@ -63,6 +63,33 @@ class Registry11 {
     virtual void deregisterLibrary() = 0;
     virtual void registerCreator() = 0;
     virtual void* const* list(int32_t* count) const noexcept = 0;  // getAllCreators
+};
+
+// ILogger and ILoggerFinder up to TensorRT 10.
+class Logger8 {
+  public:
+    virtual void log(int32_t severity, const char* message) noexcept = 0;
+};
+class LoggerFinder8 {
+  public:
+    virtual void* findLogger() = 0;
+};
+
+// In TensorRT 11 they are versioned interfaces, whose functions come first.
+class Versioned11 {
+  public:
+    virtual void getAPILanguage() = 0;
+    virtual void getInterfaceInfo() = 0;
+    virtual void destructor() = 0;
+    virtual void deleting_destructor() = 0;
+};
+class Logger11 : public Versioned11 {
+  public:
+    virtual void log(int32_t severity, const char* message) noexcept = 0;
+};
+class LoggerFinder11 : public Versioned11 {
+  public:
+    virtual void* findLogger() = 0;
 };
 
 }  // namespace internimage

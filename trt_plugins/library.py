@@ -15,6 +15,9 @@ from internimage_deploy.operators.contract import OFFICIAL_OP_TYPE, OP_TYPE, PLU
 from internimage_deploy.trt_plugins.toolchain import HEADERS_SOURCE, major, serves
 
 LIBRARY_VARIABLE = "INTERNIMAGE_DEPLOY_PLUGIN"
+_WITH_OWN_HEADERS = (
+    f"  internimage-deploy build-plugin --tensorrt-include DIR  with that version's headers: {HEADERS_SOURCE}"
+)
 CREATORS = (OP_TYPE, OFFICIAL_OP_TYPE, ms_deform_attn.OP_TYPE)
 
 
@@ -55,10 +58,8 @@ def find_library(path: Path | None = None, *, tensorrt: str | None = None, build
         return cached[0]
     version = f" for TensorRT {tensorrt}" if tensorrt else ""
     old = tensorrt is not None and major(tensorrt) < 10
-    headers = f" --tensorrt-include DIR  with that version's headers: {HEADERS_SOURCE}" if old else ""
-    raise UserError(
-        f"the DCNv3 plugin library has not been compiled{version}: run  internimage-deploy build-plugin{headers}"
-    )
+    command = _WITH_OWN_HEADERS if old else "  internimage-deploy build-plugin"
+    raise UserError(f"the DCNv3 plugin library has not been compiled{version}: run{command}")
 
 
 def built_for(library: Path) -> tuple[str, str] | None:
@@ -94,8 +95,8 @@ def check(library: Path, tensorrt: str) -> None:
         )
     if not serves(*built, tensorrt):
         raise UserError(
-            f"{library} was built with the headers of TensorRT {built[0]}, and TensorRT {tensorrt} cannot take it: run  "
-            "internimage-deploy build-plugin --tensorrt-include DIR  with that version's headers: " + HEADERS_SOURCE
+            f"{library} was built with the headers of TensorRT {built[0]}, and TensorRT {tensorrt} cannot take it; run"
+            + _WITH_OWN_HEADERS
         )
 
 

@@ -134,7 +134,7 @@ def test_the_registering_library_comes_from_the_cache_where_it_does_not_lie_besi
     plugin = tmp_path / "libdcnv3.so"
     plugin.write_bytes(b"library")
     monkeypatch.setattr(build, "cached_libraries", list)
-    with pytest.raises(UserError, match="libinternimage_trt_register.so is missing: .* build-plugin"):
+    with pytest.raises(UserError, match=r"libinternimage_trt_register\.so is missing: .* build-plugin"):
         export(model, tmp_path / "r", TritonOptions("street", plugin=plugin))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "libinternimage_trt_register.so").write_bytes(b"register")

@@ -248,9 +248,11 @@ def copy_libraries(library: Path, target: Path) -> Path:
     """Copy `library` to `target`, and the registering library beside it. Returns the latter's path.
 
     Raises:
-        UserError: a file cannot be written, or there is no registering library.
+        UserError: a file cannot be written, `target` has the registering library's name, or there is none.
     """
     register = target.with_name(REGISTER_LIBRARY)
+    if register == target:
+        raise UserError(f"{target}: the registering library gets that name; expected another, such as {LIBRARY}")
     for source, destination in ((library, target), (find_register_library(library), register)):
         with atomic_path(destination) as path:
             shutil.copyfile(source, path)

@@ -81,7 +81,8 @@ def build_plugin(
     before from the same sources, versions and compute capabilities is taken from the cache. A second library beside it,
     libinternimage_trt_register.so, registers the first for programs that only open a library.
     """
-    from internimage_deploy.trt_plugins.build import build, copy_libraries, find_register_library, make_plan
+    from internimage_deploy.trt_plugins.build import LIBRARY, build, copy_libraries, find_register_library, make_plan
+    from internimage_deploy.trt_plugins.library import LIBRARY_VARIABLE
     from internimage_deploy.trt_plugins.toolchain import installed_tensorrt
 
     plan = make_plan(
@@ -102,5 +103,6 @@ def build_plugin(
     if output is not None:
         register = copy_libraries(library, output)
         library = output.absolute()
-    click.echo(f"register   {register.absolute()}, for programs that only open a library", err=True)
+    seeks = "" if library.name == LIBRARY else f"; it looks beside itself for {LIBRARY}, or takes ${LIBRARY_VARIABLE}"
+    click.echo(f"register   {register.absolute()}, for programs that only open a library{seeks}", err=True)
     click.echo(str(library))

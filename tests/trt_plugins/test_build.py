@@ -75,7 +75,11 @@ def test_command_copies_the_cached_library_and_prints_what_it_found(plan, plugin
     assert target.read_bytes() == plugin.read_bytes()
     register = tmp_path / "libinternimage_trt_register.so"
     assert register.read_bytes() == build.find_register_library(plugin).read_bytes()
-    assert str(register) in result.stderr
+    assert f"{register}, for programs" in result.stderr
+    assert "looks beside itself for libinternimage_trt_plugins.so, or takes $INTERNIMAGE" in result.stderr
+    result = CliRunner().invoke(build_plugin, ["--compute-capability", "8.7", "-o", str(register)])
+    assert isinstance(result.exception, UserError)
+    assert "the registering library gets that name" in str(result.exception)
     found = (str(plan.nvcc.path), plan.nvcc.version, plan.headers.version)
     for text in (*found, "IPluginV3", "TensorRT 10 and later", "compute capability 8.7", "from the cache"):
         assert text in result.stderr

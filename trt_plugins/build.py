@@ -69,13 +69,22 @@ def sources_key() -> str:
     return fingerprint((path for path in SOURCES.rglob("*") if path.is_file()), [])
 
 
-def cached_libraries(tensorrt: str | None = None, *, any_headers: bool = False) -> list[Path]:
+def runs_on(architectures: Sequence[int], gpus: Sequence[int]) -> bool:
+    """Whether code for `architectures`, and PTX of the newest, runs on every GPU of these compute capabilities."""
+    return all(
+        max(architectures) <= gpu or any(number // 10 == gpu // 10 and number <= gpu for number in architectures)
+        for gpu in gpus
+    )
+
+
+def cached_libraries(tensorrt: str | None = None, *, any_headers: bool = False, gpus: Sequence[int] = ()) -> list[Path]:
     """Libraries in the cache that were built from these sources: those for most GPUs first, then the newest.
 
     Args:
         tensorrt: A TensorRT version; only libraries that it can take and that were built with headers of its major
             version are returned.
         any_headers: Return also those of other major versions that it can take.
+        gpus: Compute capabilities times ten; only libraries that run on all of them are returned.
     """
     found = []
     for record in (cache_folder() / "plugin").glob(f"*/{RECORD}"):
@@ -83,6 +92,7 @@ def cached_libraries(tensorrt: str | None = None, *, any_headers: bool = False) 
         try:
             built = json.loads(record.read_text())
             fits = built["sources"] == sources_key() and built["machine"] == platform.machine()
+            fits = fits and runs_on(built["architectures"], gpus)
             if tensorrt is not None:
                 fits = fits and serves(built["tensorrt"], built["interface"], tensorrt)
                 fits = fits and (any_headers or major(built["tensorrt"]) == major(tensorrt))

@@ -12,6 +12,7 @@ from typing import Any
 from internimage_deploy.errors import UserError
 from internimage_deploy.operators import ms_deform_attn
 from internimage_deploy.operators.contract import OFFICIAL_OP_TYPE, OP_TYPE, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from internimage_deploy.trt_plugins import driver
 from internimage_deploy.trt_plugins.toolchain import HEADERS_SOURCE, major, serves
 
 LIBRARY_VARIABLE = "INTERNIMAGE_DEPLOY_PLUGIN"
@@ -25,7 +26,7 @@ def find_library(path: Path | None = None, *, tensorrt: str | None = None, build
     """The plugin library.
 
     Looked for in this order: `path`, $INTERNIMAGE_DEPLOY_PLUGIN, the user's cache (of what `build-plugin` made of
-    these sources the one for most GPUs; no compiler is needed for that).
+    these sources the one for most GPUs, of those that run on the GPUs here; no compiler is needed for that).
 
     Args:
         path: The library's path, if it is known.
@@ -47,7 +48,7 @@ def find_library(path: Path | None = None, *, tensorrt: str | None = None, build
 
     from internimage_deploy.trt_plugins import build as builder
 
-    cached = builder.cached_libraries(tensorrt)
+    cached = builder.cached_libraries(tensorrt, gpus=driver.architectures())
     if cached:
         return cached[0]
     if build:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import json
+import platform
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,28 @@ def test_a_library_that_a_command_needs_is_compiled_for_the_gpus_here(
     assert plan.architectures == expected
     # build-plugin itself compiles for every GPU, as one may copy its library.
     assert build.make_plan() == dataclasses.replace(plan, architectures=(75, 87, 90))
+
+
+@pytest.mark.parametrize(
+    ("compiled", "gpu", "runs"),
+    [
+        ((87,), 87, True),
+        ((86, 90), 89, True),  # code of the same major version and a lower minor one
+        ((75, 89), 86, False),
+        ((89,), 90, True),  # by PTX
+        ((75, 90), 80, False),
+    ],
+)
+def test_a_cached_library_without_code_for_the_gpu_here_is_not_the_one(
+    compilers, new_headers, monkeypatch, empty_cache, compiled, gpu, runs
+):
+    folder = empty_cache / "plugin" / "cached"
+    folder.mkdir(parents=True)
+    (folder / build.LIBRARY).write_text("")
+    record = {"sources": build.sources_key(), "machine": platform.machine(), "tensorrt": "11.1.0", "interface": "v3"}
+    (folder / build.RECORD).write_text(json.dumps(record | {"architectures": compiled}))
+    monkeypatch.setattr(driver, "cuda_version", lambda: (13, 0))
+    monkeypatch.setattr(driver, "architectures", lambda: (gpu,))
+    monkeypatch.setattr(build, "build", lambda plan: (Path("built.so"), True))
+    found = library.find_library(tensorrt="11.4.0", build=True)
+    assert found == (folder / build.LIBRARY if runs else Path("built.so"))

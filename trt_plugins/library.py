@@ -60,7 +60,7 @@ def find_library(path: Path | None = None, *, tensorrt: str | None = None, build
     version = f" for TensorRT {tensorrt}" if tensorrt else ""
     old = tensorrt is not None and major(tensorrt) < 10
     command = _WITH_OWN_HEADERS if old else "  internimage-deploy build-plugin"
-    raise UserError(f"the DCNv3 plugin library has not been compiled{version}: run{command}")
+    raise UserError(f"the plugin library has not been compiled{version}: run{command}")
 
 
 def built_for(library: Path) -> tuple[str, str] | None:

@@ -98,7 +98,7 @@ def stand_in(monkeypatch):
     """Stand-ins for TensorRT and CUDA; the module `tensorrt`."""
     trt = fake_tensorrt.make()
     fake_cuda.install(monkeypatch, fake_cuda.make_driver(), fake_cuda.make_runtime())
-    monkeypatch.setattr("internimage_deploy.trt_plugins.library.ctypes.CDLL", lambda *a, **k: None)
+    monkeypatch.setattr("internimage_deploy.trt_plugins.library.check", lambda library, tensorrt: None)
     return trt
 
 

@@ -12,6 +12,7 @@ from internimage_deploy.cli import doctor
 from internimage_deploy.runtime.backends import availability
 from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.backends.registry import REGISTRY
+from internimage_deploy.trt_plugins import driver
 from support.tiny_models import color_model
 
 GPU_ONLY = ("tensorrt", "pycuda", "cuda")
@@ -89,7 +90,19 @@ def test_doctor_with_a_gpu_names_what_that_gpu_needs(run, monkeypatch):
     report = json.loads(run("doctor", "--json")[1])
     devices = [{"name": "NVIDIA H100", "compute_capability": "9.0", "driver": "580.1"}]
     assert report["gpu"] == {"problem": "", "devices": devices}
-    assert {"platform", "python", "internimage-deploy", "system", "cpus", "gpus"} == set(report["system"])
+    assert {"platform", "python", "internimage-deploy", "system", "cpus", "gpus", "driver's CUDA"} == set(
+        report["system"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [((12, 6), "12.6; the plugin must be compiled with CUDA 12 or older"), (None, "no NVIDIA driver")],
+)
+def test_doctor_says_which_cuda_the_driver_takes(run, monkeypatch, version, said):
+    monkeypatch.setattr(driver, "cuda_version", lambda: version)
+    assert json.loads(run("doctor", "--json")[1])["system"]["driver's CUDA"] == said
+    assert f"driver's CUDA        {said}" in run("doctor")[1]
 
 
 def test_an_engine_needs_pycuda_besides_its_library(monkeypatch):

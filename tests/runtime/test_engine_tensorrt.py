@@ -56,7 +56,7 @@ def compile_here(monkeypatch, tmp_path):
         )
         library = tmp_path / "plugin.so"
         compiler = Compiler("tensorrt", version)
-        monkeypatch.setattr("internimage_deploy.trt_plugins.library.ctypes.CDLL", lambda *a, **k: None)
+        monkeypatch.setattr("internimage_deploy.trt_plugins.library.check", lambda library, tensorrt: None)
         library.write_bytes(b"")
         target = tmp_path / f"{version}.engine"
         options = BuildOptions(**options)

@@ -99,12 +99,32 @@ def test_output_shape_is_exact_for_dynamic_inputs(driver, size, stride, pad, dil
     expected = [contract.output_size(s, *(settings[f"{k}_{a}"] for k in ("kernel", "stride", "pad", "dilation")))
                 for s, a in zip(size, "hw", strict=True)]  # fmt: skip
     assert driver.output_shape(plugin, shapes) == (7, *expected, 8)
+    assert driver.log() == ""  # the stand-in reports negative constants
 
 
 def test_a_blob_of_the_packed_plugin_is_reloaded_as_one(v2):
     plugin = v2.create(contract.PACKED_OP_TYPE, **BASE)
     assert v2.call("name", v2.keep(v2.call("reload", plugin, 0))).decode() == contract.PACKED_OP_TYPE
     assert v2.call("reload", plugin, 2) is None
+
+
+@pytest.mark.parametrize("major", [8, 10, 11])
+def test_messages_reach_the_logger_of_every_tensorrt(driver, major):
+    driver.lib.driver_start_as(major)
+    try:
+        assert driver.create(group=2) is None
+        assert driver.log() == "DCNv3 'layer7': attribute group_channels is missing and has no default\n"
+    finally:
+        driver.lib.driver_start_as(10)
+
+
+def test_a_tensorrt_of_unknown_classes_gets_no_messages(driver):
+    driver.lib.driver_start_as(12)
+    try:
+        assert driver.create(group=2) is None
+        assert driver.log() == ""
+    finally:
+        driver.lib.driver_start_as(10)
 
 
 def test_field_names_are_the_contract(driver):

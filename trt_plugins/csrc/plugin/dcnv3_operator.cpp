@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "dcnv3_operator.h"
 
+#include <cstdlib>
 #include <cstring>
 
 #include "dcnv3_attributes.h"
@@ -33,9 +34,11 @@ constexpr uint32_t kTag = 0x34564344;  // "DCV4", second layout
 
 const IDimensionExpr* output_expr(const IDimensionExpr& side, int64_t kernel, int64_t stride, int64_t pad,
                                   int64_t dilation, IExprBuilder& builder) {
-    // floor((side + 2 * pad - extent) / stride) + 1, with one constant for what is known.
-    const int64_t extent = dilation * (kernel - 1) + 1;
-    const auto* room = builder.operation(DimensionOperation::kSUM, side, *builder.constant(2 * pad - extent));
+    // floor((side + 2 * pad - extent) / stride) + 1, with one constant for what is known. TensorRT promises nothing
+    // about negative constants, so the sign is in the operation.
+    const int64_t shrink = dilation * (kernel - 1) + 1 - 2 * pad;
+    const auto sign = shrink > 0 ? DimensionOperation::kSUB : DimensionOperation::kSUM;
+    const auto* room = builder.operation(sign, side, *builder.constant(std::abs(shrink)));
     const auto* strides = builder.operation(DimensionOperation::kFLOOR_DIV, *room, *builder.constant(stride));
     return builder.operation(DimensionOperation::kSUM, *strides, *builder.constant(1));
 }

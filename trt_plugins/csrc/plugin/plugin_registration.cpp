@@ -44,14 +44,26 @@ extern "C" PLUGIN_EXPORT nvinfer1::IPluginCreator* const* getPluginCreators(int3
 }
 #endif
 
+// Which TensorRT may take this library: the classes of 8 and 9 and those of 10 and later differ in memory, and a
+// registry that is given the wrong ones crashes. Whoever loads the library asks this first.
+#define PLUGIN_TEXT_OF(value) #value
+#define PLUGIN_TEXT(macro) PLUGIN_TEXT_OF(macro)
+extern "C" PLUGIN_EXPORT const char* internimage_plugin_built_for() {
+    return PLUGIN_TEXT(NV_TENSORRT_MAJOR) "." PLUGIN_TEXT(NV_TENSORRT_MINOR) "." PLUGIN_TEXT(
+        NV_TENSORRT_PATCH) " v" PLUGIN_TEXT(PLUGIN_INTERFACE);
+}
+
 #if !PLUGIN_TENSORRT_AT_LEAST(8, 6)
 // TensorRT 8.5 has no loadLibrary(): opening the library registers the plugins, if libnvinfer is in the process.
 extern "C" __attribute__((weak)) nvinfer1::IPluginRegistry* getPluginRegistry() noexcept;
+extern "C" __attribute__((weak)) int32_t getInferLibVersion() noexcept;
 
 namespace {
 
 [[maybe_unused]] const bool g_registered = [] {
-    nvinfer1::IPluginRegistry* registry = getPluginRegistry != nullptr ? getPluginRegistry() : nullptr;
+    const bool here = getPluginRegistry != nullptr && getInferLibVersion != nullptr &&
+                      getInferLibVersion() / 100 == NV_TENSORRT_MAJOR * 10 + NV_TENSORRT_MINOR;
+    nvinfer1::IPluginRegistry* registry = here ? getPluginRegistry() : nullptr;
     bool registered = registry != nullptr;
     for (Creator& creator : g_creators) {
         registered = registered && registry->registerCreator(creator, internimage::kPluginNamespace);

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "plugin_v2.h"
+// Empty for interface 3, as plugin_v3.cpp is for interface 2: one list of sources serves every TensorRT.
+#include "plugin_registration.h"
 
+#if PLUGIN_INTERFACE == 2
 #include <cstring>
 #include <memory>
 #include <vector>
 
 #include "plugin_log.h"
-#include "plugin_registration.h"
+#include "plugin_v2.h"
 
 namespace internimage {
 
@@ -131,3 +133,4 @@ void CreatorV2::setPluginNamespace(const char* pluginNamespace) noexcept {
 const char* CreatorV2::getPluginNamespace() const noexcept { return namespace_.c_str(); }
 
 }  // namespace internimage
+#endif  // PLUGIN_INTERFACE == 2

@@ -70,6 +70,7 @@ class EngineInfo:
     plugin_embedded: bool = False
     version_compatible: bool = False
     device: str = ""  # name of the GPU it was built on, when one was there
+    profile_sharing: bool = False  # several execution contexts may use one optimisation profile at a time
 
 
 @dataclass(frozen=True)
@@ -362,6 +363,7 @@ _ENGINE_READERS: dict[str, Reader] = {
     "plugin_embedded": _flag,
     "version_compatible": _flag,
     "device": _text,
+    "profile_sharing": _flag,
 }
 _REQUIRED = ("architecture", "classes", "palette", "input", "output")
 _READERS: dict[str, Reader] = {

@@ -112,6 +112,18 @@ def check_gpu(engine: Path, info: EngineInfo, capability: str, device: str) -> N
         )
 
 
+def allows_contexts(info: EngineInfo) -> bool:
+    """True when an engine may have several execution contexts at a time.
+
+    A profile could be in use by one execution context alone until TensorRT 8.6 brought profile sharing, which engines
+    before 10.0 have only where they were built with it. Engines of a fixed size have no profiles to share.
+    """
+    if info.backend == "tensorrt-rtx" or not info.profiles:
+        return True
+    version = _numbers(info.version)
+    return version >= (10,) or (version >= (8, 6) and info.profile_sharing)
+
+
 def check_plugin(engine: Path, info: EngineInfo, *, available: str, trusted: bool) -> None:
     """Check that the plugin an engine needs can be loaded.
 

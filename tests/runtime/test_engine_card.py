@@ -141,7 +141,7 @@ def test_the_json_of_a_card_keeps_its_keys(engine):
     data = json.loads(sidecar.path_of(engine).read_text())
     assert set(data["engine"]) == {
         *("flavour", "version", "sha256", "compute_capabilities", "profiles"),
-        *("plugin_version", "plugin_embedded", "version_compatible", "device"),
+        *("plugin_version", "plugin_embedded", "version_compatible", "device", "profile_sharing"),
     }
     assert data["engine"]["flavour"] == sidecar.read(engine).engine.backend == "tensorrt"
 

@@ -3,10 +3,8 @@
 
 import dataclasses
 import itertools
-import logging
 import re
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import click
 import numpy as np
@@ -29,8 +27,8 @@ from internimage_deploy.runtime.engine.compile import compile_engine, network_fl
 from internimage_deploy.runtime.engine.compilers import Compiler, find, load_module
 from internimage_deploy.runtime.engine.prepare import BuildOptions
 from internimage_deploy.runtime.engine.protocol import CompilerWarning
-from internimage_deploy.runtime.gpu import cuda_graph, device
-from internimage_deploy.runtime.gpu.device import Device, DeviceArray, DeviceBuffer, DeviceError, OutOfDeviceMemory
+from internimage_deploy.runtime.gpu import device
+from internimage_deploy.runtime.gpu.device import Device, DeviceBuffer, DeviceError, OutOfDeviceMemory
 from support import fake_cuda, fake_tensorrt
 from support.engine_models import DYNAMIC, exported, rtx
 from support.tiny_models import color_model, picture
@@ -157,11 +155,11 @@ def test_a_timing_cache_that_cannot_be_written_costs_no_engine(compile_here, tmp
 def test_whatever_is_kept_lies_in_the_chosen_folder(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("INTERNIMAGE_DEPLOY_CACHE", str(tmp_path / "cache"))
     assert default_timing_cache("10.1") == tmp_path / "cache" / "timing" / "tensorrt-10.1.cache"
-    kept = ort_gpu._tensorrt_options()["trt_engine_cache_path"]
+    kept = ort_gpu._tensorrt_options(0)["trt_engine_cache_path"]
     assert kept == str(tmp_path / "cache" / "onnxruntime-tensorrt")
     (tmp_path / "file").touch()
     monkeypatch.setenv("INTERNIMAGE_DEPLOY_CACHE", str(tmp_path / "file"))
-    assert ort_gpu._tensorrt_options() == {"device_id": "0"}
+    assert ort_gpu._tensorrt_options(1) == {"device_id": "1"}
     assert "engines are built anew each time: cannot write" in caplog.text
 
 
@@ -185,13 +183,13 @@ def test_the_shared_api_is_in_tensorrt_rtx(compile_here, monkeypatch, tmp_path):
         assert [name for name in names if not hasattr(getattr(real, owner), name)] == []
 
 
-def engine_of(compile_here, monkeypatch, model, *, graphs=None, gpu=None, load=Segmenter.load, **options):
+def engine_of(compile_here, monkeypatch, model, *, gpu=None, **options):
     """A `Segmenter` on a stand-in engine of `model`, and the module."""
     built, trt, _ = compile_here(model, **options)
-    fake_cuda.install(monkeypatch, gpu or fake_cuda.make_driver(), graphs)
+    fake_cuda.install(monkeypatch, gpu or fake_cuda.make_driver())
     monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
     monkeypatch.setattr(registry, "installed", lambda entry: True)
-    return load(built.path), trt
+    return Segmenter.load(built.path), trt
 
 
 def sizes(*largest):
@@ -239,95 +237,11 @@ def test_profiles_are_switched(compile_here, monkeypatch, tmp_path):
         segmenter(picture(128, 128)[0])
 
 
-def test_each_thread_has_its_own_contexts(compile_here, monkeypatch, tmp_path):
-    segmenter, trt = engine_of(compile_here, monkeypatch, color_model(tmp_path / "m.onnx"), **sizes((1, 128, 128)))
-    barrier = threading.Barrier(4)
-
-    def work(index):
-        barrier.wait()
-        image, expected = picture(32 + 32 * (index % 3), 64)
-        return all(np.array_equal(segmenter(image).labels, expected) for _ in range(5))
-
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(work, range(4))) == [True] * 4
-    assert len(trt.contexts) == 4
-
-
-def test_graphs_are_captured_once_and_replayed(compile_here, monkeypatch, tmp_path):
-    graphs = fake_cuda.make_runtime()
-    model = color_model(tmp_path / "m.onnx")
-    segmenter, trt = engine_of(compile_here, monkeypatch, model, graphs=graphs, **sizes((1, 128, 128)))
-    image, expected = picture(64, 64)
-    for _ in range(5):
-        np.testing.assert_array_equal(segmenter(image).labels, expected)
-    # The first run is a plain one, the second captures, the others replay.
-    assert (graphs.captured, graphs.launched, sum(context._runs for context in trt.contexts)) == (1, 4, 2)
-    bigger, expected = picture(128, 128)  # larger buffers: addresses inside the graph are stale
-    for _ in range(3):
-        np.testing.assert_array_equal(segmenter(bigger).labels, expected)
-    assert (graphs.captured, graphs.freed) == (2, 1)
-    segmenter.close()
-    assert graphs.freed == 2
-
-
-def test_what_cannot_be_captured_runs_without_graphs(compile_here, monkeypatch, tmp_path):
-    graphs = fake_cuda.make_runtime(capturable=False)
-    model = color_model(tmp_path / "m.onnx")
-    segmenter, _ = engine_of(compile_here, monkeypatch, model, graphs=graphs, **sizes((1, 128, 128)))
-    image, expected = picture(64, 64)
-    for _ in range(3):
-        np.testing.assert_array_equal(segmenter(image).labels, expected)
-    assert graphs.launched == 0
-
-
-def test_that_cuda_python_is_missing_is_logged_once(compile_here, monkeypatch, tmp_path, caplog):
-    cuda_graph._log_missing_package.cache_clear()
-    with caplog.at_level(logging.INFO, "internimage_deploy"):
-        segmenter, _ = engine_of(compile_here, monkeypatch, color_model(tmp_path / "m.onnx"), **sizes((1, 64, 64)))
-        assert cuda_graph.cuda_runtime() is None
-    assert segmenter.backend._cuda is None
-    assert caplog.text.count("pip install cuda-python") == 1
-
-
-def test_graphs_can_be_switched_off(compile_here, monkeypatch, tmp_path):
-    graphs = fake_cuda.make_runtime()
-
-    def load(path):
-        return Segmenter.load(path, cuda_graphs=False)
-
-    model = color_model(tmp_path / "m.onnx")
-    segmenter, _ = engine_of(compile_here, monkeypatch, model, graphs=graphs, load=load, **sizes((1, 64, 64)))
-    for _ in range(3):
-        segmenter(picture(64, 64)[0])
-    assert graphs.captured == 0
-
-
-def test_arrays_on_the_gpu_stay_there(compile_here, monkeypatch, tmp_path):
-    model = color_model(tmp_path / "m.onnx")
-    segmenter, _ = engine_of(compile_here, monkeypatch, model, **sizes((1, 64, 64)))
-    backend = segmenter.backend
-    batch = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
-    there = DeviceArray(batch.ctypes.data, batch.shape, batch.dtype, batch)  # device memory is host memory here
-    output = backend.run_on_device(there)
-    interface = output.__cuda_array_interface__
-    assert (interface["shape"], interface["typestr"], interface["version"]) == ((1, 3, 16, 16), "<f4", 3)
-    found = np.frombuffer(memory(interface["data"][0], output.nbytes), np.float32).reshape(interface["shape"])
-    np.testing.assert_array_equal(found, backend.run(batch))
-    with pytest.raises(UserError, match="the GPU array holds float32, this model takes uint8"):
-        backend.run_on_device(DeviceArray(1, (1, 64, 64, 3), "float32", None))
-
-
 def test_parts_are_timed_on_the_gpu(compile_here, monkeypatch, tmp_path):
     segmenter, _ = engine_of(compile_here, monkeypatch, color_model(tmp_path / "m.onnx"), **sizes((1, 64, 64)))
     times = segmenter.backend.measure(np.zeros((1, 64, 64, 3), np.uint8))
     assert set(times) == {"h2d_ms", "infer_ms", "d2h_ms", "enqueue_ms"}
     assert min(times.values()) > 0
-
-
-def memory(address, nbytes):
-    import ctypes
-
-    return (ctypes.c_uint8 * nbytes).from_address(address)
 
 
 def test_a_gpu_that_is_full(compile_here, monkeypatch, tmp_path):
@@ -403,16 +317,12 @@ def test_commands_open_an_engine_with_an_embedded_plugin(arguments, printed, com
     assert printed in done.output
 
 
-def test_without_pycuda_or_tensorrt(compile_here, monkeypatch, tmp_path):
+def test_without_tensorrt_or_a_gpu(compile_here, monkeypatch, tmp_path):
     built, trt, _ = compile_here(color_model(tmp_path / "m.onnx"))
     with pytest.raises(MissingDependency, match=r"running 10.13.0.engine needs the package 'tensorrt'.*\[gpu\]"):
         load_backend(built.path)
     monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
     monkeypatch.setattr(registry, "installed", lambda entry: True)
-    monkeypatch.setitem(__import__("sys").modules, "pycuda", None)
-    monkeypatch.setattr(device, "gpu_problem", lambda: "")
-    with pytest.raises(MissingDependency, match=r"needs the package 'pycuda', .*: run  pip install pycuda$"):
-        load_backend(built.path)
     monkeypatch.setattr(device, "gpu_problem", lambda: "the NVIDIA driver sees no GPU")
     with pytest.raises(UserError, match=r"running an engine needs an NVIDIA GPU: the NVIDIA driver sees no GPU$"):
         load_backend(built.path)

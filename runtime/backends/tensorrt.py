@@ -35,7 +35,7 @@ class TensorRTBackend(Backend):
 
     Each thread has execution contexts of its own. `submit` keeps two batches in flight in a thread, so that one is
     copied while the other runs; `run_on_device` takes and returns GPU arrays. An engine that allows one execution
-    context only (see `sidecar.allows_contexts`) runs one batch at a time, and threads wait for each other.
+    context only (see `sidecar.allows_several_contexts`) runs one batch at a time, and threads wait for each other.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class TensorRTBackend(Backend):
             self._engine = self._load(path)
             self._config, self._cache = self._runtime_config(cuda_graphs)
         self._cuda_graphs = cuda_graphs
-        self._shared = not sidecar.allows_contexts(info)
+        self._shared = not sidecar.allows_several_contexts(info)
         self.in_flight = 1 if self._shared else 2
         self._pools = PerThread(self._make_pool)
         self._shared_pool = self._make_pool()

@@ -112,7 +112,7 @@ def check_gpu(engine: Path, info: EngineInfo, capability: str, device: str) -> N
         )
 
 
-def allows_contexts(info: EngineInfo) -> bool:
+def allows_several_contexts(info: EngineInfo) -> bool:
     """True when an engine may have several execution contexts at a time.
 
     A profile could be in use by one execution context alone until TensorRT 8.6 brought profile sharing, which engines

@@ -136,12 +136,11 @@ def test_profiles_are_shared(compile_here):
     built, _, config = compile_here(exported(*DYNAMIC), "8.6.1")
     assert config._preview == {"PROFILE_SHARING_0806"}
     assert sidecar.read(built.path).engine.profile_sharing
+    here, options = Path(), BuildOptions()
     for version, asked, shared in (("8.5.3", False, False), ("9.2.0", True, True), ("10.0.1", False, True)):
         compiler = Compiler("tensorrt", version)
-        prepared = prepare(exported(*DYNAMIC), compiler, BuildOptions())
-        job = make_job(
-            prepared, compiler, BuildOptions(), model=Path(), weights_beside=Path(), output=Path(), plugin=None
-        )
+        prepared = prepare(exported(*DYNAMIC), compiler, options)
+        job = make_job(prepared, compiler, options, model=here, weights_beside=here, output=here, plugin=None)
         assert (job.share_profiles, prepared.parser.can_share_profiles) == (asked, shared)
 
 
@@ -197,7 +196,8 @@ def test_the_error_says_why_the_plugin_does_not_load(compile_here, monkeypatch, 
     fake_cuda.install(monkeypatch, fake_cuda.make_driver())
     monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
     monkeypatch.setattr(registry, "installed", lambda entry: True)
-    with pytest.raises(UserError, match=r"needs the DCNv3 plugin; the DCNv3 .* compiled for TensorRT 10.13.0: run"):
+    (tmp_path / built.card.engine.plugin_file).unlink()
+    with pytest.raises(UserError, match=r"plugin, and plugin-.*so is not beside it; .* compiled for TensorRT 10.13.0"):
         load_backend(built.path)
 
 
@@ -233,7 +233,7 @@ def test_an_option_that_the_version_lacks(compile_here, monkeypatch, tmp_path):
 
 def test_the_timing_cache(compile_here, tmp_path):
     cache = tmp_path / "deep" / "timing.cache"
-    _, _, config = compile_here(exported(*DYNAMIC), timing_cache=cache)
+    compile_here(exported(*DYNAMIC), timing_cache=cache)
     assert cache.read_bytes() == b"measured"
     # Of another GPU TensorRT rejects it, of damaged data it makes none: the build goes on with an empty one.
     for content in (b"foreign", b"damaged"):

@@ -205,7 +205,7 @@ def test_files_that_do_not_belong_together(engine):
             {"version_compatible": True, "version": "11.1.0"},
             "tensorrt",
             "10.3.0",
-            "built with TensorRT 11.1.0, and this",
+            "built with TensorRT 11.1.0, and",
         ),
         ({"backend": "tensorrt-rtx", "version": "1.7.1"}, "tensorrt-rtx", "1.8.0", ""),
     ],

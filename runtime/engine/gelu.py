@@ -72,16 +72,23 @@ def _chains(graph: Graph) -> Iterator[tuple[str, onnx.NodeProto]]:
 
 
 def _raise_opset(graph: Graph) -> bool:
-    """Make `graph` one of opset 20, where every operator of it is the same there; returns whether that is so."""
-    for node in graph.nodes:
-        if node.domain not in ("", "ai.onnx"):
-            continue
-        if node.op_type in ONLY_NEW_TYPES and not (node.op_type == "Split" and len(node.input) == 1):
-            continue
-        if since(node.op_type, graph.opset) != since(node.op_type, OPSET):
+    """Make `graph` and its functions of opset 20, where every operator means the same; returns whether they do."""
+    model = graph.model
+    nodes = [node for part in (model.graph, *model.functions) for node in part.node if node.domain in ("", "ai.onnx")]
+    for node in nodes:
+        if node.op_type == "Split" and len(node.input) == 1:  # a later version asks for the number of parts
             return False
-    for entry in graph.model.opset_import:
-        if entry.domain in ("", "ai.onnx"):
-            entry.version = max(entry.version, OPSET)
-    graph.model.ir_version = max(graph.model.ir_version, 9)
+        unchanged = since(node.op_type, graph.opset) == since(node.op_type, OPSET)
+        if not (unchanged or node.op_type in ONLY_NEW_TYPES or node.op_type in ("CastLike", "GridSample")):
+            return False
+    for node in nodes:
+        if node.op_type == "GridSample":  # its modes have other names
+            mode = next((entry for entry in node.attribute if entry.name == "mode"), None)
+            if mode is not None:
+                mode.s = {b"bilinear": b"linear", b"bicubic": b"cubic"}.get(mode.s, mode.s)
+    for imports in (model.opset_import, *(function.opset_import for function in model.functions)):
+        for entry in imports:
+            if entry.domain in ("", "ai.onnx"):
+                entry.version = max(entry.version, OPSET)
+    model.ir_version = max(model.ir_version, 9)
     return True

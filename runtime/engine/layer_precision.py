@@ -34,6 +34,14 @@ def float32_nodes(graph: Graph) -> tuple[str, ...]:
     )
 
 
+def node_of(layer: str, known: Collection[str]) -> str:
+    """The node that the parser made `layer` for: it names layers after nodes, with a number where one needs several.
+
+    `known` are the names of all nodes of the model.
+    """
+    return layer if layer in known else re.sub(r"_\d+$", "", layer)
+
+
 def keep_float32(
     api: ModuleType, network: trt.INetworkDefinition, nodes: Collection[str], known: Collection[str]
 ) -> int:
@@ -41,7 +49,7 @@ def keep_float32(
 
     Args:
         api: the module `tensorrt`, of 8.x.
-        network: a parsed network; its parser names layers after nodes, with a number where a node needs several.
+        network: a parsed network.
         nodes: names of the nodes to keep.
         known: names of all nodes of the model.
     """
@@ -49,8 +57,7 @@ def keep_float32(
     kept = 0
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        node = layer.name if layer.name in known else re.sub(r"_\d+$", "", layer.name)
-        if node not in wanted or layer.type.name in _WITHOUT_PRECISION:
+        if node_of(layer.name, known) not in wanted or layer.type.name in _WITHOUT_PRECISION:
             continue
         outputs = [layer.get_output(slot) for slot in range(layer.num_outputs)]
         # Sizes and indices are integers, and are computed on the CPU; they have no precision to choose.

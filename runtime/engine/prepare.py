@@ -16,6 +16,7 @@ from internimage_deploy.onnx_tools.logits import return_logits
 from internimage_deploy.onnx_tools.model_file import read_model
 from internimage_deploy.runtime.engine.compilers import Compiler
 from internimage_deploy.runtime.engine.engine_backend import Fusion, FusionForm, MsDeformAttnPlugin
+from internimage_deploy.runtime.engine.gelu import OPSET, raise_gelu
 from internimage_deploy.runtime.engine.layer_precision import OBEY, float32_nodes
 from internimage_deploy.runtime.engine.lowering import lower
 from internimage_deploy.runtime.engine.official import Classes, Palette, adapt_official, upgrade_official
@@ -107,6 +108,8 @@ def prepare(model: Path, compiler: Compiler, options: BuildOptions) -> PreparedM
     if fusion and options.fusion == "plain":
         make_plain(graph)
         fusion = "plain"
+    if parser.reads("Gelu") and parser.newest_opset >= OPSET:
+        raise_gelu(graph)
     if options.precision != "fp32":
         if card.precision != "fp32":
             raise UserError(f"{model}: already {card.precision}; export the checkpoint again for another precision")

@@ -33,10 +33,7 @@ def _smaller_inputs(job: Job) -> list[str]:
 
 def _for_lean_runtime(job: Job) -> str:
     options = " and ".join(job.lean_options)
-    return (
-        f"{options} needs TensorRT's lean runtime, a package of its own; leave {options} out, or install the lean "
-        "runtime of the same version"
-    )
+    return f"install TensorRT's lean runtime, a package of its own, in the same version, or leave {options} out"
 
 
 def _always(text: str) -> Callable[[Job], str]:

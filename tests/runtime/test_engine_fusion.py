@@ -88,9 +88,7 @@ def test_the_plain_form_is_that_of_a_plain_export(model):
 def test_other_heads_are_left_alone(head, exports):
     if head == "Mask2Former":  # with a map that is upsampled in the same way, but no such sum
         size = tuple(golden.case("m2f_h_like")["input"][2:])
-        path = exports(
-            "m2f_h_like", ExportOptions(size=tuple(golden.case("m2f_h_like")["input"][2:]), input="float")
-        ).path
+        path = exports("m2f_h_like", ExportOptions(size=size, input="float")).path
     else:
         path = exported(*((*STATIC_LOGITS, "--plain") if head == "plain export" else SEGFORMER))
     graph = graph_of(path)

@@ -137,12 +137,13 @@ Examples:
 @click.option(
     "--plugin",
     type=FilePath,
-    help="DCNv3 plugin library, with TensorRT.  [default: the one that build-plugin made, compiled if there is none]",
+    help="Library of the DCNv3 and MSDeformAttn plugins, with TensorRT.  [default: the one that build-plugin made, "
+    "compiled if there is none]",
 )
 @click.option(
     "--embed-plugin/--no-embed-plugin",
     default=False,
-    help="Put the DCNv3 plugin into the engine, which makes it version-compatible: it needs the lean runtime, and "
+    help="Put the plugins into the engine, which makes it version-compatible: it needs the lean runtime, and "
     "loading it needs --trust-engine.  [default: copy the library beside the engine]",
 )
 @click.option(

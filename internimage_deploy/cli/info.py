@@ -136,7 +136,7 @@ def _engine_rows(engine: Json) -> list[tuple[str, str]]:
     if engine["plugin_version"]:
         beside = engine["plugin_file"]
         where = "inside" if engine["plugin_embedded"] else f"beside it: {beside}" if beside else "in a file of its own"
-        rows.append(("DCNv3 plugin", f"version {engine['plugin_version']}, {where}"))
+        rows.append(("plugin library", f"version {engine['plugin_version']}, {where}"))
     rows.append(("float32 products", "may be in TF32" if engine["tf32"] else "in float32"))
     if engine["fusion"]:
         times = ", ".join(f"{form} {found:.3f} ms" for form, found in engine["fusion_ms"].items())

@@ -158,7 +158,7 @@ class TensorRTBackend(Backend):
             library.load_library(self._api, beside)
         except UserError as error:
             missing = "" if beside or not info.plugin_file else f", and {info.plugin_file} is not beside it"
-            raise UserError(f"{path}: the engine needs the DCNv3 plugin{missing}; {error}") from error
+            raise UserError(f"{path}: the engine needs the plugin library{missing}; {error}") from error
         # The engine may use TensorRT's own plugins too (build-engine --ms-deform-attn tensorrt).
         self._api.init_libnvinfer_plugins(self._logger, "")
         return contract.PLUGIN_VERSION

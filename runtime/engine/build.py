@@ -122,7 +122,7 @@ def build_engine(
         use_timing_cache: False to measure every kernel anew.
         version_compatible: make the engine load in newer TensorRT versions too: of the same major number, and of 11 for
             an engine of 10, of 10 for one of 8. It carries code, which loading it has to allow.
-        plugin: the DCNv3 plugin library for TensorRT; None for the one in the user's cache, compiled if there is none.
+        plugin: the plugin library for TensorRT; None for the one in the user's cache, compiled if there is none.
         embed_plugin: put the plugin's code into the engine, which makes it version-compatible and needs the lean
             runtime. By default the library is copied beside the engine.
         tf32: let what runs in float32 multiply with TF32's 10 bits of mantissa, on GPUs that can.
@@ -356,5 +356,5 @@ def _notes(prepared: PreparedModel, options: BuildOptions) -> tuple[str, ...]:
             "needs --trust-engine"
         )
     elif prepared.uses_plugin:
-        notes.append("the DCNv3 plugin lies beside the engine: copy the engine, its card and the plugin together")
+        notes.append("the plugin library lies beside the engine: copy the engine, its card and the library together")
     return tuple(notes)

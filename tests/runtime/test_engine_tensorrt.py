@@ -105,7 +105,7 @@ def test_the_plugin_lies_beside_the_engine(compile_here, monkeypatch, tmp_path):
     assert (config._flags, config.builder_optimization_level) == (set(), 2)
     info = sidecar.read(built.path).engine
     assert (info.plugin_version, info.plugin_embedded, info.version_compatible) == ("1", False, False)
-    assert "copy the engine, its card and the plugin together" in built.notes[0]
+    assert "copy the engine, its card and the library together" in built.notes[0]
     beside = tmp_path / info.plugin_file
     # Of the library's content, the text "library": printf library | sha256sum
     assert beside.name == "plugin-b718f1354f72.so"
@@ -197,7 +197,7 @@ def test_the_error_says_why_the_plugin_does_not_load(compile_here, monkeypatch, 
     monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
     monkeypatch.setattr(registry, "installed", lambda entry: True)
     (tmp_path / built.card.engine.plugin_file).unlink()
-    with pytest.raises(UserError, match=r"plugin, and plugin-.*so is not beside it; .* compiled for TensorRT 10.13.0"):
+    with pytest.raises(UserError, match=r"library, and plugin-.*so is not beside it; .* compiled for TensorRT 10.13.0"):
         load_backend(built.path)
 
 

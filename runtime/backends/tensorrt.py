@@ -181,10 +181,12 @@ class TensorRTBackend(Backend):
         from internimage_deploy.operators import contract
         from internimage_deploy.trt_plugins import library
 
+        beside = sidecar.plugin_beside(path, info)
         try:
-            library.load_library(self._api)
+            library.load_library(self._api, beside)
         except UserError as error:
-            raise UserError(f"{path}: the engine needs the plugin library; {error}") from error
+            missing = "" if beside or not info.plugin_file else f", and {info.plugin_file} is not beside it"
+            raise UserError(f"{path}: the engine needs the plugin library{missing}; {error}") from error
         # The engine may use TensorRT's own plugins too (build-engine --ms-deform-attn tensorrt).
         self._api.init_libnvinfer_plugins(self._logger, "")
         return contract.PLUGIN_VERSION

@@ -59,9 +59,8 @@ def engine(request, tmp_path_factory):
 def test_an_engine_agrees_with_onnx_runtime(engine):
     model, backend = engine
     run_alone(backend, SIZE)  # shape, type, finite values, single images against a batch
-    # TensorRT multiplies float32 in TF32 where the GPU can, with 10 bits of mantissa, and random weights leave pixels
-    # with nearly equal logits.
-    assert compare(backend, load_backend(model, "onnxruntime"), SIZE).agreement >= 0.98
+    # Without TF32 sums differ in their order alone; random weights leave pixels with nearly equal logits.
+    assert compare(backend, load_backend(model, "onnxruntime"), SIZE).agreement >= 0.99
 
 
 @pytest.mark.gpu

@@ -19,7 +19,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import onnx
 
-from internimage_deploy.onnx_tools.graph import attribute
+from internimage_deploy.onnx_tools.graph import Graph, attribute, element_types
 from internimage_deploy.operators import contract
 from internimage_deploy.operators.onnx_function import dcnv3_function
 from support.fake_cuda import STREAMS
@@ -199,7 +199,7 @@ def _behave(trt):
     @hook(trt.Builder, "create_builder_config")
     def create_builder_config(self):
         config = trt.IBuilderConfig()
-        state = {"_flags": set(), "_preview": set(), "_profiles": [], "_limits": {}, "_cache": None}
+        state = {"_flags": {"TF32"}, "_preview": set(), "_profiles": [], "_limits": {}, "_cache": None}
         for name, value in state.items():
             object.__setattr__(config, name, value)
         trt.configs.append(config)
@@ -217,6 +217,7 @@ def _behave(trt):
         return len(self._profiles) - 1
 
     hook(trt.IBuilderConfig, "set_flag")(lambda self, flag: self._flags.add(flag.name))
+    hook(trt.IBuilderConfig, "clear_flag")(lambda self, flag: self._flags.discard(flag.name))
 
     @hook(trt.IBuilderConfig, "set_preview_feature")
     def set_preview_feature(self, feature, enable):
@@ -228,17 +229,30 @@ def _behave(trt):
 
     @hook(trt.IBuilderConfig, "create_timing_cache")
     def create_timing_cache(self, data):
+        if bytes(data).startswith(b"damaged"):
+            return None
         cache = trt.ITimingCache()
         object.__setattr__(cache, "_data", bytes(data))
         return cache
 
     @hook(trt.IBuilderConfig, "set_timing_cache")
     def set_timing_cache(self, cache, ignore_mismatch):
+        if cache is None:
+            raise TypeError("set_timing_cache(): incompatible function arguments")
+        if cache._data.startswith(b"foreign"):
+            return False
         object.__setattr__(self, "_cache", cache)
-        return not cache._data.startswith(b"foreign")
+        return True
+
+    @hook(trt.ITimingCache, "combine")
+    def combine(self, input_cache, ignore_mismatch):
+        if input_cache._data.startswith(b"foreign"):
+            return False
+        _add_timings(self, *input_cache._data.split())
+        return True
 
     hook(trt.IBuilderConfig, "get_timing_cache")(lambda self: self._cache)
-    hook(trt.ITimingCache, "serialize")(lambda self: b"measured" + self._data[:0])
+    hook(trt.ITimingCache, "serialize")(lambda self: self._data)
 
     @hook(trt.OnnxParser, "made")
     def parser_made(self, network, logger):
@@ -252,10 +266,16 @@ def _behave(trt):
             tensors = [_tensor(trt, value) for value in values]
             object.__setattr__(self._network, f"num_{kind}s", len(tensors))
             object.__setattr__(self._network, f"_{kind}s", tensors)
-        object.__setattr__(self._network, "num_layers", len(proto.graph.node))
+        types = element_types(Graph(proto, Path()))
+        layers = [_layer(trt, node, types) for node in proto.graph.node]
+        object.__setattr__(self._network, "num_layers", len(layers))
+        object.__setattr__(self._network, "_layers", layers)
         object.__setattr__(self._network, "_model", (bytes(model), path))
         return True
 
+    hook(trt.INetworkDefinition, "get_layer")(lambda self, index: self._layers[index])
+    hook(trt.ILayer, "get_output")(lambda self, index: self._outputs[index])
+    hook(trt.ILayer, "set_output_type")(lambda self, index, dtype: self._output_types.__setitem__(index, dtype.name))
     hook(trt.INetworkDefinition, "get_input")(lambda self, index: self._inputs[index])
     hook(trt.INetworkDefinition, "get_output")(lambda self, index: self._outputs[index])
 
@@ -268,6 +288,8 @@ def _behave(trt):
                 if not monitor.step_complete("Building engine", step):
                     return None
             monitor.phase_finish("Building engine")
+        if config._cache is not None:
+            _add_timings(config._cache, b"measured")
         profiles = [[list(shape) for shape in profile[1:]] for profile in config._profiles]
         sharing = "PROFILE_SHARING_0806" in config._preview
         plan = {"folder": network._model[1], "profiles": profiles, "sharing": sharing}
@@ -375,6 +397,30 @@ def _tensor(trt, value):
     object.__setattr__(tensor, "dtype", getattr(trt.DataType, NUMPY[value.type.tensor_type.elem_type]))
     object.__setattr__(tensor, "shape", [dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim])
     return tensor
+
+
+def _add_timings(cache, *timings):
+    """Put timings, which are words, into a timing cache."""
+    object.__setattr__(cache, "_data", b" ".join(sorted({*cache._data.split(), *timings})))
+
+
+def _layer(trt, node, types):
+    """The layer of a node. In a weakly typed network every floating-point tensor is FLOAT before the build."""
+    layer = trt.ILayer()
+    outputs = []
+    for name in node.output:
+        tensor = trt.ITensor()
+        kind = types[name]
+        kind = onnx.TensorProto.FLOAT if kind == onnx.TensorProto.FLOAT16 else kind
+        object.__setattr__(tensor, "dtype", getattr(trt.DataType, NUMPY.get(kind, "INT32")))
+        object.__setattr__(tensor, "is_shape_tensor", False)
+        outputs.append(tensor)
+    kinds = {"Cast": "CAST", "Constant": "CONSTANT", "Softmax": "SOFTMAX", "Shape": "SHAPE"}
+    kind = getattr(trt.LayerType, "PLUGIN_V2" if node.domain else kinds.get(node.op_type, "ELEMENTWISE"))
+    state = {"name": node.name, "type": kind, "num_outputs": len(outputs), "_outputs": outputs, "_output_types": {}}
+    for name, value in state.items():
+        object.__setattr__(layer, name, value)
+    return layer
 
 
 def _in(context):

@@ -28,6 +28,7 @@ class LoadOptions:
         max_pixels: image files with more pixels are refused.
         trust_engine: let an engine run the code it carries, which version-compatible engines do.
         cuda_graphs: let engines record their launches and replay them.
+        device: number of the GPU, as CUDA counts.
     """
 
     backend: str = "auto"
@@ -38,6 +39,7 @@ class LoadOptions:
     max_pixels: int = MAX_PIXELS
     trust_engine: bool = False
     cuda_graphs: bool = True
+    device: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values of the wrong type or range. Raises `UserError`."""
@@ -46,6 +48,8 @@ class LoadOptions:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"{name} is {value!r}, expected a number of at least 1")
+        if not isinstance(self.device, int) or isinstance(self.device, bool) or self.device < 0:
+            raise UserError(f"device is {self.device!r}, expected the number of a GPU, from 0 on")
         if self.resize not in (None, "own") and not _is_size(self.resize):
             raise UserError(
                 f'resize is {self.resize!r}, expected (long, short) in pixels such as (2048, 512), or "own"'

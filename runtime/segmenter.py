@@ -78,6 +78,7 @@ class Segmenter:
         max_pixels: int = MAX_PIXELS,
         trust_engine: bool = False,
         cuda_graphs: bool = True,
+        device: int = 0,
     ) -> Segmenter:
         """Load a model file, which `export-onnx` or `build-engine` wrote.
 
@@ -88,7 +89,7 @@ class Segmenter:
         """
         if not isinstance(path, (str, os.PathLike)):
             raise UserError(f"Segmenter.load() takes the path of a model file, got {type(path).__name__}")
-        options = LoadOptions(backend, threads, resize, window, batch, max_pixels, trust_engine, cuda_graphs)
+        options = LoadOptions(backend, threads, resize, window, batch, max_pixels, trust_engine, cuda_graphs, device)
         return cls.from_options(path, options)
 
     @classmethod
@@ -101,6 +102,7 @@ class Segmenter:
             window=options.window,
             trust_engine=options.trust_engine,
             cuda_graphs=options.cuda_graphs,
+            device=options.device,
         )
         return cls(
             backend,

@@ -11,6 +11,7 @@ from internimage_deploy.trt_plugins import host
 from internimage_deploy.trt_plugins.host_operators import UpsampleArgmaxParams
 from support import ms_deform_attn_cases as attention
 from support.dcnv3_cases import CASES, DTYPES, assert_close, expected, operands
+from support.device_memory import from_device, to_device
 
 
 def on_host(case, arrays, tactic=0):
@@ -48,15 +49,14 @@ def launch(function, device, params, arrays, output, tactic, dtype=None):
     memory = {}
     with device.current():
         for name, array in arrays.items():
-            memory[name] = device.driver.mem_alloc(array.nbytes)
-            device.driver.memcpy_htod(memory[name], array.view(np.uint8))
-            setattr(params, name, int(memory[name]))
+            memory[name] = to_device(device, array)
+            setattr(params, name, memory[name].address)
         code = host.DTYPES.index(dtype or output.dtype.name)
         assert function(ctypes.byref(params), code, tactic, None) == 0
-        device.driver.Context.synchronize()
-        device.driver.memcpy_dtoh(output.view(np.uint8), memory[list(arrays)[-1]])
-        for allocation in memory.values():
-            allocation.free()
+        device.call("cuCtxSynchronize")
+        from_device(device, memory[list(arrays)[-1]].address, output)
+        for buffer in memory.values():
+            buffer.free()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from plugin_operators import Operator, difference, operators, tactics
@@ -51,9 +51,10 @@ def check_case(
     operands = operator.draw(case, dtype, device, seed=0)
     params = operator.params(case, operands)
     output, expected = operands["output"], operator.reference(case, operands)
-    served = _variants(operator, case, dtype)
+    chosen = tactics(operator, params, dtype)
+    served = served_by(operator, case, dtype, chosen)
     errors, roundings, wrong = [], {}, []
-    for tactic in tactics(operator, params, dtype):
+    for tactic in chosen:
         output.fill_(float("nan"))
         launch(operator, params, dtype, tactic)
         error, rounds = difference(output, expected, dtype)
@@ -71,11 +72,11 @@ def check_case(
     }
 
 
-def _variants(operator: Operator, case: Any, dtype: str) -> dict[int, Any]:
-    """The variant that serves each tactic, told by the host build of the same choice."""
+def served_by(operator: Operator, case: Any, dtype: str, chosen: Sequence[int]) -> dict[int, Any]:
+    """The variant behind each tactic of `chosen`, told by the host build, which makes the same choice."""
     operands = operator.draw(case, dtype, "cpu", seed=0)
     params = operator.params(case, operands)
-    return {tactic: operator.run_on_host(params, dtype, tactic) for tactic in tactics(operator, params, dtype)}
+    return {tactic: operator.run_on_host(params, dtype, tactic) for tactic in chosen}
 
 
 def coverage(operator: Operator, reached: set[Any]) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from plugin_operators import SCALAR_BYTES, Operands
@@ -102,6 +102,9 @@ class Dcnv3:
 
     def network_cases(self) -> Sequence[Dcnv3Case]:
         return [stage_case("t", stage, batch) for batch in (8, 1) for stage in (1, 3, 2, 4)]
+
+    def small(self, case: Dcnv3Case) -> Dcnv3Case:
+        return replace(case, batch=1, height=2 * case.kernel[0], width=2 * case.kernel[1])
 
     def draw(self, case: Dcnv3Case, dtype: str, device: str, seed: int) -> dict[str, torch.Tensor]:
         import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from plugin_operators import SCALAR_BYTES, Operands
@@ -63,6 +63,9 @@ class MsDeformAttn:
 
     def network_cases(self) -> Sequence[MsDeformAttnCase]:
         return [_decoder_case(batch, heads) for heads in (32, 8) for batch in (1, 8)]
+
+    def small(self, case: MsDeformAttnCase) -> MsDeformAttnCase:
+        return replace(case, batch=1, sizes=((2, 3),) * len(case.sizes), queries=5)
 
     def draw(self, case: MsDeformAttnCase, dtype: str, device: str, seed: int) -> dict[str, torch.Tensor]:
         import torch

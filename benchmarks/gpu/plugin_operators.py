@@ -50,6 +50,10 @@ class Operator(Protocol):
         """The shapes that it has in networks, the most telling first."""
         ...
 
+    def small(self, case: Any) -> Any:
+        """The same settings at a size that the host build takes no time for."""
+        ...
+
     def draw(self, case: Any, dtype: str, device: str, seed: int) -> dict[str, torch.Tensor]:
         """Random operands on `device`; the output is filled with NaN."""
         ...

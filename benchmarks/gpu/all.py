@@ -21,12 +21,9 @@ import time
 from pathlib import Path
 
 import clone
-
-NOTES = clone.make_importable()
-
-import stages  # noqa: E402
-from rows import Rows  # noqa: E402
-from task import Options, run_tasks  # noqa: E402
+import stages
+from rows import Rows
+from task import Options, run_tasks
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -34,7 +31,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", required=True, choices=list(stages.STAGES), help="what to measure; see above")
     parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="folder for results (default: %(default)s)")
-    parser.add_argument("--official", type=Path, metavar="DIR", help="segmentation/ops_dcnv3 of an InternImage checkout")
+    parser.add_argument("--official", type=Path, metavar="DIR", help="ops_dcnv3 of an InternImage checkout")
     parser.add_argument("--dcnv4", type=Path, metavar="DIR", help="DCNv4_op of a DCNv4 checkout")
     parser.add_argument("--limit-s", type=float, default=540, help="seconds for the stage (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="list what would run, and stop")
@@ -49,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parse(arguments)
     for folder in (chosen.official, chosen.dcnv4):
         if folder is not None and not folder.is_dir():
-            print(f"error: no folder {folder}: pass the folder with the sources, or leave the option out", file=sys.stderr)
+            message = f"error: no folder {folder}: pass the folder with the sources, or leave the option out"
+            print(message, file=sys.stderr)
             return 2
     options = Options(chosen.out, chosen.official, chosen.dcnv4)
     parts = stages.STAGES[chosen.stage]
@@ -67,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     if problem := gpu_problem():
         print(f"error: {problem}: nothing was measured (--dry-run lists what would be)", file=sys.stderr)
         return 1
-    return stages.run(chosen.stage, options, time.time() + chosen.limit_s, NOTES)
+    return stages.run(chosen.stage, options, time.time() + chosen.limit_s, clone.NOTES)
 
 
 if __name__ == "__main__":

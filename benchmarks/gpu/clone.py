@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Importing the project from a clone that nobody installed, also where a copy lost the clone's symbolic links."""
+"""Importing the project from a clone that nobody installed, also where a copy lost the clone's symbolic links.
+
+Importing this module first makes the others importable. `NOTES` says what had to be worked around.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ ROOMS = ("exporter", "runtime", "trt_plugins")
 def make_importable(repository: Path = REPOSITORY) -> list[str]:
     """Put the project, benchmarks/ and benchmarks/gpu/ on the import path; returns what had to be worked around.
 
-    `internimage_deploy/exporter` and its like are links to the folders at the top. Archives and copies can drop them, or
-    make small text files of them; the folders are then found beside the package.
+    `internimage_deploy/exporter` and its like are links to the folders at the top. Archives and copies can drop them,
+    or make small text files of them; the folders are then found beside the package.
 
     Raises:
         SystemExit: a folder is in neither place.
@@ -34,3 +37,6 @@ def make_importable(repository: Path = REPOSITORY) -> list[str]:
 
     internimage_deploy.__path__.append(str(repository))
     return [f"the link internimage_deploy/{room} is lost; using {repository / room}" for room in missing]
+
+
+NOTES = make_importable()

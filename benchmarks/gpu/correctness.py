@@ -39,9 +39,7 @@ def undescribed(name: str) -> Row:
     raise NotImplementedError(f"the kernel {name} has no description in benchmarks/gpu/plugin_operators.py")
 
 
-def check_case(
-    operator: Operator, case: Any, dtype: str, device: str, launch: Launch, reached: set[Any]
-) -> Row:
+def check_case(operator: Operator, case: Any, dtype: str, device: str, launch: Launch, reached: set[Any]) -> Row:
     """Run every tactic on one case and compare with float64. Adds the variants that served it to `reached`.
 
     Returns:

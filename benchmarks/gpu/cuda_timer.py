@@ -8,6 +8,7 @@ operands, as in a network, where the layer before has just written them. A netwo
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class CudaTimer:
                 graph.replay()
                 mark.record()
         torch.cuda.synchronize()
-        times = [first.elapsed_time(second) / launches for first, second in zip(marks, marks[1:], strict=False)]
+        times = [first.elapsed_time(second) / launches for first, second in itertools.pairwise(marks)]
         return summary([float(time) for time in times])
 
     def cold_and_warm(self, calls: Sequence[Call], launches: int) -> dict[str, float]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time of the kernels at the shapes they have in networks: every tactic, its error and prediction, and other kernels."""
+"""Time of the kernels at the shapes of networks: every tactic, its error and prediction, and other kernels."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from rows import OK, WRONG, Row
 from task import Options, Task
 
 Call = Callable[[], None]
+
+TIMES = ("cold_us", "warm_us", "predicted_us")
 
 
 @dataclass(frozen=True)
@@ -178,9 +180,7 @@ def rival(name: str, folder: Any, case: Dcnv3Case, dtype: str) -> Row:
     }  # fmt: skip
 
 
-def best_setting(
-    launch: Callable[..., int], case: Dcnv3Case, dtype: str, operands: dict[str, Any]
-) -> tuple[int, int]:
+def best_setting(launch: Callable[..., int], case: Dcnv3Case, dtype: str, operands: dict[str, Any]) -> tuple[int, int]:
     """The fastest of DCNv4's settings for a case, those that its kernel refuses left out."""
     times: dict[tuple[int, int], float] = {}
     for setting in rival_kernels.dcnv4_settings(case, dtype):
@@ -203,10 +203,8 @@ def summary(rows: Sequence[Row]) -> list[str]:
         if "best" not in row:
             continue
         best = row["best"]
-        line = (
-            f"{name:48} {best['cold_us']:9.2f} us cold {best['warm_us']:9.2f} warm {best['predicted_us']:9.2f} predicted "
-            f"{row['share_of_copy']:6.0%} of a copy"
-        )
+        times = [f"{best[key]:9.2f} {word}" for key, word in zip(TIMES, ("us cold", "warm", "predicted"), strict=True)]
+        line = f"{name:48} {' '.join(times)} {row['share_of_copy']:6.0%} of a copy"
         for rival in rival_kernels.RIVALS:
             other = measured.get(name.replace("ours", rival, 1)) if name.startswith("ours") else None
             if other:

@@ -90,7 +90,7 @@ def profile(out: Path) -> Row:
 
 
 def parse_ncu(output: str) -> list[dict[str, str]]:
-    """Name and metrics of each launch in ncu's CSV, which begins after the program's own output and has a row of units."""
+    """Name and metrics of each launch in ncu's CSV, which follows the program's own output and has a row of units."""
     import csv
 
     lines = output.splitlines()

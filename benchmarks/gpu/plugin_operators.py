@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plugins' operators as the benchmarks see them: cases, operands, float64 references, work, and how to run them.
 
-`OPERATORS` has a description for each kernel of `trt_plugins.build.KERNELS`; a kernel without one is reported as failed,
-so that a new kernel cannot be forgotten.
+`operators` has a description for each kernel of `trt_plugins.build.KERNELS`; a kernel without one is reported as
+failed, so that a new kernel cannot be forgotten.
 """
 
 from __future__ import annotations

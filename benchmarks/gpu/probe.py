@@ -15,14 +15,11 @@ import argparse
 import ctypes
 import sys
 
-import clone
+import clone  # noqa: F401  # first: it finds the others
+import numpy as np
+from kernel_library import load_kernel
 
-clone.make_importable()
-
-import numpy as np  # noqa: E402
-from kernel_library import load_kernel  # noqa: E402
-
-from internimage_deploy.trt_plugins import host  # noqa: E402
+from internimage_deploy.trt_plugins import host
 
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -80,8 +77,8 @@ def dcnv3(memory: Memory, dtype: str, channels: int, layer: bool) -> host.Params
             setattr(params, f"{name}_{side}", 3 if name == "kernel" else 1)
     for name, width_of in (("input", depth), ("offset", groups * 18), ("mask", groups * 9), ("output", depth)):
         values = offset if name == "offset" else rng.standard_normal((pixels, width_of), np.float32)
-        address = memory.empty(pixels * depth * SIZES[dtype]) if name == "output" else memory.filled(stored(values, dtype))
-        setattr(params, name, address)
+        content = stored(values, dtype)
+        setattr(params, name, memory.empty(content.nbytes) if name == "output" else memory.filled(content))
         strides = getattr(params, f"{name}_strides")
         strides.image, strides.row, strides.pixel = height * width * width_of, width * width_of, width_of
     return params

@@ -49,6 +49,7 @@ def run_tasks(part: str, tasks: Iterable[Task], rows: Rows, deadline: float) -> 
         except Unavailable as error:
             result = {"status": NOT_RUN, "reason": str(error)}
         except Exception as error:  # whatever it is, the other tasks still run, and the row has the traceback
-            result = {"status": FAILED, "reason": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+            reason = f"{type(error).__name__}: {error}"
+            result = {"status": FAILED, "reason": reason, "traceback": traceback.format_exc()}
         seconds = round(time.perf_counter() - begun, 2)
         rows.add({"part": part, "case": task.label, "status": OK, **result, "seconds": seconds})

@@ -34,9 +34,19 @@ Launch = Callable[[int, int, int, int], None]
 def tasks(options: Options) -> Iterator[Task]:
     """Everything that a serving process does to the device layer."""
     for check in (
-        recorded_and_replayed, shapes_in_turns, growing, two_in_flight, four_threads, timed_parts,
-        closed_with_live_arrays, nothing_leaks, arrays_of_pytorch, outputs_to_pytorch, ordered_on_a_stream_of_pytorch, arrays_of_cupy,
-    ):  # fmt: skip
+        recorded_and_replayed,
+        shapes_in_turns,
+        growing,
+        two_in_flight,
+        four_threads,
+        timed_parts,
+        closed_with_live_arrays,
+        nothing_leaks,
+        arrays_of_pytorch,
+        outputs_to_pytorch,
+        ordered_on_a_stream_of_pytorch,
+        arrays_of_cupy,
+    ):
         yield Task(check.__name__.replace("_", " "), check)
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from internimage_deploy.exporter.models import SegmentorConfig
+
 MODEL = "upernet_internimage_t_512_160k_ade20k"
 SIZE = (512, 512)
 DEVICE, DTYPE = "cuda", "float16"
@@ -73,19 +75,25 @@ def kernels(call: Callable[[], object]) -> Row:
     }
 
 
+def config() -> SegmentorConfig:
+    """The model that is measured."""
+    from internimage_deploy.exporter.presets import PRESETS
+
+    return PRESETS[MODEL].config
+
+
 @functools.cache
 def segmentor(form: str) -> nn.Module:
     """The model with random weights, on the CPU in float32, with the rewrites of an export in that form."""
     from internimage_deploy.exporter import rewrites
     from internimage_deploy.exporter.models import build_random
     from internimage_deploy.exporter.options import ExportOptions
-    from internimage_deploy.exporter.presets import PRESETS
     from internimage_deploy.exporter.rewrites import fusion
 
     # An export makes constants of these; here they would be computed in every call.
     if not hasattr(fusion.shifted_interpolation, "cache"):
         fusion.shifted_interpolation = _constant(fusion.shifted_interpolation)
-    made = build_random(PRESETS[MODEL].config, 0)
+    made = build_random(config(), 0)
     rewrites.apply(made, ExportOptions(size=SIZE, input="float", without=FORMS[form]))
     return made
 
@@ -115,11 +123,11 @@ def on_device(module: nn.Module) -> nn.Module:
 
 
 def features(batch: int) -> list[torch.Tensor]:
-    """Random maps as the backbone gives them to the head: (N, 64 * 2**i, H / 2**(i+2), W / 2**(i+2)), float32."""
+    """Random maps as the backbone gives them to the head: (N, C * 2**i, H / 2**(i+2), W / 2**(i+2)), float32."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    shapes = [(batch, 64 << i, SIZE[0] >> (i + 2), SIZE[1] >> (i + 2)) for i in range(4)]
+    shapes = [(batch, config().backbone.channels << i, SIZE[0] >> (i + 2), SIZE[1] >> (i + 2)) for i in range(4)]
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 

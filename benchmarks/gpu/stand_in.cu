@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A kernel in the place of a network: y = 2 x + 1, late enough that whoever forgets to wait reads what was there before.
+// A kernel in the place of a network: y = 2 x + 1, late enough that whoever forgets to wait reads what was there
+// before.
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
@@ -19,6 +20,6 @@ __global__ void stand_in(const float* x, float* y, int64_t count, int64_t cycles
 // Returns CUDA's error code.
 extern "C" int32_t stand_in_launch(const float* x, float* y, int64_t count, int64_t cycles, void* stream) {
     stand_in<<<static_cast<unsigned>((count + 255) / 256), 256, 0, static_cast<cudaStream_t>(stream)>>>(x, y, count,
-                                                                                                      cycles);
+                                                                                                        cycles);
     return cudaGetLastError();
 }

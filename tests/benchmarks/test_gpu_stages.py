@@ -68,6 +68,13 @@ def test_the_parts_of_a_stage_fit_into_nine_minutes():
         assert sum(part.seconds for part in parts if not part.beside) <= 9 * 60
 
 
+def test_the_document_has_every_stage():
+    text = (REPOSITORY / "docs" / "measuring.md").read_text()
+    commands = [line for line in text.splitlines() if line.startswith("python benchmarks/gpu/all.py")]
+    assert [line.split()[3] for line in commands] == list(stages.STAGES)
+    assert all(f"\n| {stage} |" in text for stage in stages.STAGES)
+
+
 @pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="asks what happens without a GPU")
 def test_nothing_is_claimed_without_a_gpu(tmp_path):
     done = run("--stage", "A", "--out", tmp_path / "out")

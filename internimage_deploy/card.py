@@ -70,6 +70,7 @@ class EngineInfo:
     plugin_embedded: bool = False
     version_compatible: bool = False
     device: str = ""  # name of the GPU it was built on, when one was there
+    plugins: tuple[str, ...] = ()  # operators that plugins run, such as "DCNv3Packed"
 
 
 @dataclass(frozen=True)
@@ -362,6 +363,7 @@ _ENGINE_READERS: dict[str, Reader] = {
     "plugin_embedded": _flag,
     "version_compatible": _flag,
     "device": _text,
+    "plugins": _list_of(_text, high=64),
 }
 _REQUIRED = ("architecture", "classes", "palette", "input", "output")
 _READERS: dict[str, Reader] = {

@@ -21,14 +21,14 @@ LIBRARY = "libinternimage_trt_plugins.so"
 SOURCES = Path(__file__).resolve().parent / "csrc"
 RECORD = "plugin.json"
 
-KERNELS = ("dcnv3", "ms_deform_attn")
+KERNELS = ("dcnv3", "ms_deform_attn", "upsample_argmax")
 # The kernels, which know CUDA alone, and the plugins around them, which know TensorRT too. CMakeLists.txt lists the
 # same.
 KERNEL_SOURCES = (
     *(f"kernel/{kernel}_{dtype}.cu" for kernel in KERNELS for dtype in ("float32", "float16", "bfloat16")),
     *(f"kernel/{kernel}_{part}.cpp" for kernel in KERNELS for part in ("launch", "variants")),
-    "kernel/device.cpp",
     "kernel/grid.cpp",
+    "kernel/launch.cpp",
 )
 PLUGIN_SOURCES = (
     "plugin/dcnv3_attributes.cpp",

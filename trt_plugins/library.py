@@ -10,11 +10,17 @@ from types import ModuleType
 from typing import Any
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.operators import ms_deform_attn
-from internimage_deploy.operators.contract import OFFICIAL_OP_TYPE, OP_TYPE, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from internimage_deploy.operators import ms_deform_attn, upsample_argmax
+from internimage_deploy.operators.contract import (
+    OFFICIAL_OP_TYPE,
+    OP_TYPE,
+    PACKED_OP_TYPE,
+    PLUGIN_NAMESPACE,
+    PLUGIN_VERSION,
+)
 
 LIBRARY_VARIABLE = "INTERNIMAGE_DEPLOY_PLUGIN"
-CREATORS = (OP_TYPE, OFFICIAL_OP_TYPE, ms_deform_attn.OP_TYPE)
+CREATORS = (OP_TYPE, PACKED_OP_TYPE, OFFICIAL_OP_TYPE, ms_deform_attn.OP_TYPE, upsample_argmax.OP_TYPE)
 
 
 def find_library(path: Path | None = None, *, tensorrt: str | None = None, build: bool = False) -> Path:

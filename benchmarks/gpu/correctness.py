@@ -8,11 +8,11 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from plugin_operators import Operator, difference, operators, tactics
+from plugin_operators import Operator, operators, poison, tactics
 from rows import OK, WRONG, Row
 from task import Options, Task
 
-from internimage_deploy.trt_plugins import host
+from internimage_deploy.trt_plugins.host_operators import DTYPES as DTYPES_IN_ORDER
 
 DTYPES = ("float16", "float32", "bfloat16")
 
@@ -53,9 +53,9 @@ def check_case(operator: Operator, case: Any, dtype: str, device: str, launch: L
     served = served_by(operator, case, dtype, chosen)
     errors, roundings, wrong = [], {}, []
     for tactic in chosen:
-        output.fill_(float("nan"))
+        poison(output)
         launch(operator, params, dtype, tactic)
-        error, rounds = difference(output, expected, dtype)
+        error, rounds = operator.difference(output, expected, dtype)
         errors.append(error)
         roundings[tactic] = round(rounds, 3)
         if not (rounds <= operator.allowance(served.get(tactic)) and bool(output.isfinite().all())):
@@ -74,12 +74,12 @@ def served_by(operator: Operator, case: Any, dtype: str, chosen: Sequence[int]) 
     """The variant behind each tactic of `chosen`, told by the host build, which makes the same choice."""
     operands = operator.draw(case, dtype, "cpu", seed=0)
     params = operator.params(case, operands)
-    return {tactic: operator.run_on_host(params, dtype, tactic) for tactic in chosen}
+    return {tactic: operator.host.run(params, dtype, tactic=tactic) for tactic in chosen}
 
 
 def coverage(operator: Operator, reached: set[Any]) -> Row:
     """Whether the cases so far reached every compiled variant."""
-    missing = [variant for variant in operator.variants() if variant not in reached]
+    missing = [variant for variant in operator.host.variants() if variant not in reached]
     if missing:
         raise AssertionError(f"no case so far reached {len(missing)} variants, such as {missing[0]}")
     return {"status": OK, "variants": len(reached)}
@@ -87,7 +87,7 @@ def coverage(operator: Operator, reached: set[Any]) -> Row:
 
 def launch_on_host(operator: Operator, params: ctypes.Structure, dtype: str, tactic: int) -> None:
     """The kernel's host build, over operands in host memory."""
-    operator.run_on_host(params, dtype, tactic)
+    operator.host.run(params, dtype, tactic=tactic)
 
 
 def launch_on_gpu(operator: Operator, params: ctypes.Structure, dtype: str, tactic: int) -> None:
@@ -104,7 +104,7 @@ def enqueue(operator: Operator, params: ctypes.Structure, dtype: str, tactic: in
 
     stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
     function = getattr(gpu_library(), f"{operator.name}_launch")
-    status = function(ctypes.byref(params), host.DTYPES.index(dtype), tactic, stream)
+    status = function(ctypes.byref(params), DTYPES_IN_ORDER.index(dtype), tactic, stream)
     if status:
         raise RuntimeError(f"{operator.name}, tactic {tactic}: CUDA error {status}")
 

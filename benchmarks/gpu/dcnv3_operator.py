@@ -8,17 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from plugin_operators import SCALAR_BYTES, Operands
-from prediction import DCNV3_FLOAT16, Work
+from plugin_operators import SCALAR_BYTES, Operands, numeric_difference
+from prediction import DCNV3_FLOAT16, SOFTMAX, Work
 
 from internimage_deploy.exporter.presets import BACKBONES
 from internimage_deploy.operators.contract import output_size
-from internimage_deploy.trt_plugins import host
+from internimage_deploy.trt_plugins.host_operators import DCNV3, Params, Variant
 
 if TYPE_CHECKING:
     import torch
 
 Pair = tuple[int, int]
+
+HALF_ALLOWANCE = 6.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def stage_case(model: str, stage: int, batch: int, size: Pair = (512, 512)) -> D
 class Dcnv3:
     """`Operator` of kernel/dcnv3_*."""
 
-    name = "dcnv3"
+    host = DCNV3
+    name = host.prefix
 
     def odd_cases(self) -> Sequence[Dcnv3Case]:
         widths = [
@@ -135,12 +138,12 @@ class Dcnv3:
             "input": draw(inside, channels), "offset": offset, "mask": weights, "output": output[..., :channels],
         }  # fmt: skip
 
-    def params(self, case: Dcnv3Case, operands: Operands) -> host.Params:
+    def params(self, case: Dcnv3Case, operands: Operands) -> Params:
         out_height, out_width = case.out_size
-        params = host.Params(
+        params = Params(
             batch=case.batch, height=case.height, width=case.width, out_height=out_height, out_width=out_width,
             groups=case.groups, group_channels=case.channels, offset_scale=case.offset_scale,
-            mask_softmax=int(case.softmax),
+            mask_softmax=int(case.softmax), allow_half=1,
         )  # fmt: skip
         for name in ("kernel", "stride", "pad", "dilation"):
             for side, value in zip("hw", getattr(case, name), strict=True):
@@ -164,22 +167,22 @@ class Dcnv3:
             group=case.groups, offset_scale=case.offset_scale, mask_softmax=case.softmax,
         )  # fmt: skip
 
-    def work(self, case: Dcnv3Case, dtype: str, variant: host.Variant | None) -> Work:
+    def difference(self, output: torch.Tensor, expected: torch.Tensor, dtype: str) -> tuple[float, float]:
+        return numeric_difference(output, expected, dtype)
+
+    def work(self, case: Dcnv3Case, dtype: str, variant: Variant | None) -> Work:
         size, pixels = SCALAR_BYTES[dtype], case.batch * case.out_size[0] * case.out_size[1]
         outputs = pixels * case.groups * case.channels
         read = case.batch * case.height * case.width * case.groups * case.channels
         moved = (read + outputs + pixels * case.groups * 3 * case.points) * size
         per_thread = None
-        if variant is not None and dtype == "float16" and variant.group and not variant.softmax:
-            per_thread = DCNV3_FLOAT16.get((variant.width, variant.vectors))
+        if variant is not None and dtype == "float16" and variant.group:
+            per_thread = DCNV3_FLOAT16.get((variant.body, variant.vectors))
+            if per_thread is not None and variant.softmax:
+                per_thread += SOFTMAX
         threads = outputs / (variant.width * variant.vectors) if variant is not None else 0
         return Work(moved, 4 * case.points * outputs * size, None if per_thread is None else per_thread * threads)
 
-    def allowance(self, variant: host.Variant | None) -> float:
-        return 1.0
-
-    def run_on_host(self, params: host.Params, dtype: str, tactic: int) -> host.Variant:
-        return host.run(params, dtype, tactic=tactic)
-
-    def variants(self) -> Sequence[host.Variant]:
-        return host.variants()
+    def allowance(self, variant: Variant | None) -> float:
+        # The half kernels round the four weights and sums of each of the K points.
+        return HALF_ALLOWANCE if variant is not None and variant.body == "half" else 1.0

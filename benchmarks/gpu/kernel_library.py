@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from internimage_deploy.cache import build_once, cache_folder, fingerprint, run_compiler
-from internimage_deploy.trt_plugins import host
 from internimage_deploy.trt_plugins.build import KERNEL_SOURCES, SOURCES
+from internimage_deploy.trt_plugins.host_operators import DCNV3, MS_DEFORM_ATTN, UPSAMPLE_ARGMAX
 from internimage_deploy.trt_plugins.toolchain import find_nvcc
 
 HERE = Path(__file__).resolve().parent
@@ -66,11 +66,9 @@ def load_kernel(capability: str) -> ctypes.CDLL:
     sources = [LAUNCH, *(SOURCES / name for name in KERNEL_SOURCES)]
     path = compile_cuda("kernels", sources, capability, flags=["-std=c++17", f"-I{SOURCES}"], depends=headers)
     library = ctypes.CDLL(str(path))
-    for launch, params in (
-        (library.dcnv3_launch, host.Params),
-        (library.ms_deform_attn_launch, host.MsDeformAttnParams),
-    ):
-        launch.argtypes = [ctypes.POINTER(params), ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p]
+    for operator in (DCNV3, MS_DEFORM_ATTN, UPSAMPLE_ARGMAX):
+        launch = getattr(library, f"{operator.prefix}_launch")
+        launch.argtypes = [ctypes.POINTER(operator.params), ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p]
     address, size = ctypes.c_void_p, ctypes.c_int64
     library.device_alloc.argtypes, library.device_alloc.restype = [size], address
     library.device_free.argtypes = [address]

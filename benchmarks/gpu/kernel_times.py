@@ -12,7 +12,7 @@ import rival_kernels
 from correctness import enqueue, served_by, undescribed
 from cuda_timer import CudaTimer, Sets, micro, plan_sets
 from dcnv3_operator import Dcnv3, Dcnv3Case, stage_case
-from plugin_operators import Operator, difference, operators, tactics
+from plugin_operators import Operator, operators, poison, tactics
 from prediction import RIVALS_PER_CHANNEL, Gpu, Work, predict
 from rows import OK, WRONG, Row
 from task import Options, Task
@@ -109,12 +109,16 @@ def ours(operator: Operator, case: Any, dtype: str) -> Row:
     found: dict[int, Row] = {}
     for tactic in chosen:
         calls = [functools.partial(enqueue, operator, block, dtype, tactic) for block in blocks]
-        sets[0]["output"].fill_(float("nan"))
+        poison(sets[0]["output"])
         calls[0]()
         torch.cuda.synchronize()
-        error, roundings = difference(sets[0]["output"], expected, dtype)
+        error, roundings = operator.difference(sets[0]["output"], expected, dtype)
         variant = served.get(tactic)
-        row = {"error": error, "roundings": round(roundings, 3), "variant": None if variant is None else vars(variant)}
+        row = {
+            "error": error,
+            "roundings": round(roundings, 3),
+            "variant": None if variant is None else variant._asdict(),
+        }
         row["right"] = roundings <= operator.allowance(variant)
         work = operator.work(case, dtype, variant)
         found[tactic] = row | bench().timer.cold_and_warm(calls, wanted.launches) | predict(work, bench().gpu)
@@ -165,10 +169,10 @@ def rival(name: str, folder: Any, case: Dcnv3Case, dtype: str) -> Row:
         more = {"setting": best_setting(launch, case, dtype, sets[0])}
         calls = [rival_kernels.dcnv4_call(launch, case, operands, *more["setting"]) for operands in sets]
     output = sets[0]["output"]
-    output.fill_(float("nan"))
+    poison(output)
     calls[0]()
     torch.cuda.synchronize()
-    error, roundings = difference(output, operator.reference(case, sets[0]), dtype)
+    error, roundings = operator.difference(output, operator.reference(case, sets[0]), dtype)
     zeros = timer.time([functools.partial(torch.zeros, output.shape, dtype=output.dtype, device="cuda")])
     times = timer.cold_and_warm(calls, wanted.launches)
     instructions = RIVALS_PER_CHANNEL[name] * output.numel() if dtype == "float16" else None

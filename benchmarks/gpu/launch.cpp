@@ -5,19 +5,19 @@
 
 #include "kernel/dcnv3_launch.h"
 #include "kernel/ms_deform_attn_launch.h"
+#include "kernel/upsample_argmax_launch.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int32_t dcnv3_launch(const internimage::Dcnv3Params* p, int32_t dtype, int32_t tactic, void* stream) {
-    return internimage::launch_dcnv3(*p, static_cast<internimage::DType>(dtype), tactic,
-                                     static_cast<cudaStream_t>(stream));
-}
+#define EXPORT_LAUNCH(NAME, PARAMS)                                                                           \
+    EXPORT int32_t NAME##_launch(const internimage::PARAMS* p, int32_t dtype, int32_t tactic, void* stream) { \
+        return internimage::launch_##NAME(*p, static_cast<internimage::DType>(dtype), tactic,                 \
+                                          static_cast<cudaStream_t>(stream));                                 \
+    }
 
-EXPORT int32_t ms_deform_attn_launch(const internimage::MsDeformAttnParams* p, int32_t dtype, int32_t tactic,
-                                     void* stream) {
-    return internimage::launch_ms_deform_attn(*p, static_cast<internimage::DType>(dtype), tactic,
-                                              static_cast<cudaStream_t>(stream));
-}
+EXPORT_LAUNCH(dcnv3, Dcnv3Params)
+EXPORT_LAUNCH(ms_deform_attn, MsDeformAttnParams)
+EXPORT_LAUNCH(upsample_argmax, UpsampleArgmaxParams)
 
 EXPORT int32_t dcnv3_tactics() { return internimage::kTactics; }
 

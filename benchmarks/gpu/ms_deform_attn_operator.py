@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from plugin_operators import SCALAR_BYTES, Operands
+from plugin_operators import SCALAR_BYTES, Operands, numeric_difference
 from prediction import Work
 
-from internimage_deploy.trt_plugins import host
+from internimage_deploy.trt_plugins.host_operators import MS_DEFORM_ATTN, MsDeformAttnParams, MsDeformAttnVariant
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,8 @@ def _decoder_case(batch: int, heads: int) -> MsDeformAttnCase:
 class MsDeformAttn:
     """`Operator` of kernel/ms_deform_attn_*."""
 
-    name = "ms_deform_attn"
+    host = MS_DEFORM_ATTN
+    name = host.prefix
 
     def odd_cases(self) -> Sequence[MsDeformAttnCase]:
         widths = [
@@ -95,8 +96,8 @@ class MsDeformAttn:
             ),
         }
 
-    def params(self, case: MsDeformAttnCase, operands: Operands) -> host.MsDeformAttnParams:
-        params = host.MsDeformAttnParams(
+    def params(self, case: MsDeformAttnCase, operands: Operands) -> MsDeformAttnParams:
+        params = MsDeformAttnParams(
             batch=case.batch, keys=case.keys, queries=case.queries, heads=case.heads, head_channels=case.channels,
             levels=len(case.sizes), points=case.points,
         )  # fmt: skip
@@ -114,18 +115,15 @@ class MsDeformAttn:
             locations, weights = locations.where(tame[..., None], locations.new_zeros(())), weights * tame
         return ms_deform_attn(value, case.sizes, locations, weights)
 
-    def work(self, case: MsDeformAttnCase, dtype: str, variant: host.MsDeformAttnVariant | None) -> Work:
+    def difference(self, output: torch.Tensor, expected: torch.Tensor, dtype: str) -> tuple[float, float]:
+        return numeric_difference(output, expected, dtype)
+
+    def work(self, case: MsDeformAttnCase, dtype: str, variant: MsDeformAttnVariant | None) -> Work:
         size, outputs = SCALAR_BYTES[dtype], case.batch * case.queries * case.heads * case.channels
         points = case.batch * case.queries * case.heads * len(case.sizes) * case.points
         read = case.batch * case.keys * case.heads * case.channels
         moved = (read + outputs + points) * size + 2 * points * SCALAR_BYTES["float32"]
         return Work(moved, 4 * len(case.sizes) * case.points * outputs * size)
 
-    def allowance(self, variant: host.MsDeformAttnVariant | None) -> float:
+    def allowance(self, variant: MsDeformAttnVariant | None) -> float:
         return 1.0
-
-    def run_on_host(self, params: host.MsDeformAttnParams, dtype: str, tactic: int) -> host.MsDeformAttnVariant:
-        return host.run_ms_deform_attn(params, dtype, tactic=tactic)
-
-    def variants(self) -> Sequence[host.MsDeformAttnVariant]:
-        return host.ms_deform_attn_variants()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prediction import Work
 
-from internimage_deploy.trt_plugins import host
+from internimage_deploy.trt_plugins import host_operators
 from internimage_deploy.trt_plugins.build import KERNELS
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Operator(Protocol):
     """One kernel, and all that a benchmark must know of it."""
 
     name: str
+    host: host_operators.Operator[Any]
 
     def odd_cases(self) -> Sequence[Any]:
         """Small shapes that together reach every compiled variant."""
@@ -55,7 +56,7 @@ class Operator(Protocol):
         ...
 
     def draw(self, case: Any, dtype: str, device: str, seed: int) -> dict[str, torch.Tensor]:
-        """Random operands on `device`; the output is filled with NaN."""
+        """Random operands on `device`; "output" holds what no kernel writes."""
         ...
 
     def params(self, case: Any, operands: Operands) -> ctypes.Structure:
@@ -63,7 +64,14 @@ class Operator(Protocol):
         ...
 
     def reference(self, case: Any, operands: Operands) -> torch.Tensor:
-        """The output in float64, of the first image, (1, ...)."""
+        """What the first image's output is judged by, in float64, (1, ...)."""
+        ...
+
+    def difference(self, output: torch.Tensor, expected: torch.Tensor, dtype: str) -> tuple[float, float]:
+        """How far the first image's output is from the reference, and the same in roundings of the storage type.
+
+        At most one rounding is right, but for a variant's `allowance`. NaN where an element is none or was not written.
+        """
         ...
 
     def work(self, case: Any, dtype: str, variant: Any | None) -> Work:
@@ -74,36 +82,29 @@ class Operator(Protocol):
         """How many roundings of the output a variant may be off."""
         ...
 
-    def run_on_host(self, params: ctypes.Structure, dtype: str, tactic: int) -> Any:
-        """Run the host build of the kernel over operands in host memory; returns the variant that served it."""
-        ...
-
-    def variants(self) -> Sequence[Any]:
-        """Every variant that is compiled."""
-        ...
-
 
 def operators() -> dict[str, Operator | None]:
     """Every compiled kernel's operator by name; None for one that nobody has described here."""
     from dcnv3_operator import Dcnv3
     from ms_deform_attn_operator import MsDeformAttn
+    from upsample_argmax_operator import UpsampleArgmax
 
-    described: dict[str, Operator] = {operator.name: operator for operator in (Dcnv3(), MsDeformAttn())}
-    return {name: described.get(name) for name in KERNELS}
+    described: tuple[Operator, ...] = (Dcnv3(), MsDeformAttn(), UpsampleArgmax())
+    by_name = {operator.name: operator for operator in described}
+    return {name: by_name.get(name) for name in KERNELS}
 
 
 def tactics(operator: Operator, params: ctypes.Structure, dtype: str) -> list[int]:
     """Tactics of the library that are different launches for these parameters, 0 (the default) first."""
-    distinct = getattr(host.library(), f"{operator.name}_host_is_distinct")
-    code = host.DTYPES.index(dtype)
-    every = range(1, host.tactics() + 1)
-    return [0, *(tactic for tactic in every if distinct(ctypes.byref(params), code, tactic))]
+    return [0, *operator.host.distinct_tactics(params, dtype)]
 
 
-def difference(result: torch.Tensor, expected: torch.Tensor, dtype: str) -> tuple[float, float]:
-    """The largest difference from the float64 reference, and the largest in roundings of the output's type.
+def poison(output: torch.Tensor) -> None:
+    """Fill an output with what no kernel writes: NaN, or -1 among integers."""
+    output.fill_(float("nan") if output.is_floating_point() else -1)
 
-    Both are NaN where the result holds a NaN.
-    """
-    distance = (result[: len(expected)].double() - expected).abs()
+
+def numeric_difference(output: torch.Tensor, expected: torch.Tensor, dtype: str) -> tuple[float, float]:
+    """`Operator.difference` of numbers."""
+    distance = (output[: len(expected)].double() - expected).abs()
     return float(distance.max()), float((distance / (UNIT[dtype] * (1 + expected.abs()))).max())

@@ -5,7 +5,7 @@
     ncu --set full python benchmarks/gpu/probe.py --capability 9.0 --layer
 
 The shapes are small, with borders and wild offsets among them; --layer runs the first layers of InternImage-T instead,
-the default tactic and each different one. Results are not looked at: correctness.py does that. Exit code 1: a launch
+the default tactic and one of each kind. Results are not looked at: correctness.py does that. Exit code 1: a launch
 failed.
 """
 
@@ -14,13 +14,16 @@ from __future__ import annotations
 import argparse
 import ctypes
 import sys
+from collections.abc import Iterator
 
 import clone  # noqa: F401  # first: it finds the others
 import numpy as np
 from kernel_library import load_kernel
 
-from internimage_deploy.trt_plugins import host
+from internimage_deploy.trt_plugins.host_operators import DTYPES, MsDeformAttnParams, Params, UpsampleArgmaxParams
 
+# One of each body and number of accesses, with tiles of 128 threads; 0 is the default. See grid.h.
+LAYER_TACTICS = (0, 4, 10, 17, 20, 25, 28)
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -61,16 +64,16 @@ def stored(values: np.ndarray, dtype: str) -> np.ndarray:
     return values.astype(dtype)
 
 
-def dcnv3(memory: Memory, dtype: str, channels: int, layer: bool) -> host.Params:
+def dcnv3(memory: Memory, dtype: str, channels: int, layer: bool, softmax: bool) -> Params:
     """A parameter block: a small map with a border of wild offsets, or stage 1 of InternImage-T at batch 8."""
     batch, height, width, groups = (8, 128, 128, 4) if layer else (2, 7, 5, 3)
     rng, pixels, depth = np.random.default_rng(0), batch * height * width, groups * channels
     offset = 2 * rng.standard_normal((pixels, groups * 18), np.float32)
     if not layer:
         offset[::5], offset[1::7], offset[2::9] = np.inf, np.nan, -6e4
-    params = host.Params(
+    params = Params(
         batch=batch, height=height, width=width, out_height=height, out_width=width, groups=groups,
-        group_channels=channels, offset_scale=1.0,
+        group_channels=channels, offset_scale=1.0, mask_softmax=int(softmax), allow_half=1,
     )  # fmt: skip
     for name in ("kernel", "stride", "pad", "dilation"):
         for side in "hw":
@@ -84,14 +87,14 @@ def dcnv3(memory: Memory, dtype: str, channels: int, layer: bool) -> host.Params
     return params
 
 
-def ms_deform_attn(memory: Memory, dtype: str, channels: int) -> host.MsDeformAttnParams:
+def ms_deform_attn(memory: Memory, dtype: str, channels: int) -> MsDeformAttnParams:
     """A parameter block over three small maps, with wild locations."""
     maps = np.array([(2, 3), (5, 4), (7, 9)], np.int32)
     cells, queries, heads, points = maps.prod(1), 21, 2, 4
     rng, places = np.random.default_rng(0), (2, queries, heads, len(maps), points)
     locations = 0.5 + rng.standard_normal((*places, 2), np.float32)
     locations[:, ::5], locations[:, 1::7] = np.inf, np.nan
-    params = host.MsDeformAttnParams(
+    params = MsDeformAttnParams(
         batch=2, keys=int(cells.sum()), queries=queries, heads=heads, head_channels=channels, levels=len(maps),
         points=points,
     )  # fmt: skip
@@ -108,6 +111,24 @@ def ms_deform_attn(memory: Memory, dtype: str, channels: int) -> host.MsDeformAt
     return params
 
 
+def upsample_argmax(memory: Memory, dtype: str, classes: int) -> UpsampleArgmaxParams:
+    """A parameter block over a map of odd size."""
+    batch, height, width = 2, 7, 5
+    logits = np.random.default_rng(0).standard_normal((batch, classes, height, width), np.float32)
+    labels = memory.empty(4 * batch * 4 * height * 4 * width)
+    return UpsampleArgmaxParams(memory.filled(stored(logits, dtype)), labels, batch, classes, height, width)
+
+
+def blocks(memory: Memory, dtype: str, channels: int, layer: bool) -> Iterator[tuple[str, ctypes.Structure]]:
+    """Names of kernels with a parameter block each; one layer of a network, or every kernel."""
+    yield "dcnv3", dcnv3(memory, dtype, channels, layer, softmax=True)
+    if layer:
+        return
+    yield "dcnv3", dcnv3(memory, dtype, channels, layer, softmax=False)
+    yield "ms_deform_attn", ms_deform_attn(memory, dtype, channels)
+    yield "upsample_argmax", upsample_argmax(memory, dtype, channels)
+
+
 def main() -> int:
     """Run; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,13 +139,10 @@ def main() -> int:
     memory, failed, launches = Memory(library), 0, 0
     for dtype in ("float16",) if options.layer else SIZES:
         for channels in (16,) if options.layer else (16, 32, 24, 12, 6, 5):
-            blocks = {"dcnv3": dcnv3(memory, dtype, channels, options.layer)}
-            if not options.layer:
-                blocks["ms_deform_attn"] = ms_deform_attn(memory, dtype, channels)
-            for name, params in blocks.items():
-                for tactic in (0, 1, 7) if options.layer else range(library.dcnv3_tactics() + 1):
+            for name, params in blocks(memory, dtype, channels, options.layer):
+                for tactic in LAYER_TACTICS if options.layer else range(library.dcnv3_tactics() + 1):
                     function = getattr(library, f"{name}_launch")
-                    status = function(ctypes.byref(params), host.DTYPES.index(dtype), tactic, None)
+                    status = function(ctypes.byref(params), DTYPES.index(dtype), tactic, None)
                     status = status or library.device_synchronize()
                     launches += 1
                     if status:

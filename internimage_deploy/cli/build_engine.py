@@ -132,6 +132,26 @@ Examples:
     "library where it runs.",
 )
 @click.option(
+    "--pack-offsets/--no-pack-offsets",
+    default=True,
+    show_default=True,
+    help="Let the DCNv3 plugin read offsets and mask from the one tensor that a matrix product computes, with "
+    "TensorRT; otherwise two more kernels per layer take it apart.",
+)
+@click.option(
+    "--fuse-argmax/--no-fuse-argmax",
+    default=True,
+    show_default=True,
+    help="Let a plugin upsample the logits and take the argmax in one step, with TensorRT; otherwise the logits of all "
+    "classes are written at the size of the labels.",
+)
+@click.option(
+    "--half-interpolation",
+    is_flag=True,
+    help="Let the DCNv3 plugin choose kernels that interpolate in float16, with TensorRT and --fp16. Sums over "
+    "sampling points stay in float32. Compare labels before use, with verify.",
+)
+@click.option(
     "--ms-deform-attn",
     type=click.Choice(MS_DEFORM_ATTN_PLUGINS),
     default="own",

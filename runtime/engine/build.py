@@ -87,6 +87,9 @@ def build_engine(
     strip_weights: bool = False,
     plugin: str | Path | None = None,
     embed_plugin: bool = True,
+    pack_offsets: bool = True,
+    fuse_argmax: bool = True,
+    half_interpolation: bool = False,
     ms_deform_attn: MsDeformAttnPlugin = "own",
     save_onnx: str | Path | None = None,
     whole: bool = False,
@@ -119,6 +122,11 @@ def build_engine(
         strip_weights: leave out weights that can be refitted from the ONNX file.
         plugin: the DCNv3 plugin library for TensorRT; None for the one in the user's cache, compiled if there is none.
         embed_plugin: put the plugin's code into the engine.
+        pack_offsets: let the DCNv3 plugin read offsets and mask from the one tensor that a product computes, where it
+            can. False keeps them apart, with two more kernels per layer.
+        fuse_argmax: let a plugin upsample the logits and take the argmax in one step, where TensorRT makes labels.
+        half_interpolation: let the DCNv3 plugin choose kernels that interpolate float16 values in float16, with
+            precision "fp16"; compare labels before use.
         ms_deform_attn: the plugin that TensorRT runs the multi-scale deformable attention of Mask2Former models with:
             "own" for this project's; "tensorrt" for the one that TensorRT brings, which needs `embed_plugin=False` and
             takes float32 (with `keep_fp32=["MSDeformAttn"]` also within a float16 model).
@@ -163,6 +171,9 @@ def build_engine(
         strip_weights=strip_weights,
         embed_plugin=embed_plugin,
         whole=whole,
+        pack_offsets=pack_offsets,
+        fuse_argmax=fuse_argmax,
+        half_interpolation=half_interpolation,
         ms_deform_attn=ms_deform_attn,
         classes=names,
         palette=palette,
@@ -237,6 +248,7 @@ def build(
             plugin_embedded=job.embed_plugin,
             version_compatible=job.embed_plugin or options.version_compatible,
             device=compiled.device,
+            plugins=prepared.plugins,
         )
         card = dataclasses.replace(prepared.card, engine=info)
         sidecar.path_of(engine).write_text(card.to_json() + "\n")

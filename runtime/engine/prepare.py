@@ -19,7 +19,13 @@ from internimage_deploy.runtime.engine.engine_backend import MsDeformAttnPlugin
 from internimage_deploy.runtime.engine.lowering import lower
 from internimage_deploy.runtime.engine.official import Classes, Palette, adapt_official, upgrade_official
 from internimage_deploy.runtime.engine.operators import Parser, check, parser_of
-from internimage_deploy.runtime.engine.plugin_nodes import dcnv3_nodes, ms_deform_attn_nodes, to_plugin_nodes
+from internimage_deploy.runtime.engine.plugin_folds import allow_half, fuse_argmax, pack_offset_masks
+from internimage_deploy.runtime.engine.plugin_nodes import (
+    dcnv3_nodes,
+    ms_deform_attn_nodes,
+    plugin_operators,
+    to_plugin_nodes,
+)
 from internimage_deploy.runtime.engine.precision import convert
 from internimage_deploy.runtime.engine.profiles import InputSize, Profile, choose_profiles, tensor_shape
 from internimage_deploy.runtime.engine.protocol import ExpectedTensor, Job
@@ -45,6 +51,9 @@ class BuildOptions:
         strip_weights: leave out weights that can be refitted.
         embed_plugin: put the plugin's code into the engine.
         whole: compile for whole images what was evaluated with a sliding window.
+        pack_offsets: let the DCNv3 plugin read offsets and mask from one tensor; see `plugin_folds`.
+        fuse_argmax: let a plugin upsample the logits and take the argmax; see `plugin_folds`.
+        half_interpolation: let the DCNv3 plugin interpolate float16 values in float16; see `plugin_folds`.
         ms_deform_attn: the plugin that TensorRT runs multi-scale deformable attention with; see `plugin_nodes`.
         classes, palette, size: the card's entries for a file without a card; see `official.adapt_official`.
     """
@@ -62,6 +71,9 @@ class BuildOptions:
     strip_weights: bool = False
     embed_plugin: bool = True
     whole: bool = False
+    pack_offsets: bool = True
+    fuse_argmax: bool = True
+    half_interpolation: bool = False
     ms_deform_attn: MsDeformAttnPlugin = "own"
     classes: Classes | None = None
     palette: Palette | None = None
@@ -78,8 +90,13 @@ class PreparedModel:
     profiles: tuple[Profile, ...]
     lowered: tuple[str, ...]  # operators that were decomposed because the parser lacks them
     weights_beside: Path  # the file in whose folder external weights lie, as long as the graph is not saved
-    uses_plugin: bool
+    plugins: tuple[str, ...]  # operators that a plugin runs
     returns_logits: bool  # in place of the file's labels, for the sliding window
+
+    @property
+    def uses_plugin(self) -> bool:
+        """True when the engine needs the plugin library."""
+        return bool(self.plugins)
 
     def embeds_plugin(self, options: BuildOptions) -> bool:
         """True when the engine will carry the plugin's code."""
@@ -112,12 +129,19 @@ def prepare(model: Path, compiler: Compiler, options: BuildOptions) -> PreparedM
     attention = ms_deform_attn_nodes(graph)
     if options.ms_deform_attn == "tensorrt" and not attention:
         raise UserError(f"{model}: has no multi-scale deformable attention; leave --ms-deform-attn out")
-    uses_plugin = compiler.backend == "tensorrt" and bool(dcnv3_nodes(graph) or attention)
-    if uses_plugin:
+    plugins: tuple[str, ...] = ()
+    if compiler.backend == "tensorrt" and (dcnv3_nodes(graph) or attention):
+        if options.pack_offsets:
+            pack_offset_masks(graph)
+        if options.fuse_argmax:
+            fuse_argmax(graph)
+        if options.half_interpolation:
+            allow_half(graph)
         to_plugin_nodes(graph, options.ms_deform_attn)
+        plugins = plugin_operators(graph)
     check(graph.model, parser)
     return PreparedModel(
-        graph, card, parser, profiles, lowered, model, uses_plugin, stored.emits_labels != card.emits_labels
+        graph, card, parser, profiles, lowered, model, plugins, stored.emits_labels != card.emits_labels
     )
 
 
@@ -185,6 +209,8 @@ def _expected(spec: TensorSpec) -> ExpectedTensor:
 
 
 def _check_options(compiler: Compiler, options: BuildOptions) -> None:
+    if options.half_interpolation and options.precision != "fp16":
+        raise UserError("--half-interpolation interpolates float16 values, so it needs --fp16")
     if compiler.backend == "tensorrt":
         if options.compute_capabilities:
             raise UserError(
@@ -197,8 +223,14 @@ def _check_options(compiler: Compiler, options: BuildOptions) -> None:
                 "give --no-embed-plugin and leave --version-compatible out"
             )
         return
-    if options.ms_deform_attn == "tensorrt":
-        raise UserError("TensorRT-RTX takes no plugins, so --ms-deform-attn has no effect; leave it out")
+    for name, given in (
+        ("--ms-deform-attn", options.ms_deform_attn == "tensorrt"),
+        ("--no-pack-offsets", not options.pack_offsets),
+        ("--no-fuse-argmax", not options.fuse_argmax),
+        ("--half-interpolation", options.half_interpolation),
+    ):
+        if given:
+            raise UserError(f"TensorRT-RTX takes no plugins, so {name} has no effect; leave it out")
     if options.timing_cache is not None:
         raise UserError(
             "TensorRT-RTX times no kernels while it compiles, so --timing-cache has no effect; leave it out"

@@ -19,7 +19,8 @@ from rows import OK, WRONG
 from task import Unavailable
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.trt_plugins import host
+from internimage_deploy.trt_plugins.build import KERNELS
+from internimage_deploy.trt_plugins.host_operators import BODIES, Variant, tactics
 from internimage_deploy.trt_plugins.toolchain import find_nvcc
 
 OPERATORS = plugin_operators.operators()
@@ -36,7 +37,7 @@ def test_the_cases_reach_every_variant_and_all_are_right(name):
             row = correctness.check_case(operator, case, dtype, "cpu", correctness.launch_on_host, reached)
             assert row["status"] == OK, (case, row)
             assert row["tactics"].keys() >= {0, 1}
-    assert correctness.coverage(operator, reached)["variants"] == len(operator.variants())
+    assert correctness.coverage(operator, reached)["variants"] == len(operator.host.variants())
 
 
 def one_case():
@@ -69,7 +70,7 @@ def test_a_variant_that_no_case_reaches_is_told():
     operator, case = one_case()
     reached = set()
     correctness.check_case(operator, case, "float32", "cpu", correctness.launch_on_host, reached)
-    with pytest.raises(AssertionError, match=f"{len(operator.variants()) - len(reached)} variants"):
+    with pytest.raises(AssertionError, match=f"{len(operator.host.variants()) - len(reached)} variants"):
         correctness.coverage(operator, reached)
 
 
@@ -85,7 +86,7 @@ def test_a_small_case_is_served_by_the_variants_of_the_large_one(name):
     operator = OPERATORS[name]
     case = operator.odd_cases()[0]
     for dtype in correctness.DTYPES:
-        chosen = range(1, host.tactics() + 1)
+        chosen = range(1, tactics() + 1)
         small = correctness.served_by(operator, operator.small(case), dtype, chosen)
         assert small == correctness.served_by(operator, case, dtype, chosen)
 
@@ -99,14 +100,16 @@ def test_predictions_by_hand():
     gpu = prediction.Gpu(132, 1.98e9, 4.3e12)
     operator, case = Dcnv3(), stage_case("t", 1, 8)
     pixels = 8 * 128 * 128
-    narrow = prediction.predict(operator.work(case, "float16", host.Variant("float16", 8, 1, 16, False)), gpu)
+    narrow = prediction.predict(operator.work(case, "float16", Variant("float16", 8, 1, 16, False)), gpu)
     assert narrow["copy_us"] == pytest.approx(1e6 * pixels * 4 * (16 + 16 + 27) * 2 / 4.3e12, abs=0.01)
     # 36 corners of 2 bytes for each of 64 channels; 128 bytes per clock
     assert narrow["gather_us"] == pytest.approx(1e6 * pixels * 64 * 72 / (132 * 128 * 1.98e9), abs=0.01)
     # a thread for 8 channels, 1112 instructions each, 128 per clock
     assert narrow["issue_us"] == pytest.approx(1e6 * pixels * 8 * 1112 / (132 * 128 * 1.98e9), abs=0.01)
+    packed = operator.work(case, "float16", Variant("float16", 8, 1, 16, True))
+    assert packed.instructions == pixels * 8 * (1112 + 85)  # with the softmax
     assert (narrow["bound"], narrow["predicted_us"]) == ("issue", narrow["issue_us"])
-    wide = prediction.predict(operator.work(case, "float16", host.Variant("float16", 8, 2, 16, False)), gpu)
+    wide = prediction.predict(operator.work(case, "float16", Variant("float16", 8, 2, 16, False)), gpu)
     assert wide["issue_us"] == pytest.approx(27.2, abs=0.1)
     unknown = prediction.predict(operator.work(case, "float32", None), gpu)
     assert "issue_us" not in unknown
@@ -240,7 +243,7 @@ class HostMemory(probe.Memory):
 
     def __init__(self):
         super().__init__(None)
-        self.arrays = []
+        self.arrays, self.blocks = [], []
 
     def filled(self, values):
         self.arrays.append(values.copy())
@@ -248,18 +251,28 @@ class HostMemory(probe.Memory):
 
     def empty(self, nbytes):
         block = (ctypes.c_uint8 * nbytes)()
-        self.arrays.append(block)
+        self.blocks.append(block)
         return ctypes.addressof(block)
 
 
 @pytest.mark.parametrize("dtype", probe.SIZES)
 @pytest.mark.parametrize("channels", [16, 5])
 def test_the_kernels_take_what_the_probe_gives_them(dtype, channels):
+    memory, run = HostMemory(), []
+    for name, params in probe.blocks(memory, dtype, channels, layer=False):
+        OPERATORS[name].host.run(params, dtype)
+        run.append(name)
+    assert set(run) == set(KERNELS)
+    assert all(any(block) for block in memory.blocks)  # written
+
+
+def test_the_probe_of_a_layer_runs_every_body():
     memory = HostMemory()
-    host.run(probe.dcnv3(memory, dtype, channels, layer=False), dtype, tactic=0)
-    output = memory.arrays[-1]
-    assert any(output)  # written
-    host.run_ms_deform_attn(probe.ms_deform_attn(memory, dtype, channels), dtype, tactic=0)
+    params = probe.dcnv3(memory, "float16", 16, layer=False, softmax=True)
+    served = [OPERATORS["dcnv3"].host.run(params, "float16", tactic=tactic) for tactic in probe.LAYER_TACTICS]
+    assert {(variant.body, variant.vectors) for variant in served} == {
+        (body, vectors) for body in BODIES for vectors in (1, 2)
+    }
 
 
 # The table

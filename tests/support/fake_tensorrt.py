@@ -18,10 +18,8 @@ from types import ModuleType
 import numpy as np
 import onnx
 
-from internimage_deploy.onnx_tools.graph import attribute
-from internimage_deploy.operators import contract
-from internimage_deploy.operators.onnx_function import dcnv3_function
 from support.fake_cuda import STREAMS
+from support.plugin_functions import define_plugins
 
 NUMPY = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.UINT8: "UINT8", onnx.TensorProto.INT32: "INT32"}
 DTYPES = {"FLOAT": np.float32, "UINT8": np.uint8, "INT32": np.int32}
@@ -326,15 +324,8 @@ def session_of(model, folder):
     import onnxruntime as ort
 
     proto = onnx.load_from_string(model)
-    plugin_nodes = [node for node in proto.graph.node if node.op_type == contract.OP_TYPE]
-    if plugin_nodes and not proto.functions:
-        for node in plugin_nodes:
-            kept = [entry for entry in node.attribute if not entry.name.startswith("plugin_")]
-            del node.attribute[:]
-            node.attribute.extend(kept)
-        opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-        (softmax,) = {attribute(node, "mask_softmax", 0) for node in plugin_nodes}
-        proto.functions.append(dcnv3_function(opset, mask_softmax=bool(softmax)))
+    if not proto.functions:
+        define_plugins(proto)
     options = ort.SessionOptions()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])

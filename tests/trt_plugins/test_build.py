@@ -336,14 +336,14 @@ def test_ptxas_has_no_spills_and_no_more_registers():
     command = [sys.executable, "benchmarks/ptxas.py", "--arch", "87", "--check"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "sm_87   52 kernels" in done.stdout
+    assert "sm_87   79 kernels" in done.stdout
 
 
 def test_ptxas_table_covers_every_architecture_and_variant():
     table = json.loads((REPOSITORY / "benchmarks/results/ptxas.json").read_text())["kernels"]
     assert set(table) == {f"sm_{n}" for n in (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)}
     for kernels in table.values():
-        assert len(kernels) == 52
+        assert len(kernels) == 79
         assert all(k["stack"] == k["spill_stores"] == k["spill_loads"] == 0 for k in kernels.values())
 
 
@@ -354,19 +354,21 @@ def test_ptxas_check_sees_a_worse_kernel():
     finally:
         sys.path.pop(0)
     log = (
-        "ptxas info    : Compiling entry function '_ZN11internimage12dcnv3_kernelINS_7VariantINS_4HalfELi8ELi2ELi16ELb1"
-        "EEEEEvNS_11Dcnv3ParamsENS_8GeometryE' for 'sm_87'\n"
+        "ptxas info    : Compiling entry function '_ZN11internimage6kernelINS_12Dcnv3VariantINS_4HalfELi8ELi2ELi16ELb1"
+        "ELNS_4BodyE2EEENS_11Dcnv3ParamsENS_13Dcnv3GeometryEEEvT0_T1_' for 'sm_87'\n"
         "    8 bytes stack frame, 12 bytes spill stores, 4 bytes spill loads\n"
         "ptxas info    : Used 81 registers, used 0 barriers\n"
     )
     table = ptxas.parse(log)
-    name = "float16 C16 8x2 softmax"
+    name = "float16 C16 8x2 softmax half"
     assert table == {"sm_87": {name: {"registers": 81, "stack": 8, "spill_stores": 12, "spill_loads": 4}}}
     kept = {"sm_87": {name: {"registers": 80}}}
     assert len(ptxas.worse(table, kept, same_compiler=True)) == 4
     assert len(ptxas.worse(table, kept, same_compiler=False)) == 3
-    other = "_ZN11internimage21ms_deform_attn_kernelINS_19MsDeformAttnVariantIfLi4ELi2ELi4EEEEEvNS_18MsDeformAttn"
+    other = "_ZN11internimage6kernelINS_19MsDeformAttnVariantIfLi4ELi2ELi4EEENS_18MsDeformAttnParamsENS_4GridEEEvT0_T1_"
     assert ptxas.variant_name(other) == "MSDeformAttn float32 P4 4x2"
+    last = "_ZN11internimage6kernelINS_21UpsampleArgmaxVariantIfLi4EEENS_20UpsampleArgmaxParamsENS_4GridEEEvT0_T1_"
+    assert ptxas.variant_name(last) == "UpsampleArgmax float32 4x4"
     table["sm_87"][name] |= {"stack": 0, "spill_stores": 0, "spill_loads": 0, "registers": 80}
     assert ptxas.worse(table, kept, same_compiler=True) == []
     assert ptxas.worse(table, {"sm_87": {**kept["sm_87"], "lost": {}}}, same_compiler=True) != []
@@ -379,8 +381,8 @@ def test_the_document_states_the_contract():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| `") and len(cells) == 4 and cells[1] in ("int", "float"):
             rows |= dict.fromkeys(re.findall(r"`(\w+)`", cells[0]), cells[1:])
-    assert set(rows) == {a.name for a in contract.ATTRIBUTES}
-    for attribute in contract.ATTRIBUTES:
+    assert set(rows) == {a.name for a in contract.PLUGIN_ATTRIBUTES}
+    for attribute in contract.PLUGIN_ATTRIBUTES:
         kind, default, domain = rows[attribute.name]
         assert kind == attribute.type
         assert default == ("required" if attribute.default is None else str(attribute.default))

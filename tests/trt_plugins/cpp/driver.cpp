@@ -13,6 +13,8 @@
 #include "kernel/dcnv3_launch.h"
 #include "kernel/ms_deform_attn_host.h"
 #include "kernel/ms_deform_attn_launch.h"
+#include "kernel/upsample_argmax_host.h"
+#include "kernel/upsample_argmax_launch.h"
 #include "plugin/plugin_registration.h"
 
 extern "C" void setLoggerFinder(nvinfer1::ILoggerFinder* finder);
@@ -36,6 +38,10 @@ cudaError_t launch_dcnv3(const Dcnv3Params& p, DType dtype, int32_t tactic, cuda
 }
 
 cudaError_t launch_ms_deform_attn(const MsDeformAttnParams& p, DType dtype, int32_t tactic, cudaStream_t) {
+    return launch_on_host(p, dtype, tactic);
+}
+
+cudaError_t launch_upsample_argmax(const UpsampleArgmaxParams& p, DType dtype, int32_t tactic, cudaStream_t) {
     return launch_on_host(p, dtype, tactic);
 }
 

@@ -4,6 +4,7 @@
 
 #include "dcnv3_operator.h"
 #include "ms_deform_attn_operator.h"
+#include "upsample_argmax_operator.h"
 #if PLUGIN_INTERFACE == 3
 #include "plugin_v3.h"
 #else
@@ -18,16 +19,17 @@ using Creator = internimage::CreatorV3;
 using Creator = internimage::CreatorV2;
 #endif
 
-Creator g_creators[] = {Creator{internimage::kDcnv3}, Creator{internimage::kOfficialDcnv3},
-                        Creator{internimage::kMsDeformAttn}};
+Creator g_creators[] = {Creator{internimage::kDcnv3}, Creator{internimage::kPackedDcnv3},
+                        Creator{internimage::kOfficialDcnv3}, Creator{internimage::kMsDeformAttn},
+                        Creator{internimage::kUpsampleArgmax}};
 constexpr int32_t kCreators = sizeof(g_creators) / sizeof(g_creators[0]);
 
 }  // namespace
 
 #if PLUGIN_TENSORRT_AT_LEAST(10, 0)
 extern "C" PLUGIN_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-    static nvinfer1::IPluginCreatorInterface* const creators[kCreators] = {&g_creators[0], &g_creators[1],
-                                                                           &g_creators[2]};
+    static nvinfer1::IPluginCreatorInterface* const creators[kCreators] = {
+        &g_creators[0], &g_creators[1], &g_creators[2], &g_creators[3], &g_creators[4]};
     count = kCreators;
     return creators;
 }
@@ -35,7 +37,8 @@ extern "C" PLUGIN_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(i
 
 #if PLUGIN_INTERFACE == 2
 extern "C" PLUGIN_EXPORT nvinfer1::IPluginCreator* const* getPluginCreators(int32_t& count) {
-    static nvinfer1::IPluginCreator* const creators[kCreators] = {&g_creators[0], &g_creators[1], &g_creators[2]};
+    static nvinfer1::IPluginCreator* const creators[kCreators] = {&g_creators[0], &g_creators[1], &g_creators[2],
+                                                                  &g_creators[3], &g_creators[4]};
     count = kCreators;
     return creators;
 }

@@ -68,7 +68,7 @@ int32_t PluginV2::enqueue(const PluginTensorDesc* inputDesc, const PluginTensorD
 
 DataType PluginV2::getOutputDataType(int32_t /*index*/, const DataType* inputTypes,
                                      int32_t /*nbInputs*/) const noexcept {
-    return inputTypes[0];
+    return operator_->output_type(inputTypes[0]);
 }
 
 const char* PluginV2::getPluginType() const noexcept { return operator_->type().name; }

@@ -82,7 +82,7 @@ bool PluginV3::supportsFormatCombination(int32_t pos, const DynamicPluginTensorD
 int32_t PluginV3::getOutputDataTypes(DataType* outputTypes, int32_t nbOutputs, const DataType* inputTypes,
                                      int32_t nbInputs) const noexcept {
     if (nbInputs != operator_->type().input_count || nbOutputs != 1) return kFailed;
-    outputTypes[0] = inputTypes[0];
+    outputTypes[0] = operator_->output_type(inputTypes[0]);
     return 0;
 }
 

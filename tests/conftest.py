@@ -9,6 +9,7 @@ TESTS = Path(__file__).parent
 
 # Files, or FILE::TEST, of tests that take more than about five seconds on two cores, in the call or in its fixtures.
 SLOW = (
+    "benchmarks/test_gpu_device_layer.py",
     "benchmarks/test_gpu_kernels.py",
     "benchmarks/test_gpu_networks.py",
     "benchmarks/test_gpu_stages.py",

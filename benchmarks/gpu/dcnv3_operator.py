@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Pair = tuple[int, int]
 
-HALF_ALLOWANCE = 6.0
+HALF_ALLOWANCE = 4.0
 
 
 @dataclass(frozen=True)

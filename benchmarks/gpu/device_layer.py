@@ -223,7 +223,7 @@ def closed_with_live_arrays() -> Row:
 
 def nothing_leaks() -> Row:
     """Contexts that come and go leave the GPU's memory as it was."""
-    large = (16, 1 << 20)  # 64 MB each way
+    large = (4, 1 << 20)  # 16 MB each way
     with contexts() as (context,):
         _run(context, batch(0))
     before = device().memory()[0]

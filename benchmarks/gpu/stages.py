@@ -57,7 +57,10 @@ STAGES: dict[str, tuple[Part, ...]] = {
     ),
     "B": (Part("variants", "kernel_times:variant_tasks", 500),),
     "C": (Part("networks", "networks:tasks", 500),),
-    "D": (Part("device layer", "device_layer:tasks", 240),),
+    "D": (
+        Part("device layer", "device_layer:tasks", 200),
+        Part("tests", "gpu_tests:tasks", 300),
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 """The checks and figures of benchmarks/gpu on the host build of the kernels, and by hand."""
 
 import ctypes
+import math
 
 import correctness
 import cuda_timer
@@ -17,6 +18,7 @@ from dcnv3_operator import Dcnv3, Dcnv3Case, stage_case
 from kernel_library import compile_cuda
 from rows import OK, WRONG
 from task import Unavailable
+from upsample_argmax_operator import UpsampleArgmax
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.trt_plugins.build import KERNELS
@@ -89,6 +91,20 @@ def test_a_small_case_is_served_by_the_variants_of_the_large_one(name):
         chosen = range(1, tactics() + 1)
         small = correctness.served_by(operator, operator.small(case), dtype, chosen)
         assert small == correctness.served_by(operator, case, dtype, chosen)
+
+
+def test_labels_are_judged_by_the_logit_they_chose():
+    operator = UpsampleArgmax()
+    logits = torch.tensor([1.0, 3.0, 3.0, 2.5], dtype=torch.float64).view(1, 4, 1, 1)
+
+    def judged(label):
+        return operator.difference(torch.tensor([[[label]]], dtype=torch.int32), logits, "float16")
+
+    assert judged(1) == (0, 0)
+    assert judged(2) == (math.inf, math.inf)  # equal, and not the lowest
+    assert judged(3)[0] == 0.5
+    assert judged(3)[1] == pytest.approx(0.5 / (1e-5 * 4))
+    assert all(math.isnan(value) for label in (-1, 4) for value in judged(label))
 
 
 # Predictions

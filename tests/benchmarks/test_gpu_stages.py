@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import gpu_tests
 import pytest
 import stages
 from rows import FAILED, NOT_RUN, OK, WRONG, Rows, exit_code
@@ -157,6 +158,23 @@ def test_exit_code(states, code, tmp_path):
     for state in states:
         rows.add({"part": "p", "case": "c", "status": state})
     assert exit_code(rows) == code
+
+
+# The tests
+
+
+def test_the_verdict_of_pytest():
+    assert gpu_tests.judge(0, "....\n12 passed, 3 deselected in 4.20s\n") == {"status": OK, "passed": 12, "reason": ""}
+    skipped = "ss\nSKIPPED [2] tests/gpu/conftest.py:29: needs TensorRT\n2 skipped in 0.10s\n"
+    row = gpu_tests.judge(0, skipped)
+    assert (row["status"], row["skipped"]) == (NOT_RUN, 2)
+    assert "needs TensorRT" in row["reason"]
+    assert gpu_tests.judge(5, "3 deselected in 0.1s\n")["status"] == NOT_RUN
+    failed = gpu_tests.judge(1, "assert 1 == 2\n1 failed, 2 passed in 0.10s\n")
+    assert (failed["status"], failed["failed"]) == (WRONG, 1)
+    assert "assert 1 == 2" in failed["log"]
+    with pytest.raises(RuntimeError, match="unknown option"):
+        gpu_tests.judge(4, "ERROR: unknown option timeout\n")
 
 
 # A stage of processes, each of which ends in another way

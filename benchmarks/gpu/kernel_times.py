@@ -19,6 +19,7 @@ from task import Options, Task
 
 Call = Callable[[], None]
 
+DEVICE = "cuda"
 TIMES = ("cold_us", "warm_us", "predicted_us")
 
 
@@ -100,7 +101,7 @@ def ours(operator: Operator, case: Any, dtype: str) -> Row:
     import torch
 
     wanted = plan_sets(operator.work(case, dtype, None).bytes_moved, bench().timer.l2_bytes)
-    sets = [operator.draw(case, dtype, "cuda", seed) for seed in range(wanted.count)]
+    sets = [operator.draw(case, dtype, DEVICE, seed) for seed in range(wanted.count)]
     blocks = [operator.params(case, operands) for operands in sets]
     expected = operator.reference(case, sets[0])
     chosen = tactics(operator, blocks[0], dtype)
@@ -161,7 +162,7 @@ def rival(name: str, folder: Any, case: Dcnv3Case, dtype: str) -> Row:
     operator, timer = Dcnv3(), bench().timer
     work = operator.work(case, dtype, None)
     wanted = plan_sets(work.bytes_moved, timer.l2_bytes)
-    sets = [operator.draw(case, dtype, "cuda", seed) for seed in range(wanted.count)]
+    sets = [operator.draw(case, dtype, DEVICE, seed) for seed in range(wanted.count)]
     more: Row = {}
     if name == "official":
         calls = [rival_kernels.official_call(launch, case, operands) for operands in sets]
@@ -173,7 +174,7 @@ def rival(name: str, folder: Any, case: Dcnv3Case, dtype: str) -> Row:
     calls[0]()
     torch.cuda.synchronize()
     error, roundings = operator.difference(output, operator.reference(case, sets[0]), dtype)
-    zeros = timer.time([functools.partial(torch.zeros, output.shape, dtype=output.dtype, device="cuda")])
+    zeros = timer.time([functools.partial(torch.zeros, output.shape, dtype=output.dtype, device=DEVICE)])
     times = timer.cold_and_warm(calls, wanted.launches)
     instructions = RIVALS_PER_CHANNEL[name] * output.numel() if dtype == "float16" else None
     predicted = predict(replace(work, instructions=instructions), bench().gpu)

@@ -41,7 +41,7 @@ def ncu_tasks(options: Options) -> Iterator[Task]:
 
 def find(tool: str) -> str:
     """The path of one of NVIDIA's tools. Raises `Unavailable`."""
-    places = [Path(folder) for folder in ("/usr/local/cuda/bin", "/opt/nvidia/nsight-compute")]
+    places = [Path("/usr/local/cuda/bin"), *sorted(Path("/opt/nvidia/nsight-compute").glob("*"), reverse=True)]
     found = shutil.which(tool) or next((str(place / tool) for place in places if (place / tool).is_file()), None)
     if found is None:
         raise Unavailable(f"{tool} is not installed here")

@@ -6,6 +6,8 @@ Importing this module first makes the others importable. `NOTES` says what had t
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -39,4 +41,13 @@ def make_importable(repository: Path = REPOSITORY) -> list[str]:
     return [f"the link internimage_deploy/{room} is lost; using {repository / room}" for room in missing]
 
 
-NOTES = make_importable()
+def choose_cache(repository: Path = REPOSITORY) -> list[str]:
+    """Keep compiled libraries in out/cache where the package that knows the user's cache folder is missing."""
+    if importlib.util.find_spec("platformdirs") or os.environ.get("INTERNIMAGE_DEPLOY_CACHE"):
+        return []
+    folder = repository / "out" / "cache"
+    os.environ["INTERNIMAGE_DEPLOY_CACHE"] = str(folder)
+    return [f"the package platformdirs is not installed: compiled libraries go to {folder}"]
+
+
+NOTES = make_importable() + choose_cache()

@@ -259,6 +259,34 @@ def test_a_copy_that_lost_its_links(lost, tmp_path):
     assert listed("A", script=tmp_path / "benchmarks/gpu/all.py") == listed("A")
 
 
+def test_nothing_beyond_pytorch_and_its_packages_is_needed(tmp_path):
+    """Where the project is not installed, its other dependencies need not be: compiling and checking a kernel."""
+    program = f"""
+import sys
+for name in ("platformdirs", "ml_dtypes", "onnx", "onnxruntime", "onnxscript", "cv2", "PIL", "rich", "click", "pycuda"):
+    sys.modules[name] = None
+real = __import__("importlib.util").util.find_spec
+__import__("importlib.util").util.find_spec = lambda name, *more: None if name == "platformdirs" else real(name, *more)
+sys.path.insert(0, {str(ALL.parent)!r})
+import clone
+print(clone.NOTES)
+import correctness, kernel_library, kernel_times, networks, nvidia_tools, plugin_operators, stages
+operator = plugin_operators.operators()["upsample_argmax"]
+case = operator.odd_cases()[0]
+print(correctness.check_case(operator, case, "float32", "cpu", correctness.launch_on_host, set())["status"])
+for part in stages.STAGES["A"] + stages.STAGES["B"] + stages.STAGES["C"]:
+    assert list(part.tasks()(__import__("task").Options(__import__("pathlib").Path("out"))))
+"""
+    environment = {**os.environ, "PYTHONPATH": "", "INTERNIMAGE_DEPLOY_CACHE": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    notes, status = done.stdout.splitlines()
+    assert "compiled libraries go to" in notes
+    assert status == OK
+
+
 def test_a_copy_without_a_room_says_so(tmp_path):
     copy_without_links(tmp_path, "missing")
     shutil.rmtree(tmp_path / "exporter")

@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from internimage_deploy.exporter.denied import is_denied
 from internimage_deploy.exporter.pickle_literals import Damaged
-from internimage_deploy.exporter.unpickler import Constructor, Global, Inert, checked_key
+from internimage_deploy.exporter.unpickler import Constructor, Global, Inert, Refused, checked_key
 
 _MAX_DIMENSIONS = 32
 _MAX_EXTENT = 1 << 62
+_MAX_ATTRIBUTE = 100  # characters of a method's name
 _STORAGE_TYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -213,6 +215,20 @@ def _array(data: object, dtype: object, shape: object, order: object) -> npt.NDA
     return array
 
 
+def _attribute(owner: object = None, attribute: object = None, *rest: object) -> object:
+    """The name of a method: `getattr(HistoryBuffer, "min")` is how protocol 2 writes those in mmengine's logs.
+
+    Anything but a public attribute of a class is refused, since a chain of those may end at any function. A class is
+    recognised by its capital letter, as nothing is imported.
+    """
+    if isinstance(owner, Global) and isinstance(attribute, str) and not rest:
+        of_a_class = owner.name.rpartition(".")[2][:1].isupper()
+        plain = attribute.isidentifier() and not attribute.startswith("_")
+        if of_a_class and plain and len(attribute) <= _MAX_ATTRIBUTE and not is_denied(owner.name, attribute):
+            return Global(f"{owner.name}.{attribute}")
+    raise Refused("builtins.getattr")
+
+
 def _no_bytes(*arguments: object) -> object:
     """Empty bytes, which old pickles write as a call without arguments."""
     return Inert("bytes", arguments) if arguments else b""
@@ -233,6 +249,8 @@ _CONSTRUCTORS: dict[str, Constructor] = {
     "collections.defaultdict": _mapping,
     "builtins.bytes": _no_bytes,
     "__builtin__.bytes": _no_bytes,
+    "builtins.getattr": _attribute,
+    "__builtin__.getattr": _attribute,
     "numpy.dtype": _dtype,
     **{f"{package}multiarray.scalar": _scalar for package in _NUMPY},
     **{f"{package}multiarray._reconstruct": _reconstruct for package in _NUMPY},

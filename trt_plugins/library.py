@@ -60,9 +60,7 @@ def find_library(path: Path | None = None, *, tensorrt: str | None = None, build
         return cached[0]
     version = f" for TensorRT {tensorrt}" if tensorrt else ""
     headers = "  with --tensorrt-include, that version's headers" if builder.cached_libraries() else ""
-    raise UserError(
-        f"the DCNv3 plugin library has not been compiled{version}: run  internimage-deploy build-plugin{headers}"
-    )
+    raise UserError(f"the plugin library has not been compiled{version}: run  internimage-deploy build-plugin{headers}")
 
 
 def find_creator(trt: ModuleType, name: str = OP_TYPE) -> Any | None:

@@ -123,12 +123,13 @@ Examples:
 @click.option(
     "--plugin",
     type=FilePath,
-    help="DCNv3 plugin library, with TensorRT.  [default: the one that build-plugin made, compiled if there is none]",
+    help="Library of the DCNv3 and MSDeformAttn plugins, with TensorRT.  [default: the one that build-plugin made, "
+    "compiled if there is none]",
 )
 @click.option(
     "--no-embed-plugin",
     is_flag=True,
-    help="Leave the DCNv3 plugin out of the engine, which then loads without --trust-engine and needs the plugin "
+    help="Leave the plugins out of the engine, which then loads without --trust-engine and needs the plugin "
     "library where it runs.",
 )
 @click.option(

@@ -71,9 +71,7 @@ Examples:
     show_default=True,
     help="Device that runs the copies; an engine always runs on the GPU.",
 )
-@click.option(
-    "--plugin", type=FilePath, help="Compiled DCNv3 plugin library, for an engine that does not carry the plugin."
-)
+@click.option("--plugin", type=FilePath, help="Compiled plugin library, for an engine that does not carry the plugins.")
 def export_triton(
     model: Path,
     repository: Path,

@@ -135,7 +135,7 @@ def _engine_rows(engine: Json) -> list[tuple[str, str]]:
     ]
     if engine["plugin_version"]:
         where = "inside" if engine["plugin_embedded"] else "in a file of its own"
-        rows.append(("DCNv3 plugin", f"version {engine['plugin_version']}, {where}"))
+        rows.append(("plugin library", f"version {engine['plugin_version']}, {where}"))
     return rows + [("profile", described(profile)) for profile in engine["profiles"]]
 
 

@@ -19,7 +19,7 @@ from internimage_deploy.log import log_to_stderr
 COMMANDS = {
     "export-onnx": "Export a PyTorch checkpoint to a portable ONNX file.",
     "build-engine": "Compile an ONNX file into a TensorRT or TensorRT-RTX engine.",
-    "build-plugin": "Compile the DCNv3 plugin for TensorRT.",
+    "build-plugin": "Compile the TensorRT plugins of DCNv3 and MSDeformAttn.",
     "segment": "Segment images, folders and videos.",
     "verify": "Check a model file, and compare backends or models.",
     "info": "Show a model's card, operators, parameters and multiply-adds.",
@@ -77,6 +77,8 @@ def run(command: Callable[[], click.Command] | click.Command, args: Sequence[str
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption):
+            _suggest_current_names(error)
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
@@ -89,6 +91,14 @@ def run(command: Callable[[], click.Command] | click.Command, args: Sequence[str
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _suggest_current_names(error: click.NoSuchOption) -> None:
+    """Name options by what --help calls them, where click suggests their hidden aliases."""
+    params = error.ctx.command.params if error.ctx else []
+    current = {alias: param.opts[0] for param in params for alias in getattr(param, "aliases", ())}
+    if error.possibilities:
+        error.possibilities[:] = dict.fromkeys(current.get(name, name) for name in error.possibilities)
+
+
 def main() -> None:
     """Entry point of `internimage-deploy`."""
     run(group)
@@ -98,7 +108,7 @@ def _alone(name: str) -> None:
     def load() -> click.Command:
         command = LazyGroup().get_command(click.Context(group), name)
         assert command is not None
-        return command
+        return click.version_option(__version__, prog_name=name)(command)
 
     run(load)
 

@@ -70,10 +70,10 @@ class Option(click.Option):
         named = any(not text.startswith("-") for text in declarations)
         parameter = () if named else (declarations[0].lstrip("-").replace("-", "_"),)
         super().__init__([*declarations, *aliases, *parameter], **settings)
-        self._aliases = frozenset(aliases)
+        self.aliases = frozenset(aliases)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        every, self.opts = self.opts, [name for name in self.opts if name not in self._aliases]
+        every, self.opts = self.opts, [name for name in self.opts if name not in self.aliases]
         try:
             return super().get_help_record(ctx)
         finally:

@@ -47,7 +47,9 @@ _result_options = apply_options(
         show_default=True,
         help="Weight of the labels' colours in the overlay.",
     ),
-    click.option("--legend", is_flag=True, help="List the classes that occur beside the overlay of an image."),
+    click.option(
+        "--legend", is_flag=True, help="List the classes that occur beside the overlay of an image; a video gets none."
+    ),
     click.option(
         "--overlay-format",
         type=click.Choice(["png", "jpeg"]),

@@ -156,7 +156,7 @@ class TensorRTBackend(Backend):
         try:
             library.load_library(self._api)
         except UserError as error:
-            raise UserError(f"{path}: the engine needs the DCNv3 plugin; {error}") from error
+            raise UserError(f"{path}: the engine needs the plugin library; {error}") from error
         # The engine may use TensorRT's own plugins too (build-engine --ms-deform-attn tensorrt).
         self._api.init_libnvinfer_plugins(self._logger, "")
         return contract.PLUGIN_VERSION

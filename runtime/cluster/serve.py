@@ -20,11 +20,13 @@ from fastapi import FastAPI
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.config import HTTPOptions
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from internimage_deploy.card import ModelCard
 from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.backends.load import model_card
 from internimage_deploy.runtime.cluster.connect import connect
 from internimage_deploy.runtime.imaging.pipeline import NetworkImage
 from internimage_deploy.runtime.imaging.postprocess import Labels
@@ -191,8 +193,12 @@ def serve(
         drain_s: seconds a replica may take to finish what it accepted.
 
     Raises:
-        UserError: the cluster cannot be reached, or the model cannot be loaded there.
+        UserError: the model file is missing or damaged, the cluster cannot be reached or serves on another address
+            already, or the model cannot be loaded there.
     """
+    # What the file shows by itself is found before Ray is started. Whether its backend is installed is for the replicas
+    # to say: the machine that runs this command may have no GPU.
+    model_card(settings.model.path)
     connect(address)
     stop = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -200,6 +206,13 @@ def serve(
     limits = settings.limits
     request_timeout_s = limits.body_s + limits.deadline_s + 10
     ray_serve.start(http_options=HTTPOptions(host=host, port=port, request_timeout_s=request_timeout_s))
+    kept = _get_global_client().http_config
+    if (kept.host, kept.port) != (host, port):
+        raise UserError(
+            f"Ray Serve runs on this cluster already, on {kept.host}:{kept.port}, and keeps that address; got "
+            f"{host}:{port}: use --host {kept.host} --port {kept.port}, which replaces a model served there, or end "
+            "Ray Serve first with  serve shutdown"
+        )
     try:
         ray_serve.run(
             application(settings, replicas=replicas, gpus=gpus, cpus=cpus, drain_s=drain_s),

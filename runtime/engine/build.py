@@ -120,7 +120,7 @@ def build_engine(
         use_timing_cache: False to measure every kernel anew.
         version_compatible: make the engine load in newer TensorRT versions of the same major number, too.
         strip_weights: leave out weights that can be refitted from the ONNX file.
-        plugin: the DCNv3 plugin library for TensorRT; None for the one in the user's cache, compiled if there is none.
+        plugin: the plugin library for TensorRT; None for the one in the user's cache, compiled if there is none.
         embed_plugin: put the plugin's code into the engine.
         pack_offsets: let the DCNv3 plugin read offsets and mask from the one tensor that a product computes, where it
             can. False keeps them apart, with two more kernels per layer.
@@ -314,7 +314,7 @@ def _notes(prepared: PreparedModel, options: BuildOptions) -> tuple[str, ...]:
             "needs --trust-engine; --no-embed-plugin keeps the plugin apart"
         )
     elif prepared.uses_plugin:
-        notes.append("the engine needs the DCNv3 plugin where it runs:  internimage-deploy build-plugin")
+        notes.append("the engine needs the plugin library where it runs:  internimage-deploy build-plugin")
     if options.strip_weights:
         notes.append("the engine lacks its weights: refit it from the ONNX file before use")
     return tuple(notes)

@@ -135,13 +135,13 @@ def check_plugin(engine: Path, info: EngineInfo, *, available: str, trusted: boo
         return
     if not available:
         raise UserError(
-            f"{engine}: the engine needs the DCNv3 plugin, which is not here; build it with  "
+            f"{engine}: the engine needs the plugin library, which is not here; build it with  "
             "internimage-deploy build-plugin"
         )
     if available != info.plugin_version:
         raise UserError(
-            f"{engine}: built with version {info.plugin_version} of the DCNv3 plugin, and version {available} is here; "
-            "build the engine again"
+            f"{engine}: built with version {info.plugin_version} of the plugin library, and version {available} is "
+            "here; build the engine again"
         )
 
 

@@ -41,7 +41,7 @@ class TritonOptions:
         queue: maximum number of waiting images; further ones are rejected.
         instances: number of copies of the model.
         device: where they run; an engine always runs on the GPU.
-        plugin: the compiled DCNv3 plugin library, for an engine that does not carry the plugin.
+        plugin: the compiled plugin library, for an engine that does not carry the plugin.
     """
 
     name: str
@@ -154,8 +154,8 @@ def _check(model: Path, card: ModelCard, options: TritonOptions, is_engine: bool
     needs_library = card.engine.plugin_version and not card.engine.plugin_embedded
     if needs_library and options.plugin is None:
         raise UserError(
-            f"{model}: the engine needs the DCNv3 plugin, and Triton must load it first; compile it with  build-plugin "
-            " against the TensorRT of your Triton image and name the library with --plugin"
+            f"{model}: the engine needs the plugin library, and Triton must load it first; compile it with  "
+            "build-plugin  against the TensorRT of your Triton image and name the library with --plugin"
         )
     if options.plugin is not None:
         require_file(options.plugin, "a plugin library")

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+import re
+
 import click
 import pytest
 from click.testing import CliRunner
 
+from internimage_deploy.cli.main import run
 from internimage_deploy.cli.options import Option, Size
 
 
@@ -31,6 +34,18 @@ def test_help_lists_the_new_names_only():
     assert "--batch INTEGER" in text
     assert "engine" not in text
     assert "max-batch" not in text
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "names"),
+    [("--engin", ["--executor"]), ("--max-batc", ["--batch"]), ("--executo", ["--executor"])],
+)
+def test_a_misspelt_option_is_told_the_new_names_only(misspelt, names, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run(command, [misspelt, "1"])
+    assert exit_.value.code == 2
+    message = capsys.readouterr().err
+    assert re.findall(r"--[a-z-]+", message.partition("No such option")[2]) == [misspelt, *names]
 
 
 @pytest.mark.parametrize(

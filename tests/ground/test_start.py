@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from internimage_deploy.cli.main import COMMANDS, run
+from internimage_deploy._version import __version__
+from internimage_deploy.cli.main import COMMANDS, build_engine, export_onnx, run
 from internimage_deploy.cli.main import group as command_group
 
 
@@ -61,3 +62,12 @@ def test_a_name_that_is_no_command(name, hint, capsys):
         run(command_group, [name])
     assert exit_.value.code == 2
     assert f"No such command '{name}'; {hint}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("entry_point", "name"), [(export_onnx, "export-onnx"), (build_engine, "build-engine")])
+def test_a_command_of_its_own_name_has_a_version(entry_point, name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--version"])
+    with pytest.raises(SystemExit) as exit_:
+        entry_point()
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"{name}, version {__version__}\n"

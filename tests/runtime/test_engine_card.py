@@ -195,9 +195,9 @@ def test_another_gpu(tmp_path):
 
 def test_plugins(tmp_path):
     sidecar.check_plugin(tmp_path, INFO, available="1", trusted=False)
-    with pytest.raises(UserError, match=r"needs the DCNv3 plugin, which is not here; build it with"):
+    with pytest.raises(UserError, match=r"needs the plugin library, which is not here; build it with"):
         sidecar.check_plugin(tmp_path, INFO, available="", trusted=False)
-    with pytest.raises(UserError, match="built with version 1 of the DCNv3 plugin, and version 2 is here"):
+    with pytest.raises(UserError, match="built with version 1 of the plugin library, and version 2 is here"):
         sidecar.check_plugin(tmp_path, INFO, available="2", trusted=False)
     embedded = dataclasses.replace(INFO, plugin_embedded=True)
     with pytest.raises(UserError, match=r"carries code that loading it would run; .* --trust-engine"):

@@ -93,7 +93,7 @@ def test_a_plugin_of_its_own(compile_here):
     assert (config._flags, config.builder_optimization_level) == (set(), 2)
     info = sidecar.read(built.path).engine
     assert (info.plugin_version, info.plugin_embedded, info.version_compatible) == ("1", False, False)
-    assert "needs the DCNv3 plugin where it runs" in built.notes[0]
+    assert "needs the plugin library where it runs" in built.notes[0]
 
 
 def test_the_error_says_why_the_plugin_does_not_load(compile_here, monkeypatch, tmp_path):
@@ -104,7 +104,7 @@ def test_the_error_says_why_the_plugin_does_not_load(compile_here, monkeypatch, 
     fake_cuda.install(monkeypatch, fake_cuda.make_driver())
     monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
     monkeypatch.setattr(registry, "installed", lambda entry: True)
-    with pytest.raises(UserError, match=r"needs the DCNv3 plugin; the DCNv3 .* compiled for TensorRT 10.13.0: run"):
+    with pytest.raises(UserError, match=r"needs the plugin library; .* compiled for TensorRT 10.13.0: run"):
         load_backend(built.path)
 
 

@@ -85,6 +85,7 @@ def test_a_chosen_image_is_shown_with_its_classes(page, street):
     for stage in ("Decoding", "Waiting", "Network", "Total"):
         assert re.search(rf"{stage}\s+[\d.]+ ms", times)
     assert "stripes.png" in find(page, "caption").text
+    assert find(page, "model").text == "color"
 
 
 def test_classes_are_switched_from_the_keyboard(page, street):
@@ -187,6 +188,34 @@ def test_a_file_that_is_no_image_is_rejected_in_words(page, tmp_path):
     find(page, "file").send_keys(str(tmp_path / "no.png"))
     wait(page, lambda _: find(page, "error").is_displayed())
     assert "no.png is not an image" in find(page, "error").text
+
+
+def test_what_is_saved_is_named_after_the_image_on_show(page, street, tmp_path):
+    page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path / "saved")})
+    send(page, street)
+    (tmp_path / "no.png").write_bytes(b"no image")
+    find(page, "file").send_keys(str(tmp_path / "no.png"))
+    wait(page, lambda _: find(page, "error").is_displayed())
+    for name in ("save", "save-labels", "save-json"):
+        find(page, name).click()
+    names = {f"stripes.{ending}" for ending in ("overlay.png", "labels.png", "labels.json")}
+    wait(page, lambda _: {path.name for path in (tmp_path / "saved").glob("*")} >= names)
+
+
+def test_an_unreadable_file_ends_the_request_before_it(page):
+    """The image's request never gets a response here, so that the second file always meets it."""
+    page.execute_script(
+        """
+        window.fetch = (_, { signal }) => new Promise((_, reject) =>
+          signal.addEventListener("abort", () => reject(new DOMException("", "AbortError"))));
+        $("image").toBlob((blob) => segment(new File([blob], "good.png", { type: "image/png" })));
+        """
+    )
+    wait(page, lambda _: find(page, "busy").is_displayed())
+    page.execute_script("segment(new File(['x'], 'no.png', { type: 'image/png' }))")
+    wait(page, lambda _: find(page, "error").is_displayed())
+    assert not find(page, "busy").is_displayed()
+    assert find(page, "status").text == ""
 
 
 def test_a_reason_of_the_service_is_shown(page, tmp_path):

@@ -250,6 +250,28 @@ def test_a_result_that_cannot_be_written_ends_the_run_with_the_reason(cluster, c
     assert "a.labels.png: it is a folder; name a file" in result.stderr
 
 
+def serve_on_ray(*arguments):
+    return subprocess.run(command("serve", *arguments, "--executor", "ray"), capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("content", [None, b"no model"], ids=["missing", "damaged"])
+def test_a_model_file_is_checked_before_ray_is_started(content, tmp_path):
+    path = tmp_path / "model.onnx"
+    if content:
+        path.write_bytes(content)
+    # No cluster is at that address: what is said about the file was found before it was tried.
+    result = serve_on_ray(path, "--ray-address", "127.0.0.1:1")
+    assert result.returncode == 1
+    assert re.fullmatch(r"error: .*model\.onnx.*\n", result.stderr)
+
+
+def test_another_port_than_the_one_that_ray_keeps_is_an_error(served, cluster, port, color_path):
+    result = serve_on_ray(color_path, "--ray-address", cluster, "--port", free_port())
+    assert result.returncode == 1
+    assert f"on 127.0.0.1:{port}, and keeps that address" in result.stderr
+    assert is_served(served)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -144,7 +144,7 @@ def test_what_triton_cannot_run_is_refused(labels_model, tmp_path):
     logits = color_model(tmp_path / "logits.onnx")
     with pytest.raises(UserError, match="--input uint8 --emit labels"):
         export(logits, tmp_path / "r", TritonOptions("m"))
-    with pytest.raises(UserError, match="needs the DCNv3 plugin"):
+    with pytest.raises(UserError, match="needs the plugin library"):
         export(engine(tmp_path, card, plugin_version="1"), tmp_path / "r", TritonOptions("m"))
     missing = TritonOptions("m", plugin=tmp_path / "none.so")
     with pytest.raises(UserError, match="no such file"):

@@ -12,7 +12,8 @@ let hidden = new Set(); // ids of classes that are switched off
 let token = "";
 let stream = null;
 let pending = null; // AbortController of the request under way
-let lastFile = null;
+let lastFile = null; // what was sent last, to send it again with a token
+let shownFile = null; // whose result is on show, and is saved
 
 function showStatus(text) { $("status").textContent = text; }
 
@@ -33,6 +34,10 @@ async function segment(file) {
   try {
     bitmap = await createImageBitmap(file);
   } catch {
+    if (request !== pending) return;
+    $("busy").hidden = true;
+    pending = null;
+    showStatus("");
     showError(`${file.name || "This file"} is not an image this browser can read.`);
     return;
   }
@@ -44,6 +49,7 @@ async function segment(file) {
     const response = await (await send(file, "application/json", request.signal)).json();
     const arrived = performance.now();
     if (request !== pending) return;
+    shownFile = file;
     show(response, bitmap, file.name || "camera photo", arrived - started);
   } catch (error) {
     if (error.name !== "AbortError" && request === pending) {
@@ -103,7 +109,7 @@ function show(data, bitmap, name, total) {
   const summary = data.classes.map((entry) => `${entry.class} ${percent(entry.share)}`).join(", ");
   $("image").setAttribute("aria-label", `${name}, segmented: ${summary}`);
   $("caption").textContent = `${name} · ${data.width} × ${data.height}`;
-  $("model").textContent = `model ${data.model}`;
+  $("model").textContent = data.model;
   $("invitation").hidden = true;
   for (const id of ["result", "panel", "save", "save-labels", "save-json"]) $(id).hidden = false;
   $("drop").classList.add("filled");
@@ -199,7 +205,7 @@ function save() {
 // The class ids as the service writes them: a canvas would save colours.
 async function saveLabels() {
   try {
-    download(await (await send(lastFile, "image/png")).blob(), "labels.png");
+    download(await (await send(shownFile, "image/png")).blob(), "labels.png");
   } catch (error) {
     showError(error.status ? error.message : "The service does not respond. Is it still running?");
   }
@@ -216,7 +222,7 @@ function download(blob, name) {
 }
 
 // What downloads are named after: the image's file without its ending.
-function stem() { return (lastFile?.name || "photo").replace(/\.[^.]*$/, ""); }
+function stem() { return (shownFile?.name || "photo").replace(/\.[^.]*$/, ""); }
 
 // ---- camera
 

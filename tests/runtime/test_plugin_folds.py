@@ -3,16 +3,23 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from internimage_deploy.errors import UserError
+from internimage_deploy.exporter.options import ExportOptions
 from internimage_deploy.onnx_tools.graph import attribute
 from internimage_deploy.operators import contract, upsample_argmax
 from internimage_deploy.operators.onnx_function import dcnv3_function
+from internimage_deploy.runtime.engine.compilers import Compiler
 from internimage_deploy.runtime.engine.plugin_folds import allow_half, fuse_argmax, pack_offset_masks
 from internimage_deploy.runtime.engine.plugin_nodes import to_plugin_nodes
-from support.engine_models import FLOAT, compute, normal, small
+from internimage_deploy.runtime.engine.prepare import BuildOptions, prepare, write_graph
+from support import golden
+from support.engine_models import DYNAMIC, FLOAT, compute, exported, normal, small
 from support.plugin_functions import define_plugins
+from support.tiny_models import color_model
 
 ENDLESS = 2**63 - 1
 
@@ -169,3 +176,62 @@ def test_kernels_in_float16_are_allowed_by_an_attribute():
     to_plugin_nodes(graph)
     assert attribute(graph.nodes[-1], "allow_half") == 1
     assert {entry.name for entry in contract.PLUGIN_ATTRIBUTES} <= {entry.name for entry in graph.nodes[-1].attribute}
+
+
+TENSORRT = Compiler("tensorrt", "10.13.0")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_whole_network_computes_the_same_labels(precision, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
+    labels, operators = [], []
+    for options in (
+        BuildOptions(precision=precision, pack_offsets=False, fuse_argmax=False),
+        BuildOptions(precision=precision),
+        BuildOptions(precision=precision, half_interpolation=precision == "fp16"),
+    ):
+        prepared = prepare(exported(*DYNAMIC), TENSORRT, options)
+        operators.append(prepared.plugins)
+        slices = [node for node in prepared.graph.nodes if node.op_type == "Slice" and ".dcn/" in node.name]
+        assert bool(slices) == (not options.pack_offsets or has_odd_groups(prepared.graph))
+        path, _ = write_graph(prepared, tmp_path)
+        model = onnx.load(path)
+        define_plugins(model)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        labels.append(session.run(None, {"image": images})[0])
+    assert operators[0] == ("DCNv3",)
+    assert operators[1] == operators[2]
+    assert set(operators[1]) >= {"DCNv3Packed", "UpsampleArgmax"}
+    assert labels[0].dtype == np.uint8
+    # In float16 the plugin interpolates in float32, where the graph's Resize rounds: near ties may fall otherwise.
+    least = 1 if precision == "fp32" else 0.995
+    assert (labels[0] == labels[1]).mean() >= least
+    np.testing.assert_array_equal(labels[1], labels[2])
+
+
+def has_odd_groups(graph):
+    """Whether a DCNv3 layer has a group number whose offsets and mask together are odd in number."""
+    return any(attribute(node, "group") % 2 for node in graph.nodes if node.op_type == contract.OP_TYPE)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_end_of_mask2former_is_the_same(precision, exports):
+    options = ExportOptions(size=tuple(golden.case("m2f_h_like")["input"][2:]), input="float")
+    prepared = prepare(exports("m2f_h_like", options).path, TENSORRT, BuildOptions(precision=precision))
+    assert prepared.plugins == ("DCNv3Packed", "MSDeformAttn", "UpsampleArgmax")
+
+
+@pytest.mark.parametrize(
+    ("backend", "changed", "message"),
+    [
+        ("tensorrt-rtx", {"pack_offsets": False}, "no plugins, so --no-pack-offsets has no effect"),
+        ("tensorrt-rtx", {"fuse_argmax": False}, "no plugins, so --no-fuse-argmax has no effect"),
+        ("tensorrt-rtx", {"half_interpolation": True, "precision": "fp16"}, "so --half-interpolation has no effect"),
+        ("tensorrt", {"half_interpolation": True}, "--half-interpolation .* needs --fp16"),
+        ("tensorrt", {"half_interpolation": True, "precision": "bf16"}, "--half-interpolation .* needs --fp16"),
+    ],
+)
+def test_options_that_have_no_effect_are_refused(backend, changed, message, tmp_path):
+    model = color_model(tmp_path / "model.onnx")
+    with pytest.raises(UserError, match=message):
+        prepare(model, Compiler(backend, "10.13.0"), BuildOptions(**changed))

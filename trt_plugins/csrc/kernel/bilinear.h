@@ -64,6 +64,16 @@ struct Source {
     uint32_t width;
 };
 
+// The shares of `weight` of the corners (low, low), (low, low + 1), (low + 1, low), (low + 1, low + 1) in (y, x).
+KERNEL_HD void corner_weights(float weight, Place y, Place x, float (&weights)[4]) {
+    const float bottom = weight * y.fraction;
+    const float top = weight - bottom;
+    weights[1] = top * x.fraction;
+    weights[0] = top - weights[1];
+    weights[3] = bottom * x.fraction;
+    weights[2] = bottom - weights[3];
+}
+
 // sums += sum over i of weights[i] * values[i].
 template <typename T, int kWidth, int kVectors>
 KERNEL_HD void add_corners(const Pack<T, kWidth> (&values)[4][kVectors], const float (&weights)[4],
@@ -88,14 +98,8 @@ template <typename T, int kWidth, int kVectors, typename Index>
 KERNEL_HD void add_point_branching(const Source<Index>& source, Place y, Place x, float weight,
                                    float (&sums)[kVectors * kWidth]) {
     using Vector = Pack<T, kWidth>;
-    const float bottom = weight * y.fraction;
-    const float top = weight - bottom;
     float weights[4];
-    weights[1] = top * x.fraction;
-    weights[0] = top - weights[1];
-    weights[3] = bottom * x.fraction;
-    weights[2] = bottom - weights[3];
-
+    corner_weights(weight, y, x, weights);
     const Index at = steps(y.low, source.row) + steps(x.low, source.pixel) + source.channel;
     const Index corners[4] = {at, at + source.pixel, at + source.row, at + source.row + source.pixel};
     Vector values[4][kVectors];
@@ -135,15 +139,8 @@ KERNEL_HD void add_point_branch_free(const Source<Index>& source, Place y, Place
                                      float (&sums)[kVectors * kWidth]) {
     using Vector = Pack<T, kWidth>;
     // In halves the corners' weights leave out the point's own: their sum is at most 1.
-    const float all = kInHalves ? 1.0f : weight;
-    const float bottom = all * y.fraction;
-    const float top = all - bottom;
     float weights[4];
-    weights[1] = top * x.fraction;
-    weights[0] = top - weights[1];
-    weights[3] = bottom * x.fraction;
-    weights[2] = bottom - weights[3];
-
+    corner_weights(kInHalves ? 1.0f : weight, y, x, weights);
     Vector values[4][kVectors];
     KERNEL_UNROLL
     for (int i = 0; i < 4; ++i) {

@@ -62,13 +62,13 @@ struct VariantsOf<Dcnv3Params, T> {
     using Any = VariantList<V<4, 1, 0, false>, V<2, 1, 0, false>, V<1, 1, 0, false>>;
     // For 16-bit types: a whole group of 32 channels, and eight channels of any group.
     template <Body body>
-    using Narrow = std::conditional_t<sizeof(T) == 2, VariantList<V<kWidest, 4, 32, true, body>>, VariantList<>>;
+    using WholeGroup = std::conditional_t<sizeof(T) == 2, VariantList<V<kWidest, 4, 32, true, body>>, VariantList<>>;
     using Widest = std::conditional_t<sizeof(T) == 2, VariantList<V<kWidest, 1, 0, false>>, VariantList<>>;
-    using Halves = std::conditional_t<std::is_same_v<T, Half>, decltype(Tuned<Body::kHalf>{} + Narrow<Body::kHalf>{}),
-                                      VariantList<>>;
+    using Halves = std::conditional_t<std::is_same_v<T, Half>,
+                                      decltype(Tuned<Body::kHalf>{} + WholeGroup<Body::kHalf>{}), VariantList<>>;
 
-    using List = decltype(Tuned<Body::kBranching>{} + Narrow<Body::kBranching>{} + Tuned<Body::kBranchFree>{} +
-                          Narrow<Body::kBranchFree>{} + Halves{} + Plain{} + Widest{} + Any{});
+    using List = decltype(Tuned<Body::kBranching>{} + WholeGroup<Body::kBranching>{} + Tuned<Body::kBranchFree>{} +
+                          WholeGroup<Body::kBranchFree>{} + Halves{} + Plain{} + Widest{} + Any{});
 };
 
 // A launch, and what is computed once for it.

@@ -58,8 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if chosen.part:
         part = next(part for part in parts if part.name == chosen.part)
-        run_tasks(part.name, part.tasks()(options), Rows(stages.rows_path(options, chosen.stage)), chosen.deadline)
-        return 0
+        rows = Rows(stages.rows_path(options, chosen.stage))
+        usable = run_tasks(part.name, part.tasks()(options), rows, chosen.deadline)
+        return 0 if usable else stages.GPU_LOST
     from internimage_deploy.runtime.gpu.driver import gpu_problem
 
     if problem := gpu_problem():

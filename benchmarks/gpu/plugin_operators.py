@@ -28,15 +28,6 @@ Operands = Mapping[str, Any]
 """Tensors by name, "output" among them."""
 
 
-class Case(Protocol):
-    """Sizes and settings of one call."""
-
-    @property
-    def label(self) -> str:
-        """A short name."""
-        ...
-
-
 class Operator(Protocol):
     """One kernel, and all that a benchmark must know of it."""
 

@@ -21,6 +21,7 @@ Tasks = Callable[[Options], Iterator[Task]]
 
 GRACE_S = 20  # between the deadline of a part and its end by force: the task in hand may finish
 LAST_S = 10  # kept for writing the report
+GPU_LOST = 75  # exit code of a part's process that cannot use the GPU any more; a new one goes on
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class _Running:
 def run(stage: str, options: Options, end: float, notes: Sequence[str]) -> int:
     """Run the parts of a stage until `end` (of `time.time`), write the report, return the exit code."""
     path = rows_path(options, stage)
-    path.unlink(missing_ok=True)
+    for old in (path, *options.out.glob(f"stage_{stage}_*.log")):
+        old.unlink(missing_ok=True)
     rows = Rows(path)
     end -= LAST_S
     beside: list[_Running] = []
@@ -96,7 +98,9 @@ def run(stage: str, options: Options, end: float, notes: Sequence[str]) -> int:
             continue
         # What the parts after it need is theirs, as far as there is enough for all.
         owed -= part.seconds
-        _finish(_start(stage, part, options, time.time() + max(min(part.seconds, left), left - owed)), end, rows)
+        deadline = time.time() + max(min(part.seconds, left), left - owed)
+        while _finish(_start(stage, part, options, deadline), end, rows):
+            continue
         write_report(rows, path.with_suffix(".json"), stage=stage, notes=list(notes))
     for running in beside:
         _finish(running, end, rows)
@@ -114,7 +118,7 @@ def _start(stage: str, part: Part, options: Options, deadline: float) -> _Runnin
         folder = getattr(options, name)
         command += [f"--{name}", str(folder)] if folder is not None else []
     log = options.out / f"stage_{stage}_{part.name.replace(' ', '_')}.log"
-    with log.open("wb") as file:
+    with log.open("ab") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
@@ -122,8 +126,12 @@ def _start(stage: str, part: Part, options: Options, deadline: float) -> _Runnin
     return _Running(part, process, log, deadline)
 
 
-def _finish(running: _Running, end: float, rows: Rows) -> None:
-    """Wait for a part; end it by force if it outlasts its time, and add a row if it did not end well."""
+def _finish(running: _Running, end: float, rows: Rows) -> bool:
+    """Wait for a part; end it by force if it outlasts its time, and add a row if it did not end well.
+
+    Returns:
+        True if a new process can go on with the tasks after the one that ended this one.
+    """
     process, part = running.process, running.part
     stop = min(running.deadline + GRACE_S, end + LAST_S / 2)
     try:
@@ -133,9 +141,13 @@ def _finish(running: _Running, end: float, rows: Rows) -> None:
         code, reason = -signal.SIGKILL, "it outlasted its time and was ended"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    if code:
+    if code and code != GPU_LOST:
         text = running.log.read_text(errors="replace")
-        rows.add({"part": part.name, "case": "", "status": FAILED, "reason": reason, "log": text[-3000:]})
+        begun = [line for line in text.splitlines() if line.startswith(f"{part.name}: ")]
+        case = begun[-1].partition(": ")[2] if begun else ""
+        rows.add({"part": part.name, "case": case, "status": FAILED, "reason": reason, "log": text[-3000:]})
+        return bool(begun) and time.time() < running.deadline
+    return code == GPU_LOST
 
 
 def _print_summary(rows: Rows) -> None:

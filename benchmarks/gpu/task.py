@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -33,12 +34,18 @@ class Task:
     run: Callable[[], Row]
 
 
-def run_tasks(part: str, tasks: Iterable[Task], rows: Rows, deadline: float) -> None:
-    """Run every task until `deadline` (of `time.time`), and write a row for each.
+def run_tasks(part: str, tasks: Iterable[Task], rows: Rows, deadline: float) -> bool:
+    """Run every task that has no row yet, until `deadline` (of `time.time`), and write a row for each.
 
     A task that raises gets a row with the traceback; those for which no time is left get one that says so.
+
+    Returns:
+        False if a task left the GPU unusable for this process; another process may go on with the tasks after it.
     """
+    done = {row["case"] for row in rows if row["part"] == part}
     for task in tasks:
+        if task.label in done:
+            continue
         if time.time() >= deadline:
             rows.add({"part": part, "case": task.label, "status": NOT_RUN, "reason": "the time was used up"})
             continue
@@ -53,3 +60,18 @@ def run_tasks(part: str, tasks: Iterable[Task], rows: Rows, deadline: float) -> 
             result = {"status": FAILED, "reason": reason, "traceback": traceback.format_exc()}
         seconds = round(time.perf_counter() - begun, 2)
         rows.add({"part": part, "case": task.label, "status": OK, **result, "seconds": seconds})
+        if result.get("status") == FAILED and not gpu_answers():
+            return False
+    return True
+
+
+def gpu_answers() -> bool:
+    """False once an error has ended this process's use of the GPU, as an access outside memory does."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return True
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True

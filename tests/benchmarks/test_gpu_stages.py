@@ -183,7 +183,7 @@ PART = """
 import os, sys, time
 sys.path[:0] = [{gpu!r}]
 import clone
-import stages
+import stages, task
 from pathlib import Path
 from rows import Rows
 from task import Options, Task, run_tasks
@@ -193,10 +193,16 @@ for name in ("stage", "part", "out", "official"):
     parser.add_argument("--" + name)
 parser.add_argument("--deadline", type=float)
 chosen = parser.parse_args()
-last = dict(crash=os.abort, hang=lambda: time.sleep(600), good=dict, beside=lambda: dict(official=chosen.official))
-tasks = [Task("first", dict), Task("last", last[chosen.part])]
+def lose():
+    task.gpu_answers = lambda: False
+    raise RuntimeError("an illegal memory access")
+
+second = dict(
+    crash=os.abort, hang=lambda: time.sleep(600), good=dict, lose=lose, beside=lambda: dict(official=chosen.official)
+)
+tasks = [Task("first", dict), Task("second", second[chosen.part]), Task("third", dict)]
 path = stages.rows_path(Options(Path(chosen.out)), chosen.stage)
-run_tasks(chosen.part, tasks, Rows(path), chosen.deadline)
+sys.exit(0 if run_tasks(chosen.part, tasks, Rows(path), chosen.deadline) else stages.GPU_LOST)
 """
 
 
@@ -205,26 +211,29 @@ def test_a_stage_keeps_what_each_part_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(stages, "HERE", tmp_path)
     monkeypatch.setattr(stages, "GRACE_S", 0)
     parts = [stages.Part(name, "", seconds, name == "beside") for name, seconds in
-             (("beside", 30), ("crash", 5), ("hang", 5), ("good", 25))]  # fmt: skip
+             (("beside", 60), ("crash", 40), ("lose", 40), ("hang", 5), ("good", 25))]  # fmt: skip
     monkeypatch.setitem(stages.STAGES, "X", tuple(parts))
     out = tmp_path / "out"
     monkeypatch.setattr(stages, "LAST_S", 0)
-    code = stages.run("X", Options(out, official=tmp_path), time.time() + 60, ["a note"])
+    code = stages.run("X", Options(out, official=tmp_path), time.time() + 120, ["a note"])
     assert code == 1
     report = json.loads((out / "stage_X.json").read_text())
     states = {(row["part"], row["case"]): row for row in report["rows"]}
     assert {key: row["status"] for key, row in states.items()} == {
-        **{(part, "first"): OK for part in ("beside", "crash", "hang", "good")},
-        **{(part, "last"): OK for part in ("beside", "good")},
-        **{(part, ""): FAILED for part in ("crash", "hang")},
-    }
-    assert states["beside", "last"]["official"] == str(tmp_path)
-    assert "exit code -6" in states["crash", ""]["reason"]
-    assert "crash: last" in states["crash", ""]["log"]  # what it was at
-    assert "outlasted" in states["hang", ""]["reason"]
+        **{(part, "first"): OK for part in ("beside", "crash", "lose", "hang", "good")},
+        **{(part, "second"): OK if part in ("beside", "good") else FAILED for part in
+           ("beside", "crash", "lose", "hang", "good")},
+        # After a crash, or when the GPU is lost to a process, another one goes on.
+        **{(part, "third"): OK for part in ("beside", "crash", "lose", "good")},
+    }  # fmt: skip
+    assert states["beside", "second"]["official"] == str(tmp_path)
+    assert "exit code -6" in states["crash", "second"]["reason"]
+    assert "crash: second" in states["crash", "second"]["log"]
+    assert "illegal memory access" in states["lose", "second"]["traceback"]
+    assert "outlasted" in states["hang", "second"]["reason"]
     assert {"machine", "versions", "command"} <= report.keys()
     assert report["notes"] == ["a note"]
-    assert "2 failed" in capsys.readouterr().out
+    assert "3 failed" in capsys.readouterr().out
 
 
 # Where it runs from

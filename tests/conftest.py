@@ -13,6 +13,7 @@ SLOW = (
     "benchmarks/test_gpu_kernels.py",
     "benchmarks/test_gpu_networks.py",
     "benchmarks/test_gpu_stages.py",
+    "benchmarks/test_gpu_times.py",
     "docs/test_commands.py::test_the_commands_run_word_for_word",
     "docs/test_python_api.py",
     "exporter/test_checkpoint.py::test_random_models_use_every_part",

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import clone
@@ -41,6 +42,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def list_tasks(parts: Sequence[stages.Part], options: Options) -> int:
+    """Print what would run; returns the exit code, 1 if a part cannot even be listed."""
+    code = 0
+    for part in parts:
+        try:
+            print(*(f"{part.name}: {task.label}" for task in part.tasks()(options)), sep="\n")
+        except ImportError as error:  # the other parts would still run
+            print(f"{part.name}: cannot start ({error})", file=sys.stderr)
+            code = 1
+    return code
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     chosen = parse(arguments)
@@ -52,10 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = Options(chosen.out, chosen.official, chosen.dcnv4)
     parts = stages.STAGES[chosen.stage]
     if chosen.dry_run:
-        for part in parts:
-            for task in part.tasks()(options):
-                print(f"{part.name}: {task.label}")
-        return 0
+        return list_tasks(parts, options)
     if chosen.part:
         part = next(part for part in parts if part.name == chosen.part)
         rows = Rows(stages.rows_path(options, chosen.stage))

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import rival_kernels
+import candidates
 from correctness import enqueue, served_by, undescribed
 from cuda_timer import CudaTimer, Sets, micro, plan_sets
 from dcnv3_operator import Dcnv3, Dcnv3Case, stage_case
 from plugin_operators import Operator, operators, poison, tactics
-from prediction import RIVALS_PER_CHANNEL, Gpu, Work, predict
+from prediction import CANDIDATES_PER_CHANNEL, Gpu, Work, predict
 from rows import OK, WRONG, Row
 from task import Options, Task
 
@@ -38,22 +38,22 @@ def bench() -> Bench:
     return Bench(timer, timer.gpu())
 
 
-def rival_tasks(options: Options) -> Iterator[Task]:
+def candidate_tasks(options: Options) -> Iterator[Task]:
     """InternImage-T's layers: ours first, then the others, in float16 and then in float32."""
     yield Task("this GPU", machine)
     operator = Dcnv3()
-    for dtype in rival_kernels.DTYPES[::-1]:
+    for dtype in candidates.DTYPES[::-1]:
         for case in operator.network_cases():
             yield Task(f"ours {dtype} {case.label}", functools.partial(ours, operator, case, dtype))
         for name, folder in (("official", options.official), ("dcnv4", options.dcnv4)):
             for case in operator.network_cases():
-                yield Task(f"{name} {dtype} {case.label}", functools.partial(rival, name, folder, case, dtype))
+                yield Task(f"{name} {dtype} {case.label}", functools.partial(candidate, name, folder, case, dtype))
 
 
 def build_tasks(options: Options) -> Iterator[Task]:
     """Compile what DCNv3 is compared with."""
     for name, folder in (("official", options.official), ("dcnv4", options.dcnv4)):
-        yield Task(f"compile {name}", functools.partial(build_rival, name, folder))
+        yield Task(f"compile {name}", functools.partial(build_candidate, name, folder))
 
 
 def variant_tasks(options: Options) -> Iterator[Task]:
@@ -145,30 +145,30 @@ def _figures(work: Work, cold_us: float, wanted: Sets) -> Row:
     }
 
 
-def build_rival(name: str, folder: Any) -> Row:
-    """Compile a rival; the part that times it waits for that."""
+def build_candidate(name: str, folder: Any) -> Row:
+    """Compile a candidate; the part that times it waits for that."""
     import torch
 
     major, minor = torch.cuda.get_device_capability()
-    return {"library": str(rival_kernels.build(name, folder, f"{major}.{minor}"))}
+    return {"library": str(candidates.build(name, folder, f"{major}.{minor}"))}
 
 
-def rival(name: str, folder: Any, case: Dcnv3Case, dtype: str) -> Row:
+def candidate(name: str, folder: Any, case: Dcnv3Case, dtype: str) -> Row:
     """Error and time of another kernel, and the time of the zeros that its entry point writes first."""
     import torch
 
     major, minor = torch.cuda.get_device_capability()
-    launch = rival_kernels.load(name, folder, f"{major}.{minor}")
+    launch = candidates.load(name, folder, f"{major}.{minor}")
     operator, timer = Dcnv3(), bench().timer
     work = operator.work(case, dtype, None)
     wanted = plan_sets(work.bytes_moved, timer.l2_bytes)
     sets = [operator.draw(case, dtype, DEVICE, seed) for seed in range(wanted.count)]
     more: Row = {}
     if name == "official":
-        calls = [rival_kernels.official_call(launch, case, operands) for operands in sets]
+        calls = [candidates.official_call(launch, case, operands) for operands in sets]
     else:
         more = {"setting": best_setting(launch, case, dtype, sets[0])}
-        calls = [rival_kernels.dcnv4_call(launch, case, operands, *more["setting"]) for operands in sets]
+        calls = [candidates.dcnv4_call(launch, case, operands, *more["setting"]) for operands in sets]
     output = sets[0]["output"]
     poison(output)
     calls[0]()
@@ -176,7 +176,7 @@ def rival(name: str, folder: Any, case: Dcnv3Case, dtype: str) -> Row:
     error, roundings = operator.difference(output, operator.reference(case, sets[0]), dtype)
     zeros = timer.time([functools.partial(torch.zeros, output.shape, dtype=output.dtype, device=DEVICE)])
     times = timer.cold_and_warm(calls, wanted.launches)
-    instructions = RIVALS_PER_CHANNEL[name] * output.numel() if dtype == "float16" else None
+    instructions = CANDIDATES_PER_CHANNEL[name] * output.numel() if dtype == "float16" else None
     predicted = predict(replace(work, instructions=instructions), bench().gpu)
     figures = _figures(work, times["cold_us"], wanted)
     return {
@@ -188,8 +188,8 @@ def rival(name: str, folder: Any, case: Dcnv3Case, dtype: str) -> Row:
 def best_setting(launch: Callable[..., int], case: Dcnv3Case, dtype: str, operands: dict[str, Any]) -> tuple[int, int]:
     """The fastest of DCNv4's settings for a case, those that its kernel refuses left out."""
     times: dict[tuple[int, int], float] = {}
-    for setting in rival_kernels.dcnv4_settings(case, dtype):
-        call = rival_kernels.dcnv4_call(launch, case, operands, *setting)
+    for setting in candidates.dcnv4_settings(case, dtype):
+        call = candidates.dcnv4_call(launch, case, operands, *setting)
         try:
             call()
         except RuntimeError:
@@ -210,9 +210,9 @@ def summary(rows: Sequence[Row]) -> list[str]:
         best = row["best"]
         times = [f"{best[key]:9.2f} {word}" for key, word in zip(TIMES, ("us cold", "warm", "predicted"), strict=True)]
         line = f"{name:48} {' '.join(times)} {row['share_of_copy']:6.0%} of a copy"
-        for rival in rival_kernels.RIVALS:
-            other = measured.get(name.replace("ours", rival, 1)) if name.startswith("ours") else None
+        for candidate in candidates.CANDIDATES:
+            other = measured.get(name.replace("ours", candidate, 1)) if name.startswith("ours") else None
             if other:
-                line += f"  {rival} {other['cold_us'] / best['cold_us']:.2f}x"
+                line += f"  {candidate} {other['cold_us'] / best['cold_us']:.2f}x"
         lines.append(line)
     return lines

@@ -23,7 +23,7 @@ LANES = 128  # instructions of single threads that one multiprocessor issues per
 DCNV3_FLOAT16 = {("branching", 1): 1112, ("branching", 2): 1734, ("branch-free", 2): 1831, ("half", 2): 1291}
 SOFTMAX = 85  # more with it: 67 to 104
 # The same, per channel, of the kernels that it is compared with.
-RIVALS_PER_CHANNEL = {"official": 1080.0, "dcnv4": 220.0}
+CANDIDATES_PER_CHANNEL = {"official": 1080.0, "dcnv4": 220.0}
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,9 @@ class Part:
 # The most valuable first: what is cut off for lack of time is at the end.
 STAGES: dict[str, tuple[Part, ...]] = {
     "A": (
-        Part("rivals compiled", "kernel_times:build_tasks", 300, beside=True),
+        Part("candidates compiled", "kernel_times:build_tasks", 300, beside=True),
         Part("correct", "correctness:tasks", 200),
-        Part("times", "kernel_times:rival_tasks", 180),
+        Part("times", "kernel_times:candidate_tasks", 180),
         Part("sanitizer", "nvidia_tools:sanitizer_tasks", 100),
         Part("ncu", "nvidia_tools:ncu_tasks", 60),
     ),

@@ -4,12 +4,12 @@
 import ctypes
 import math
 
+import candidates
 import correctness
 import nvidia_tools
 import plugin_operators
 import probe
 import pytest
-import rival_kernels
 import torch
 from dcnv3_operator import Dcnv3, Dcnv3Case, stage_case
 from kernel_library import compile_cuda
@@ -110,7 +110,7 @@ def test_labels_are_judged_by_the_logit_they_chose():
 def test_dcnv4_reads_offsets_and_weights_group_by_group():
     case = Dcnv3Case("x", 1, 2, 2, 3, 16)
     operands = Dcnv3().draw(case, "float32", "cpu", 0)
-    joined = rival_kernels.joined(case, operands)
+    joined = candidates.joined(case, operands)
     assert joined.shape == (1, 2, 2, 88)  # 3 * 27 = 81, padded
     assert joined.is_contiguous()
     torch.testing.assert_close(joined[..., 27:45], operands["offset"][..., 18:36])
@@ -120,7 +120,7 @@ def test_dcnv4_reads_offsets_and_weights_group_by_group():
 
 def test_settings_of_dcnv4_are_what_its_kernel_takes():
     case = stage_case("t", 3, 1)  # 32x32 pixels, 16 groups of 16
-    settings = list(rival_kernels.dcnv4_settings(case, "float16"))
+    settings = list(candidates.dcnv4_settings(case, "float16"))
     assert (8, 32) in settings  # 2 threads a group, 16 groups, one pixel
     assert (8, 1024) in settings
     assert (16, 16) not in settings  # half a warp
@@ -129,7 +129,7 @@ def test_settings_of_dcnv4_are_what_its_kernel_takes():
         assert rest == 0
         assert 1024 % pixels == 0
         assert threads <= 1024
-    assert {per_thread for per_thread, _ in rival_kernels.dcnv4_settings(case, "float32")} == {2, 4, 8}
+    assert {per_thread for per_thread, _ in candidates.dcnv4_settings(case, "float32")} == {2, 4, 8}
 
 
 @pytest.mark.parametrize("place", ["", "DCNv4_op", "project/DCNv4_op"])
@@ -137,14 +137,14 @@ def test_the_sources_are_found_in_the_folder_or_below(place, tmp_path):
     source = tmp_path / place / "src"
     (source / "cuda").mkdir(parents=True)
     (source / "cuda" / "dcnv4_im2col_cuda.cuh").touch()
-    assert rival_kernels.sources_of("dcnv4", tmp_path) == source
+    assert candidates.sources_of("dcnv4", tmp_path) == source
 
 
 def test_missing_sources_are_no_failure(tmp_path):
     with pytest.raises(Unavailable, match="--official DIR"):
-        rival_kernels.sources_of("official", None)
+        candidates.sources_of("official", None)
     with pytest.raises(Unavailable, match=r"no src/cuda/dcnv3_im2col_cuda\.cuh"):
-        rival_kernels.sources_of("official", tmp_path)
+        candidates.sources_of("official", tmp_path)
 
 
 # As the headers of the two begin, and the function that the shims call.
@@ -175,8 +175,8 @@ def test_the_shims_compile_without_what_pytorch_dropped(name, header, tmp_path, 
         pytest.skip(str(error))
     monkeypatch.setenv("INTERNIMAGE_DEPLOY_CACHE", str(tmp_path / "cache"))
     (tmp_path / "src" / "cuda").mkdir(parents=True)
-    (tmp_path / "src" / rival_kernels.RIVALS[name]).write_text(INCLUDES + header)
-    built = rival_kernels.build(name, tmp_path, "9.0")
+    (tmp_path / "src" / candidates.CANDIDATES[name]).write_text(INCLUDES + header)
+    built = candidates.build(name, tmp_path, "9.0")
     assert hasattr(ctypes.CDLL(str(built)), f"{name}_launch")
 
 

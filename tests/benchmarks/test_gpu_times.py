@@ -6,13 +6,13 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import candidates
 import correctness
 import cuda_timer
 import kernel_times
 import plugin_operators
 import prediction
 import pytest
-import rival_kernels
 import torch
 from dcnv3_operator import Dcnv3, Dcnv3Case, stage_case
 from rows import OK, WRONG
@@ -120,7 +120,7 @@ def test_a_wrong_kernel_is_timed_and_marked(on_the_host, monkeypatch):
     assert [tactic for tactic, figures in row["tactics"].items() if not figures["right"]] == [2]
 
 
-@pytest.mark.parametrize("name", rival_kernels.RIVALS)
+@pytest.mark.parametrize("name", candidates.CANDIDATES)
 def test_the_row_of_another_kernel(name, on_the_host, monkeypatch):
     case = replace(SMALL, softmax=False)
     refused = []
@@ -149,14 +149,14 @@ def test_the_row_of_another_kernel(name, on_the_host, monkeypatch):
         operator.host.run(params, "float16")
         return 0
 
-    monkeypatch.setattr(rival_kernels, "load", lambda *arguments: launch)
-    row = kernel_times.rival(name, None, case, "float16")
+    monkeypatch.setattr(candidates, "load", lambda *arguments: launch)
+    row = kernel_times.candidate(name, None, case, "float16")
     assert row["roundings"] < 1
     assert row["zeros_us"] > 0
     assert row["issue_us"] > 0
     if name == "dcnv4":
         assert refused
-        assert tuple(row["setting"]) in set(rival_kernels.dcnv4_settings(case, "float16"))
+        assert tuple(row["setting"]) in set(candidates.dcnv4_settings(case, "float16"))
     json.dumps(row)
 
 

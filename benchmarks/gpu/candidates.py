@@ -4,7 +4,7 @@
 - official: InternImage's own kernel; the folder `segmentation/ops_dcnv3` of its repository.
 - dcnv4: DCNv4's; the folder `DCNv4_op` of its repository.
 
-rivals/*.cu include their kernels' headers and launch them into memory that is there already. Their Python entry points
+shims/*.cu include their kernels' headers and launch them into memory that is there already. Their Python entry points
 do more in every call: they fill the output with zeros first. That time is measured apart.
 """
 
@@ -24,9 +24,9 @@ from task import Unavailable
 if TYPE_CHECKING:
     import torch
 
-RIVALS = {"official": "cuda/dcnv3_im2col_cuda.cuh", "dcnv4": "cuda/dcnv4_im2col_cuda.cuh"}
+CANDIDATES = {"official": "cuda/dcnv3_im2col_cuda.cuh", "dcnv4": "cuda/dcnv4_im2col_cuda.cuh"}
 DTYPES = ("float32", "float16")
-HEADERS = HERE / "rivals" / "headers"
+HEADERS = HERE / "shims" / "headers"
 
 Call = Callable[[], None]
 
@@ -40,9 +40,9 @@ def sources_of(name: str, folder: Path | None) -> Path:
     if folder is None:
         raise Unavailable(f"no sources: pass --{name} DIR")
     for source in (folder / "src", folder, *sorted(folder.glob("*/src")), *sorted(folder.glob("*/*/src"))):
-        if (source / RIVALS[name]).is_file():
+        if (source / CANDIDATES[name]).is_file():
             return source
-    raise Unavailable(f"--{name} {folder}: no src/{RIVALS[name]} in it")
+    raise Unavailable(f"--{name} {folder}: no src/{CANDIDATES[name]} in it")
 
 
 def compiler_flags(source: Path) -> list[str]:
@@ -55,7 +55,7 @@ def compiler_flags(source: Path) -> list[str]:
 
 
 def build(name: str, folder: Path | None, capability: str) -> Path:
-    """The library of a rival for one compute capability, kept in the cache; takes a minute on the first call.
+    """The library of a candidate for one compute capability, kept in the cache; takes a minute on the first call.
 
     Raises:
         Unavailable: see `sources_of`.
@@ -69,12 +69,12 @@ def build(name: str, folder: Path | None, capability: str) -> Path:
     link = [f"-L{libraries}", "-lc10", "-Xlinker", f"-rpath={libraries}"]
     depends = [*sorted(source.rglob("*.cuh")), *sorted(source.rglob("*.h")), *sorted(HEADERS.rglob("*.*h"))]
     flags = [*compiler_flags(source), *link]
-    return compile_cuda(name, [HERE / "rivals" / f"{name}.cu"], capability, flags=flags, depends=depends)
+    return compile_cuda(name, [HERE / "shims" / f"{name}.cu"], capability, flags=flags, depends=depends)
 
 
 @functools.cache
 def load(name: str, folder: Path | None, capability: str) -> Callable[..., int]:
-    """The launch function of a rival; see rivals/*.cu. Raises like `build`."""
+    """The launch function of a candidate; see shims/*.cu. Raises like `build`."""
     function = getattr(ctypes.CDLL(str(build(name, folder, capability))), f"{name}_launch")
     addresses = {"official": 4, "dcnv4": 3}[name]
     function.argtypes = [

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from plugin_operators import SCALAR_BYTES, Operands, numeric_difference
-from prediction import DCNV3_FLOAT16, SOFTMAX, Work
+from prediction import DCNV3_FLOAT16, Work
 
 from internimage_deploy.exporter.presets import BACKBONES
 from internimage_deploy.operators.contract import output_size
@@ -177,9 +177,7 @@ class Dcnv3:
         moved = (read + outputs + pixels * case.groups * 3 * case.points) * size
         per_thread = None
         if variant is not None and dtype == "float16" and variant.group:
-            per_thread = DCNV3_FLOAT16.get((variant.body, variant.vectors))
-            if per_thread is not None and variant.softmax:
-                per_thread += SOFTMAX
+            per_thread = DCNV3_FLOAT16.get((variant.body, variant.vectors, variant.softmax))
         threads = outputs / (variant.width * variant.vectors) if variant is not None else 0
         return Work(moved, 4 * case.points * outputs * size, None if per_thread is None else per_thread * threads)
 

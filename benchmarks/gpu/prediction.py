@@ -17,11 +17,22 @@ from dataclasses import dataclass
 L1_BYTES_PER_CLOCK = 128  # of one multiprocessor
 LANES = 128  # instructions of single threads that one multiprocessor issues per clock
 
-# Instructions that a thread executes away from the image's border, counted in the disassembly for sm_90 (CUDA 13.0), of
-# a 3x3 DCNv3 in float16 without the softmax: (body, accesses per thread of 8 channels each) -> instructions. Kernels of
-# other types have not been counted.
-DCNV3_FLOAT16 = {("branching", 1): 1112, ("branching", 2): 1734, ("branch-free", 2): 1831, ("half", 2): 1291}
-SOFTMAX = 85  # more with it: 67 to 104
+# Instructions that a thread executes away from the image's border, of a 3x3 DCNv3 in float16 on sm_90: (body, accesses
+# per thread of 8 channels each, softmax) -> instructions. The branching kernels were counted along that path in the
+# disassembly, and the softmax is 67 to 104 of them; the others have one path, and docs/plugin.md has their counts per
+# channel. Kernels of other types have not been counted.
+DCNV3_FLOAT16 = {
+    ("branching", 1, False): 1112,
+    ("branching", 2, False): 1734,
+    ("branching", 1, True): 1112 + 85,
+    ("branching", 2, True): 1734 + 85,
+    ("branch-free", 1, True): 182 * 8,
+    ("branch-free", 2, True): 130 * 16,
+    ("branch-free", 4, True): 104 * 32,
+    ("half", 1, True): 147 * 8,
+    ("half", 2, True): 94 * 16,
+    ("half", 4, True): 68 * 32,
+}
 # The same, per channel, of the kernels that it is compared with.
 CANDIDATES_PER_CHANNEL = {"official": 1080.0, "dcnv4": 220.0}
 

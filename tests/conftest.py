@@ -9,6 +9,11 @@ TESTS = Path(__file__).parent
 
 # Files, or FILE::TEST, of tests that take more than about five seconds on two cores, in the call or in its fixtures.
 SLOW = (
+    "benchmarks/test_gpu_device_layer.py",
+    "benchmarks/test_gpu_kernels.py",
+    "benchmarks/test_gpu_networks.py",
+    "benchmarks/test_gpu_stages.py",
+    "benchmarks/test_gpu_times.py",
     "docs/test_commands.py::test_the_commands_run_word_for_word",
     "docs/test_python_api.py",
     "exporter/test_checkpoint.py::test_random_models_use_every_part",

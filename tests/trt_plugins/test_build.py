@@ -491,22 +491,3 @@ def test_the_document_states_the_contract_of_attention():
     assert tuple(rows) == tuple(stated) == ms_deform_attn.INPUTS
     assert rows == stated
     assert ms_deform_attn.TENSORRT_OP_TYPE in section
-
-
-def test_gpu_benchmark_lists_its_cases_without_a_gpu():
-    command = [sys.executable, "benchmarks/gpu/dcnv3.py"]
-    listed = subprocess.run([*command, "--dry-run"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    lines = listed.stdout.splitlines()
-    assert len(lines) == 4 * 2 * 4 * 3 * 2  # models, sizes, stages, batches, types
-    # 8 images of 128x128 pixels, 4 groups of 16 channels in and out, 27 offsets and weights, 2 bytes
-    megabytes = 8 * 128 * 128 * 4 * (16 + 16 + 27) * 2 / 1e6
-    assert any(line.startswith("t/512x512/stage1/b8/float16 ") and f"{megabytes:.1f} MB" in line for line in lines)
-
-
-def test_gpu_benchmark_claims_nothing_without_a_gpu():
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "benchmarks/gpu/dcnv3.py"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
-    assert done.returncode == 1
-    assert "nothing was measured" in done.stderr
-    assert done.stdout == ""

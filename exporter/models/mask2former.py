@@ -175,8 +175,9 @@ class Attention(nn.Module):
         """`masked` (N, Q, T) is True where a query does not attend, for every head alike."""
         projected = self.attn.query(query) if self.fixed_query is None else self.fixed_query
         parts = (projected, self.attn.key(key), self.attn.value(value))
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in parts)
-        scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(2, 3)
+        q, k, v = (x.unflatten(-1, (self.heads, -1)) for x in parts)
+        q, k, v = q.transpose(1, 2), k.permute(0, 2, 3, 1), v.transpose(1, 2)
+        scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k
         if masked is not None:
             scores = torch.where(masked[:, None], _MASKED, scores)
         return self.attn.out_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))

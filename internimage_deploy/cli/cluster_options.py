@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from internimage_deploy.cli.options import Option, apply_options
+from internimage_deploy.cli.options import Number, Option, apply_options
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -54,14 +54,12 @@ def cluster_options(command: Command) -> Command:
         ),
         click.option(
             "--gpus",
-            type=click.FloatRange(0),
+            type=Number(0),
             default=0,
             show_default=True,
             help="GPUs for each copy on the cluster; may be a fraction.",
         ),
-        click.option(
-            "--cpus", type=click.FloatRange(0), default=1, show_default=True, help="CPUs for each copy on the cluster."
-        ),
+        click.option("--cpus", type=Number(0), default=1, show_default=True, help="CPUs for each copy on the cluster."),
     )(command)
 
 

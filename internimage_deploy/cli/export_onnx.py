@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from internimage_deploy.cli.options import Size
+from internimage_deploy.cli.options import Number, Size
 from internimage_deploy.errors import UserError
 from internimage_deploy.exporter import require_packages
 from internimage_deploy.exporter.options import (
@@ -115,7 +115,7 @@ class Integers(click.ParamType):
 )
 @click.option(
     "--offset-scale",
-    type=float,
+    type=Number(),
     help="Offset scale of DCNv3: 2.0 for InternImage-L and XL, 1.0 for the other released models.  [default: from the "
     "checkpoint]",
 )
@@ -185,7 +185,7 @@ class Integers(click.ParamType):
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=DEFAULT_TOLERANCE,
     show_default=True,
     help="Maximum difference between the logits of the file and of PyTorch, as a fraction of the largest logit.",

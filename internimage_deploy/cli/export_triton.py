@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from internimage_deploy.cli.options import FilePath, Option, model_argument
+from internimage_deploy.cli.options import FilePath, Number, Option, model_argument
 from internimage_deploy.runtime.engine.engine_backend import ENGINE_SUFFIXES
 
 _DEFAULT_DELAY_MS = 5.0
@@ -45,7 +45,7 @@ Examples:
 )
 @click.option(
     "--delay-ms",
-    type=click.FloatRange(0),
+    type=Number(0),
     help="Maximum time in milliseconds that an image waits for others to form a batch.  "
     f"[default: {_DEFAULT_DELAY_MS:g}]",
 )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,6 +48,16 @@ class Size(click.ParamType):
         if max(pair) > _LARGEST_SIDE:
             self.fail(f"got '{value}', expected at most {_LARGEST_SIDE} pixels on a side", param, ctx)
         return pair
+
+
+class Number(click.FloatRange):
+    """A finite number within bounds; click's own range lets "nan" pass every bound."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"got '{value}', expected a finite number", param, ctx)
+        return number
 
 
 def apply_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from internimage_deploy.cli.cluster_options import check_local, cluster_options
 from internimage_deploy.cli.options import (
+    Number,
     apply_options,
     backend_option,
     batch_option,
@@ -42,7 +43,7 @@ _result_options = apply_options(
     click.option("--overlay", is_flag=True, help="Also write STEM.overlay.png, the image with its labels over it."),
     click.option(
         "--alpha",
-        type=click.FloatRange(0, 1),
+        type=Number(0, 1),
         default=0.5,
         show_default=True,
         help="Weight of the labels' colours in the overlay.",

@@ -14,6 +14,7 @@ import click
 from internimage_deploy.cli.cluster_options import check_local, cluster_options
 from internimage_deploy.cli.options import (
     FilePath,
+    Number,
     Option,
     apply_options,
     backend_option,
@@ -71,7 +72,7 @@ _BATCHING_OPTIONS = apply_options(
         "--delay-ms",
         cls=Option,
         aliases=("--delay",),
-        type=click.FloatRange(0, 10_000),
+        type=Number(0, 10_000),
         default=5,
         show_default=True,
         help="Milliseconds that the first image of a batch waits for others.",
@@ -85,7 +86,7 @@ _BATCHING_OPTIONS = apply_options(
     ),
     click.option(
         "--deadline",
-        type=click.FloatRange(0.1, 3600),
+        type=Number(0.1, 3600),
         default=30,
         show_default=True,
         help="Seconds after which an image that is not done is given up with a 503.",
@@ -94,7 +95,7 @@ _BATCHING_OPTIONS = apply_options(
 _LIMIT_OPTIONS = apply_options(
     click.option(
         "--max-body",
-        type=click.FloatRange(0.001, 4096),
+        type=Number(0.001, 4096),
         default=32,
         show_default=True,
         help="Maximum size of a request body in MiB.",
@@ -102,21 +103,21 @@ _LIMIT_OPTIONS = apply_options(
     max_pixels_option(25_000_000),
     click.option(
         "--max-memory",
-        type=click.FloatRange(1),
+        type=Number(1),
         default=1024,
         show_default=True,
         help="Maximum memory in MiB for the bodies and images of all requests together.",
     ),
     click.option(
         "--body-timeout",
-        type=click.FloatRange(0.1, 3600),
+        type=Number(0.1, 3600),
         default=30,
         show_default=True,
         help="Seconds a client may take to send a request.",
     ),
     click.option(
         "--rate",
-        type=click.FloatRange(0),
+        type=Number(0),
         default=0,
         show_default=True,
         help="Maximum number of requests per second and client address; 0 for no limit.",
@@ -132,7 +133,7 @@ _LIMIT_OPTIONS = apply_options(
     ),
     click.option(
         "--drain",
-        type=click.FloatRange(1, 3600),
+        type=Number(1, 3600),
         default=30,
         show_default=True,
         help="Seconds to finish accepted requests after SIGTERM.",

@@ -13,6 +13,7 @@ import click
 from internimage_deploy.cli.options import (
     BACKEND,
     FilePath,
+    Number,
     Size,
     backend_option,
     engine_options,
@@ -58,14 +59,14 @@ Examples:
 )
 @click.option(
     "--min-agreement",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.99,
     show_default=True,
     help="Minimum fraction of pixels to which both models assign the same label, at each size and over all images.",
 )
 @click.option(
     "--max-error",
-    type=click.FloatRange(0),
+    type=Number(0),
     help="Maximum difference between the logits of both models on random images.  [default: 1e-3 of the largest logit, "
     "if both are float32]",
 )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import onnx
 
 
+_MAX_NODES = 1_000_000  # with every function in the place of its calls; the largest released models have 30,000
+_MAX_DEPTH = 20  # of functions that call functions, and of graphs in nodes; exports nest two
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 
 
@@ -22,7 +25,8 @@ def read_model(path: Path) -> onnx.ModelProto:
     """The ONNX model in `path`; weights in external data stay on disk, but must be there.
 
     Raises:
-        UserError: no such file, not ONNX, truncated, or external data missing or too short.
+        UserError: no such file, not ONNX, truncated, external data missing or too short, or functions that call each
+            other without end.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -42,6 +46,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     if not model.ir_version or not model.graph.node:
         raise UserError(f"{path}: not an ONNX file, or a truncated one (it holds no graph); export or copy it again")
     try:
+        _check_functions(model)
         companions = external_files(model)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -110,6 +115,36 @@ def external_files(model: onnx.ModelProto) -> dict[str, int]:
             end += int(text)
         sizes[name] = max(sizes.get(name, 0), end)
     return sizes
+
+
+def _check_functions(model: onnx.ModelProto) -> None:
+    """Check what the model is once its functions stand where they are called: doubled 28 times, one node is 2**28.
+
+    Runtimes replace calls when they load a file, and do not end with such a one. Raises `UserError`.
+    """
+    functions = {(function.domain, function.name, function.overload): function for function in model.functions}
+    sizes: dict[tuple[str, str, str], int] = {}
+
+    def size(nodes: Iterable[onnx.NodeProto], depth: int) -> int:
+        if depth > _MAX_DEPTH:
+            raise UserError(
+                f"its functions nest more than {_MAX_DEPTH} deep, or call themselves; export the model again"
+            )
+        total = 0
+        for node in nodes:
+            called = (node.domain, node.op_type, node.overload)
+            if called in functions and called not in sizes:
+                sizes[called] = size(functions[called].node, depth + 1)
+            total += sizes.get(called, 1)
+            for attribute in node.attribute:
+                total += sum(size(graph.node, depth + 1) for graph in (attribute.g, *attribute.graphs))
+        return total
+
+    if functions and (total := size(model.graph.node, 0)) > _MAX_NODES:
+        raise UserError(
+            f"it has {total:,} nodes with its functions in place of their calls, expected at most {_MAX_NODES:,}; "
+            "export the model again"
+        )
 
 
 _EXTERNAL_KEYS = {"location", "offset", "length", "checksum", "basepath"}

@@ -33,6 +33,8 @@ def connect(address: str | None) -> None:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster started here reports to nobody
+    # Its HTTP server leaves X-Forwarded-For to the gateway; by default it would believe every client on this machine.
+    os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
     for name in ("ray", "ray.data", "ray.serve"):  # their remarks about every step are for people who debug Ray
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

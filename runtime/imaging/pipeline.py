@@ -21,6 +21,9 @@ from internimage_deploy.window import Window, default_stride
 
 # Rounding up to the model's divisor makes at most so many times the pixels that are allowed, or so many pixels.
 _ROUNDING, _ROUNDING_PIXELS = 2, 1 << 20
+# Overlapping crops make at most so many times the pixels of an image: a stride of an eighth of the crop makes as many.
+# Crops of less than 32x32 count as such.
+_OVERLAP, _MIN_CROP_PIXELS = 64, 32 * 32
 
 Resize = tuple[int, int] | Literal["own"] | None
 WindowChoice = Literal["slide", "whole"] | Window | None
@@ -99,9 +102,10 @@ class ImagePipeline:
                 f"the network's input for this image would be {_size(geometry.network)}, the limit is "
                 f"{self.max_pixels:,} pixels; use a smaller resize"
             )
+        crop_count = self._checked_crop_count(geometry.network)
         pixels = preprocess.resize_image(array, geometry, self.card.mean)
         source = str(image) if isinstance(image, (str, Path)) else ""
-        return PreparedImage(pixels, geometry, array, source, crop_count=self._crop_count(geometry.network))
+        return PreparedImage(pixels, geometry, array, source, crop_count=crop_count)
 
     def geometry(self, image: tuple[int, int]) -> preprocess.Geometry:
         """Sizes on the way into the network for an image of (height, width)."""
@@ -174,6 +178,18 @@ class ImagePipeline:
 
     def _crop_count(self, network: tuple[int, int]) -> int:
         return 1 if self.window is None else sliding.crop_count(network, self.window)
+
+    def _checked_crop_count(self, network: tuple[int, int]) -> int:
+        """As `_crop_count`. Raises `UserError` where crops are so small or overlap so much that the work has no end."""
+        count = self._crop_count(network)
+        if self.window is not None:
+            crop = max(math.prod(map(min, self.window.crop, network)), _MIN_CROP_PIXELS)
+            if count * crop > _OVERLAP * max(math.prod(network), _MIN_CROP_PIXELS):
+                raise UserError(
+                    f"the sliding window would run {count:,} crops of {_size(self.window.crop)} with stride "
+                    f"{_size(self.window.stride)} on an input of {_size(network)}; use a larger stride or crop"
+                )
+        return count
 
     def _places(self, geometry: preprocess.Geometry) -> list[tuple[slice, slice]]:
         """(rows, columns) of every crop at network scale; without a window, of the image alone."""

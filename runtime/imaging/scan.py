@@ -26,9 +26,9 @@ MAX_SUBBLOCKS = 4096
 """Sub-blocks of a GIF file's extensions, of 255 bytes at most: a colour profile of a megabyte."""
 MIN_DATA_CHUNK = 512
 """Mean bytes of a PNG file's data chunks, once there are more than `MAX_SEGMENTS`. Encoders write 8 KiB and more."""
-_MAX_FILL = 64 << 10  # bytes between a JPEG file's segments that belong to none
+_MAX_FILL = 64 << 10  # bytes of a JPEG file that mean nothing: between segments, or 0xFF again and again in the data
 
-_STEP = 1 << 20  # searched at once, so that other threads get their turn
+_STEP = 64 << 10  # searched at once, so that other threads get their turn; 3 ms where every byte may start a marker
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _MARKER_IN_DATA = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # restart markers belong to the data
 _SCAN, _END = 0xDA, 0xD9
@@ -113,15 +113,11 @@ class _Jpeg:
     def read(self) -> Structure:
         data, position, in_data = self._data, 2, False
         while (found := self._next_marker(position, in_data)) is not None:
-            if not in_data:
-                self._fill += found - position
-                if self._fill > _MAX_FILL:
-                    raise _excess(self._what, f"more than {_MAX_FILL >> 10} KiB between its segments")
             marker, position = data[found + 1], found + 2
             if marker == _END and self._scans:  # before any scan, decoders read on behind it
                 break
             if marker < 0xC0 or 0xD0 <= marker <= 0xD9:  # without a length
-                self._fill += 2
+                self._add_fill(2)
                 continue
             size = int.from_bytes(data[position : position + 2], "big")
             if marker in _FRAMES:
@@ -142,10 +138,18 @@ class _Jpeg:
         pattern = _MARKER_IN_DATA if in_data else _MARKER
         while position < len(self._data) - 1:
             found = pattern.search(self._data, position, position + _STEP + 1)
+            end = found.start() if found else position + _STEP
+            # Pillow hands the data to its decoder in pieces, which starts again with each at the first of such bytes.
+            self._add_fill(2 * self._data[position:end].count(b"\xff\xff") if in_data else end - position)
             if found:
-                return found.start()
-            position += _STEP
+                return end
+            position = end
         return None
+
+    def _add_fill(self, size: int) -> None:
+        self._fill += size
+        if self._fill > _MAX_FILL:
+            raise _excess(self._what, f"more than {_MAX_FILL >> 10} KiB that mean nothing")
 
 
 def _png(data: Buffer, what: str) -> Structure:

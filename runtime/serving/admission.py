@@ -19,6 +19,7 @@ However much clients want, something is left for the next: one alone can hold th
 sevenths each, and so on.
 """
 _CLIENTS_REMEMBERED = 10_000
+_LONGEST_WAIT_S = 86400  # what a client is told at most, at the tiniest rate
 
 
 def check_token(expected: str, authorization: str | None) -> None:
@@ -69,7 +70,7 @@ class RateLimiter:
         if len(self._buckets) > _CLIENTS_REMEMBERED:
             self._buckets.popitem(last=False)
         if not allowed:
-            wait = math.ceil((1 - tokens) / self._rate)
+            wait = math.ceil(min((1 - tokens) / self._rate, _LONGEST_WAIT_S))
             raise HttpError(
                 429,
                 f"more than {self._rate:g} requests per second; try again in {wait} s",

@@ -205,6 +205,42 @@ def test_damaged_nodes(operator, damage, tmp_path):
         assert str(error).isprintable()  # noqa: PT017
 
 
+def with_functions(path, count, calls):
+    """The model with functions f0, f1, ..., of which each calls those that `calls` returns for its number."""
+    proto = onnx.load(path)
+    versions = [helper.make_opsetid("", 20), helper.make_opsetid("x", 1)]
+    for number in range(count):
+        names = ["a", *(f"b{step}" for step in range(len(calls(number)) - 1)), "c"]
+        steps = zip(calls(number), names, names[1:], strict=False)
+        nodes = [helper.make_node(called, [left], [right], domain="x") for called, left, right in steps]
+        nodes = nodes or [helper.make_node("Identity", ["a"], ["c"])]
+        proto.functions.append(helper.make_function("x", f"f{number}", ["a"], ["c"], nodes, versions))
+    proto.opset_import.append(helper.make_opsetid("x", 1))
+    output = proto.graph.node[-1].output[0]
+    proto.graph.node[-1].output[0] = "before"
+    proto.graph.node.append(helper.make_node("f0", ["before"], [output], domain="x"))
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def test_functions_that_multiply_are_rejected(model):
+    """ONNX Runtime replaces calls when it loads a file, and does not end with one such as this, of a few kilobytes."""
+    tripled = with_functions(model, 14, lambda number: [f"f{number + 1}"] * 3 if number < 13 else [])
+    with pytest.raises(UserError, match=r"it has 1,594,32[0-9] nodes with its functions .* export the model again$"):
+        read_model(tripled)
+
+
+def test_functions_that_call_themselves_are_rejected(model):
+    with pytest.raises(UserError, match=r"call themselves; export the model again$"):
+        read_model(with_functions(model, 2, lambda number: [f"f{1 - number}"]))
+
+
+def test_functions_that_call_functions_are_read(model):
+    nested = with_functions(model, 8, lambda number: [f"f{number + 1}"] * 2 if number < 7 else [])
+    image = np.zeros((1, 32, 32, 3), np.uint8)
+    assert load_backend(nested, "onnxruntime").run(image).shape == (1, 3, 8, 8)
+
+
 def test_values_in_messages():
     assert quoted("a\x1b[2J\n") == r"a\x1b[2J\n"
     assert quoted("\u202eabc\ud800") == r"\u202eabc\ud800"

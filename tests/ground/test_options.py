@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from internimage_deploy.cli.main import run
-from internimage_deploy.cli.options import Option, Size
+from internimage_deploy.cli.options import Number, Option, Size
 
 
 @click.command()
@@ -59,3 +59,9 @@ def test_a_misspelt_option_is_told_the_new_names_only(misspelt, names, capsys):
 def test_sizes_that_no_image_has(text, message):
     with pytest.raises(click.BadParameter, match=message):
         Size("HxW").convert(text, None, None)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
+def test_numbers_are_finite(text):
+    with pytest.raises(click.BadParameter, match=r"finite|not in the range"):
+        Number(0).convert(text, None, None)

@@ -85,3 +85,23 @@ def test_what_cannot_slide_is_refused(tmp_path):
         Segmenter.load(tmp_path / "b.onnx", window=Window((60, 60), (40, 40)))
     with pytest.raises(UserError, match="expects 64x64"):
         Segmenter.load(color_model(tmp_path / "c.onnx", size=(64, 64)), window=Window((96, 96), (64, 64)))
+
+
+@pytest.mark.parametrize(
+    ("window", "divisor"),
+    [(Window((64, 64), (1, 32)), 32), (Window((64, 64), (7, 7)), 32), (Window((1, 1), (1, 1)), 1)],
+    ids=["a stride of 1", "many small strides", "crops of 1"],
+)
+def test_a_window_of_crops_without_end_is_refused_in_one_line(tmp_path, window, divisor):
+    """Both come with the model's file, so they are not the user's choice."""
+    path = color_model(tmp_path / "m.onnx", window=window, card_changes={"size_divisor": divisor})
+    pipeline = Segmenter.load(path).pipeline
+    with pytest.raises(UserError, match=r"would run [0-9,]+ crops of .* use a larger stride or crop$") as error:
+        pipeline.prepare(np.zeros((1024, 1024, 3), np.uint8))
+    assert "\n" not in str(error.value)
+
+
+def test_a_stride_of_an_eighth_of_the_crop_is_not_too_many(tmp_path):
+    pipeline = Segmenter.load(color_model(tmp_path / "m.onnx", window=Window((64, 64), (8, 8)))).pipeline
+    assert pipeline.prepare(np.zeros((1024, 32, 3), np.uint8)).crop_count == 121
+    assert pipeline.prepare(np.zeros((1024, 1024, 3), np.uint8)).crop_count == 121**2

@@ -223,6 +223,31 @@ def test_behind_a_proxy_each_client_has_its_own_rate(color_path, tmp_path):
         assert post_as(server, None) == 200
 
 
+def test_a_content_type_of_many_semicolons_is_not_parsed(server):
+    """Each took a third of a second, in which nobody else was served."""
+    for parameters in ('boundary="' + ";" * 60_000, "a=b;" * 15_000):
+        response = server.post(
+            "/v1/segment", content=b"--B--", headers={"Content-Type": f"multipart/form-data; {parameters}"}
+        )
+        assert (response.status_code, response.json()["error"]) == (400, "the Content-Type is longer than 1000 bytes")
+
+
+@pytest.mark.parametrize("path", ["/v1/segment", "/healthz", "/missing"])
+def test_a_query_of_many_parameters_is_not_parsed(server, path):
+    response = server.post(f"{path}?{'a&' * 30_000}", content=b"x")
+    assert (response.status_code, response.json()["error"]) == (414, "the query is longer than 1000 bytes")
+    assert server.get(f"/healthz?{'a' * 1000}").status_code == 200
+
+
+def test_broken_forms_leave_nothing_in_the_log(server):
+    lines = len(server.log.splitlines())
+    for body in (b"--B\n", b"--A\r\n", b"--B\r\n\r\n:"):
+        assert server.post(
+            "/v1/segment", content=body, headers={"Content-Type": "multipart/form-data; boundary=B"}
+        ).status_code == 400  # fmt: skip
+    assert len(server.log.splitlines()) == lines
+
+
 def test_nothing_above_left_a_traceback(server):
     assert "Traceback" not in server.log, server.log
 

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import os
 import traceback
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -18,15 +19,20 @@ from test_hostile import check_alive, connect, read_head, status
 from test_load import with_gated_executor
 from uvicorn.server import ServerState
 
+from internimage_deploy.runtime.imaging.pipeline import NetworkImage
+from internimage_deploy.runtime.imaging.preprocess import Geometry
+from internimage_deploy.runtime.options import LoadOptions
 from internimage_deploy.runtime.serving.admission import MemoryBudget
 from internimage_deploy.runtime.serving.execution import decoder as decoder_module
 from internimage_deploy.runtime.serving.execution.batcher import Batcher
+from internimage_deploy.runtime.serving.execution.executor import LocalExecutor
 from internimage_deploy.runtime.serving.execution.turns import Turns
 from internimage_deploy.runtime.serving.http import body
 from internimage_deploy.runtime.serving.http.connection import Connections, limited_protocol
 from internimage_deploy.runtime.serving.http.middleware import client_address
 from internimage_deploy.runtime.serving.http_error import HttpError
-from internimage_deploy.runtime.serving.settings import Limits, client_of
+from internimage_deploy.runtime.serving.metrics import Metrics
+from internimage_deploy.runtime.serving.settings import Limits, ModelSettings, Settings, client_of
 from support.served import Served, encoded, stripes
 
 MIB = 1 << 20
@@ -99,6 +105,35 @@ def test_the_network_takes_images_of_clients_in_turns():
         assert batches == [["first"], ["a0", "b0"], ["c0"], ["a1", "a2"], ["a3"]]
 
     asyncio.run(scenario())
+
+
+def test_each_crop_counts_in_what_an_image_costs_the_network():
+    """Each image of 32 crops of 32x32 costs as much as 32 images of that size."""
+    served = []
+
+    async def run(images):
+        served.extend(len(image.pixels) for image in images)
+        await asyncio.sleep(0)
+        return images
+
+    async def scenario():
+        model = ModelSettings(Path("m.onnx"), LoadOptions(batch=1))
+        executor = LocalExecutor(Settings(model), Metrics())
+        executor._batcher._run = run
+
+        def image(height, crops):
+            geometry = Geometry((height, 32), (height, 32), (height, 32), (height, 32))
+            return NetworkImage(np.zeros((height, 32, 3), np.uint8), geometry, crop_count=crops)
+
+        slid = [executor.segment(image(32 * 32, 32), FAR, "a") for _ in range(3)]
+        whole = [executor.segment(image(32, 1), FAR, "b") for _ in range(70)]
+        await asyncio.gather(*slid, *whole)
+
+    asyncio.run(scenario())
+    assert served.index(1024) == 0
+    second, third = (position for position, height in enumerate(served) if height == 1024 and position)
+    assert second > 30
+    assert third - second > 30
 
 
 def test_decoders_take_images_of_clients_in_turns():

@@ -109,14 +109,14 @@ def port():
 
 
 @contextlib.contextmanager
-def serving(cluster, port, model, folder):
-    """`serve --engine ray` on the cluster; its address."""
+def serving(cluster, port, model, folder, *options):
+    """`serve --engine ray` on the cluster, or for None on one that the command starts; its address."""
     log_path = folder / "serve.log"
+    options = (*options, *(() if cluster is None else ("--ray-address", cluster, "--replicas", 2)))
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            command("serve", model, "--engine", "ray", "--ray-address", cluster, "--port", port, "--replicas", 2,
-                    "--cpus", 0.5, "--threads", 1),
-            stdout=log, stderr=log,
+            command("serve", model, "--engine", "ray", "--port", port, "--cpus", 0.5, "--threads", 1, *options),
+            stdout=log, stderr=log, env={**os.environ, **PATIENCE},
         )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
 
@@ -172,6 +172,13 @@ def test_the_same_application_on_ray_serve_survives_the_loss_of_a_replica(served
     until(lambda: answers.append(httpx.post(f"{served}/v1/segment", content=data, timeout=WAIT_S))
           or answers[-1].status_code == 200, "a result")  # fmt: skip
     np.testing.assert_array_equal(decoded(answers[-1].content), labels)
+
+
+def test_the_rate_cannot_be_evaded_by_a_header_on_ray_either(color_path, tmp_path):
+    with serving(None, free_port(), color_path, tmp_path, "--rate", "0.001") as url:
+        headers = [{"X-Forwarded-For": f"10.0.{number}.1"} for number in range(60)]
+        seen = [httpx.get(f"{url}/v2", headers=header, timeout=WAIT_S).status_code for header in headers]
+        assert seen == [200] * 20 + [429] * 40
 
 
 def test_a_folder_is_segmented_once_whatever_breaks(cluster, color_path, tmp_path):

@@ -86,6 +86,7 @@ FLOODS = {
     "APP9 segments": lambda number: jpeg_with(segment(0xE9, b"") * number),
     "JPEG comments": lambda number: jpeg_with(segment(0xFE, b"") * number),
     "JPEG fill bytes": lambda number: jpeg_with(b"\xff" * 100 * number),
+    "JPEG fill bytes in the data": lambda number: jpeg_with(b"")[:-2] + b"\xff" * 100 * number + b"\xff\xd9",
     "JPEG restart markers": lambda number: jpeg_with(b"\xff\xd0" * 50 * number),
     "private PNG chunks": lambda number: png_with(chunk(b"prVt", b"") * number),
     "text PNG chunks": lambda number: png_with(chunk(b"tEXt", b"a\0b") * number),

@@ -19,7 +19,7 @@ log = logging.getLogger("internimage_deploy.serving")
 
 # Whoever waits for images has got a response before the executor is closed; what still runs then, runs for nobody.
 _CLOSE_S = 1.0
-_IMAGE_COST = 1 << 16  # of an image beside its pixels, in pixels
+_CROP_COST = 1 << 16  # of an image, or of each of its crops, beside the pixels; in pixels
 
 
 class Executor(Protocol):
@@ -89,9 +89,8 @@ class LocalExecutor:
 
     async def segment(self, image: NetworkImage, deadline: float, client: str) -> tuple[Labels, Timing]:
         height, width = image.size
-        return await self._batcher.submit(
-            image, key=image.size, deadline=deadline, client=client, cost=_IMAGE_COST + height * width
-        )
+        cost = image.crop_count * _CROP_COST + height * width
+        return await self._batcher.submit(image, key=image.size, deadline=deadline, client=client, cost=cost)
 
     async def close(self) -> None:
         try:

@@ -28,6 +28,7 @@ ERRORS: Responses = {
     406: _error("The Accept header allows no type of this address."),
     408: _error("The body arrived too slowly."),
     413: _error("The body, the image or the number of images is above the limit."),
+    414: _error("The query is too long."),
     415: _error("Neither an image nor a form, or an unknown content coding."),
     422: _error("A parameter is outside its range, or the model cannot take this image."),
     429: _error("Too many requests of this client; Retry-After says when to try again."),

@@ -11,17 +11,9 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
 from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from internimage_deploy.runtime.serving.settings import Limits, client_of
-
-try:
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as UvicornProtocol
-
-    _PARSES_EVERYTHING = True
-except ImportError:  # Windows; h11 limits header bytes and pipelined requests by itself
-    from uvicorn.protocols.http.h11_impl import H11Protocol as UvicornProtocol  # type: ignore[assignment]
-
-    _PARSES_EVERYTHING = False
 
 MAX_HEADER_BYTES = 64 << 10
 MAX_HEADERS = 100
@@ -99,7 +91,7 @@ class _Transport:
             self._transport.resume_reading()
 
 
-class HttpConnection(UvicornProtocol):
+class HttpConnection(HttpToolsProtocol):
     """uvicorn's protocol with what it lacks to face clients that mean harm. `limited_protocol` binds it to limits.
 
     - The headers of a request arrive within `Limits.header_s`, or the connection ends with a 408.
@@ -140,12 +132,9 @@ class HttpConnection(UvicornProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if _PARSES_EVERYTHING:
-            self._unparsed = self._unparsed + data if self._unparsed else data
-            if not self._pausing:
-                self._feed()
-        else:
-            super().data_received(data)
+        self._unparsed = self._unparsed + data if self._unparsed else data
+        if not self._pausing:
+            self._feed()
         self._watch_headers()
 
     def in_request(self) -> bool:

@@ -13,13 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
-from internimage_deploy.onnx_tools.graph import Graph, consumers, drop_unused
+from internimage_deploy.onnx_tools.graph import Graph, UniqueNames, attribute, consumers, drop_unused, node_name
 from internimage_deploy.runtime.engine.lowering import ONLY_NEW_TYPES, since
 
 OPSET = 20  # the first with Gelu
+_SAME = ("CastLike", "GridSample", "Pad")  # later versions take more types, modes and inputs
 
 
 def raise_gelu(graph: Graph) -> int:
@@ -74,14 +76,14 @@ def _chains(graph: Graph) -> Iterator[tuple[str, onnx.NodeProto]]:
 def _raise_opset(graph: Graph) -> bool:
     """Make `graph` and its functions of opset 20, where every operator means the same; returns whether they do."""
     model = graph.model
-    nodes = [node for part in (model.graph, *model.functions) for node in part.node if node.domain in ("", "ai.onnx")]
-    for node in nodes:
-        if node.op_type == "Split" and len(node.input) == 1:  # a later version asks for the number of parts
-            return False
-        unchanged = since(node.op_type, graph.opset) == since(node.op_type, OPSET)
-        if not (unchanged or node.op_type in ONLY_NEW_TYPES or node.op_type in ("CastLike", "GridSample")):
-            return False
-    for node in nodes:
+    reductions = [node for node in graph.nodes if node.op_type.startswith("Reduce") and _changed(graph, node)]
+    inside = [node for function in model.functions for node in function.node]
+    if not all(_is_the_same(graph, node) for node in (*graph.nodes, *inside) if node not in reductions):
+        return False
+    names = UniqueNames(graph.names())
+    for node in reductions:
+        _axes_to_input(graph, node, names)
+    for node in (*graph.nodes, *inside):
         if node.op_type == "GridSample":  # its modes have other names
             mode = next((entry for entry in node.attribute if entry.name == "mode"), None)
             if mode is not None:
@@ -92,3 +94,27 @@ def _raise_opset(graph: Graph) -> bool:
                 entry.version = max(entry.version, OPSET)
     model.ir_version = max(model.ir_version, 9)
     return True
+
+
+def _changed(graph: Graph, node: onnx.NodeProto) -> bool:
+    return since(node.op_type, graph.opset) != since(node.op_type, OPSET)
+
+
+def _is_the_same(graph: Graph, node: onnx.NodeProto) -> bool:
+    """True when `node` means the same in opset 20, but for names of `GridSample`'s modes."""
+    if node.domain not in ("", "ai.onnx"):
+        return True
+    if node.op_type == "Split" and len(node.input) == 1:  # a later version asks for the number of parts
+        return False
+    return not _changed(graph, node) or node.op_type in ONLY_NEW_TYPES or node.op_type in _SAME
+
+
+def _axes_to_input(graph: Graph, node: onnx.NodeProto, names: UniqueNames) -> None:
+    axes = attribute(node, "axes")
+    if axes is not None:
+        name = names.new(f"{node_name(node)}/axes")
+        graph.model.graph.initializer.append(numpy_helper.from_array(np.array(axes, np.int64), name))
+        node.input.append(name)
+        kept = [entry for entry in node.attribute if entry.name != "axes"]
+        del node.attribute[:]
+        node.attribute.extend(kept)

@@ -3,16 +3,12 @@
 
 import ctypes
 
+import device_layer
 import numpy as np
 import pytest
 from rows import OK, WRONG
 
 from support import fake_cuda
-
-pytest.importorskip(
-    "internimage_deploy.runtime.gpu.device_array", reason="needs the device layer over the driver's API"
-)
-import device_layer
 
 # Four threads at a time, and arrays of other libraries, need a GPU.
 CHECKS = (

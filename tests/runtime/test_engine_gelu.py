@@ -58,7 +58,7 @@ def test_labels_are_equal(precision, tmp_path):
     assert (labels[0] == labels[1]).mean() >= (1 if precision == "fp32" else 0.999)
 
 
-def chain(*, root=2**0.5, one=1.0, half=0.5, other="x", extra=(), opset=17):
+def chain(*, root=2**0.5, one=1.0, half=0.5, other="x", extra=(), output="y", shape=(8,)):
     n = helper.make_node
     constants = {"root": np.float32(root), "one": np.float32(one), "half": np.float32(half)}
     nodes = [
@@ -69,7 +69,7 @@ def chain(*, root=2**0.5, one=1.0, half=0.5, other="x", extra=(), opset=17):
         n("Mul", ["half", "d"], ["y"], "last"),
         *extra,
     ]
-    return small(nodes, {"x": (FLOAT, [8]), "z": (FLOAT, [8])}, {"y": (FLOAT, [8])}, opset=opset, constants=constants)
+    return small(nodes, {"x": (FLOAT, [8]), "z": (FLOAT, [8])}, {output: (FLOAT, shape)}, opset=17, constants=constants)
 
 
 def test_the_chain_in_another_order():
@@ -78,6 +78,20 @@ def test_the_chain_in_another_order():
     graph = chain()
     assert raise_gelu(graph) == 1
     assert [(node.op_type, node.name) for node in graph.nodes] == [("Gelu", "last")]
+    np.testing.assert_allclose(compute(graph, x=x, z=x), expected, atol=1e-6)
+
+
+def test_a_reduction_gets_its_axes_as_an_input():
+    n = helper.make_node
+    rest = (
+        n("ReduceMax", ["y"], ["m"], "max", axes=[0], keepdims=0),
+        n("ReduceMean", ["y"], ["average"], "mean"),
+        n("Sub", ["m", "average"], ["r"], "sub"),
+    )
+    x = normal(8, scale=3)
+    expected = compute(chain(extra=rest, output="r", shape=[1]), x=x, z=x)
+    graph = chain(extra=rest, output="r", shape=[1])
+    assert raise_gelu(graph) == 1
     np.testing.assert_allclose(compute(graph, x=x, z=x), expected, atol=1e-6)
 
 
@@ -90,9 +104,9 @@ def test_the_chain_in_another_order():
         {"other": "z"},
         {"extra": (helper.make_node("Identity", ["b"], ["e"], "reader"),)},
         {"extra": (helper.make_node("Split", ["x"], ["e", "f"], "split"),)},
-        {"extra": (helper.make_node("ReduceMean", ["x"], ["e"], "mean", axes=[0]),)},
+        {"extra": (helper.make_node("DFT", ["x"], ["e"], "dft", axis=0),)},
     ],
-    ids=["root", "one", "half", "another factor", "a further reader", "Split in opset 20", "ReduceMean in opset 20"],
+    ids=["root", "one", "half", "another factor", "a further reader", "Split in opset 20", "DFT in opset 20"],
 )
 def test_what_is_something_else_stays(changes):
     graph = chain(**changes)

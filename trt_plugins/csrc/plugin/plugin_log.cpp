@@ -31,12 +31,15 @@ void ask_library_of(void* finder) {
     dlclose(library);  // the library stays: it is the one that called
 }
 
-void* find_logger(void* finder, bool versioned) {
+// The objects are TensorRT's, of classes that are laid out like these and are not these; the sanitizer would tell.
+#define OF_ANOTHER_CLASS __attribute__((no_sanitize("vptr")))
+
+OF_ANOTHER_CLASS void* find_logger(void* finder, bool versioned) {
     if (versioned) return static_cast<LoggerFinder11*>(finder)->findLogger();
     return static_cast<LoggerFinder8*>(finder)->findLogger();
 }
 
-void log_to_tensorrt(const char* message) {
+OF_ANOTHER_CLASS void log_to_tensorrt(const char* message) {
     constexpr auto kError = static_cast<int32_t>(nvinfer1::ILogger::Severity::kERROR);
     const int32_t major = g_major.load();
     if (major < 8 || major > 11) return;  // its classes are unknown

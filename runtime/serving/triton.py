@@ -43,8 +43,8 @@ class TritonOptions:
         queue: maximum number of waiting images; further ones are rejected.
         instances: number of copies of the model.
         device: where they run; an engine always runs on the GPU.
-        plugin: the compiled plugin library, for an engine that does not carry the plugin; the registering library
-            is taken from the same folder, else from the cache.
+        plugin: the compiled plugin library, for an engine that does not carry the plugin; None for the one beside the
+            engine. The registering library is taken from the same folder, else from the cache.
     """
 
     name: str
@@ -64,7 +64,8 @@ def export(model: Path, repository: Path, options: TritonOptions) -> list[str]:
     """
     is_engine = model.suffix.lower() != ".onnx"
     card = sidecar.read(model) if is_engine else read_card(model)
-    _check(model, card, options, is_engine)
+    _check(model, card, is_engine)
+    library = _plugin_library(model, card, options)
     if card.window is not None:
         log.warning("Triton runs the network on whole images, and %s was evaluated with a sliding window", model)
     folder = repository / options.name
@@ -77,9 +78,9 @@ def export(model: Path, repository: Path, options: TritonOptions) -> list[str]:
         for name in external_files(read_model(model)):
             _copy(model.parent / name, folder / "1" / name)
     plugin = None
-    if options.plugin is not None and card.engine is not None and card.engine.plugin_version:
-        register = find_register_library(options.plugin)
-        _copy(options.plugin, folder / LIBRARY)
+    if library is not None:
+        register = find_register_library(library)
+        _copy(library, folder / LIBRARY)
         _copy(register, folder / REGISTER_LIBRARY)
         plugin = f"{_MOUNT}/{options.name}/{REGISTER_LIBRARY}"
     # Last: a server that polls the repository must not see a model without its files.
@@ -141,7 +142,7 @@ def commands(repository: Path, plugin: str | None, *, gpu: bool, version_compati
     ]
 
 
-def _check(model: Path, card: ModelCard, options: TritonOptions, is_engine: bool) -> None:
+def _check(model: Path, card: ModelCard, is_engine: bool) -> None:
     if not (card.takes_uint8 and card.emits_labels):
         windowed = card.engine is not None and card.window is not None
         raise UserError(
@@ -157,14 +158,21 @@ def _check(model: Path, card: ModelCard, options: TritonOptions, is_engine: bool
             f"{model}: an engine for {card.engine.backend}, which Triton does not run; "
             "build one with  build-engine --backend tensorrt"
         )
-    needs_library = card.engine.plugin_version and not card.engine.plugin_embedded
-    if needs_library and options.plugin is None:
-        raise UserError(
-            f"{model}: the engine needs the plugin library, and Triton must load it first; compile it with  "
-            "build-plugin  against the TensorRT of your Triton image and name the library with --plugin"
-        )
+
+
+def _plugin_library(model: Path, card: ModelCard, options: TritonOptions) -> Path | None:
+    """The plugin library that Triton has to register for this model; None for none."""
     if options.plugin is not None:
         require_file(options.plugin, "a plugin library")
+    if card.engine is None or not card.engine.plugin_version:
+        return None
+    library = options.plugin or sidecar.plugin_beside(model, card.engine)
+    if library is None and not card.engine.plugin_embedded:
+        raise UserError(
+            f"{model}: the engine needs the plugin library, which does not lie beside it, and Triton must load it first; "
+            "compile it with  build-plugin  against the TensorRT of your Triton image and name the library with --plugin"
+        )
+    return library
 
 
 def _batch_size(card: ModelCard, options: TritonOptions) -> int:

@@ -143,6 +143,19 @@ def test_the_registering_library_comes_from_the_cache_where_it_does_not_lie_besi
     assert (tmp_path / "r" / "street" / "libinternimage_trt_register.so").read_bytes() == b"register"
 
 
+def test_the_plugin_library_beside_the_engine_is_taken(labels_model, tmp_path):
+    plugin = tmp_path / "libinternimage_trt_plugins.so"
+    plugin.write_bytes(b"beside")
+    (tmp_path / "libinternimage_trt_register.so").write_bytes(b"register")
+    info = {"plugin_version": "1", "plugin_file": plugin.name, "plugin_sha256": sha256(plugin)}
+    model = engine(tmp_path, read_card(labels_model), **info)
+    export(model, tmp_path / "r", TritonOptions("street"))
+    assert (tmp_path / "r" / "street" / plugin.name).read_bytes() == b"beside"
+    plugin.write_bytes(b"another")
+    with pytest.raises(UserError, match="not the plugin library that street.engine was built with"):
+        export(model, tmp_path / "r2", TritonOptions("street"))
+
+
 @pytest.mark.parametrize("compatible", [False, True])
 def test_a_version_compatible_engine_is_allowed_by_name(compatible, labels_model, tmp_path):
     model = engine(tmp_path, read_card(labels_model), version_compatible=compatible)

@@ -29,7 +29,7 @@ from internimage_deploy.runtime.engine.engine_backend import (
     MsDeformAttnPlugin,
 )
 from internimage_deploy.runtime.engine.engine_files import Engine
-from internimage_deploy.runtime.engine.fusion_choice import choose_form, median_ms
+from internimage_deploy.runtime.engine.fusion_choice import choose_form, median_ms_on_gpu
 from internimage_deploy.runtime.engine.prepare import (
     BuildOptions,
     Precision,
@@ -41,7 +41,6 @@ from internimage_deploy.runtime.engine.prepare import (
 from internimage_deploy.runtime.engine.process import compile_in_process
 from internimage_deploy.runtime.engine.profiles import InputSize, profile_note
 from internimage_deploy.runtime.engine.protocol import BuildEvent, CompilerChosen, CompilerWarning
-from internimage_deploy.runtime.gpu.driver import gpu_problem
 from internimage_deploy.trt_plugins import library
 
 OnEvent = Callable[[BuildEvent], None]
@@ -201,7 +200,7 @@ def build_engine(
         find_plugin=lambda: library.find_library(
             None if plugin is None else Path(plugin), tensorrt=compiler.version, build=True
         ),
-        measure=None if gpu_problem() else lambda engine: median_ms(engine, compiler.backend),
+        measure=lambda engine: median_ms_on_gpu(engine, compiler.backend),
     )
 
 

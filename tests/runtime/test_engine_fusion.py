@@ -17,10 +17,11 @@ from internimage_deploy.onnx_tools.graph import attribute
 from internimage_deploy.runtime.engine import build as build_module
 from internimage_deploy.runtime.engine import sidecar
 from internimage_deploy.runtime.engine.build import build, build_engine
-from internimage_deploy.runtime.engine.fusion_choice import median_ms
+from internimage_deploy.runtime.engine.fusion_choice import median_ms, median_ms_on_gpu
 from internimage_deploy.runtime.engine.plain_fusion import is_rewritten, make_plain
 from internimage_deploy.runtime.engine.prepare import BuildOptions
 from internimage_deploy.runtime.engine.protocol import Compiled
+from internimage_deploy.runtime.gpu.driver import gpu_problem
 from support import golden
 from support.engine_models import DYNAMIC_LOGITS, STATIC_LOGITS, exported, graph_of, normal, rtx
 from support.tiny_models import color_model
@@ -127,7 +128,8 @@ def auto(monkeypatch, tmp_path):
     """Build with --fusion auto where an engine takes as long as a test says; the engines are not real."""
 
     def compile_in_process(job, on_event):
-        content = f"engine {len(list(tmp_path.rglob('*.engine')))}".encode()
+        content = f"engine {len(auto.compiled)}".encode()
+        auto.compiled.append(job)
         Path(job.output).write_bytes(content)
         return Compiled("1.7.1", "", len(content))
 
@@ -140,8 +142,15 @@ def auto(monkeypatch, tmp_path):
         }
         return built, is_rewritten(graph_of(kept))
 
+    auto.compiled = []
     monkeypatch.setattr(build_module, "compile_in_process", compile_in_process)
     return auto
+
+
+@pytest.mark.skipif(gpu_problem() == "", reason="asks what happens without a GPU")
+def test_without_a_gpu_nothing_is_timed(tmp_path):
+    with pytest.raises(UserError, match="NVIDIA driver"):
+        median_ms_on_gpu(tmp_path / "no.engine", "tensorrt-rtx")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +184,8 @@ def test_auto_keeps_the_faster_form(auto, times, kept):
 def test_auto_without_a_gpu(auto):
     built, rewritten = auto(None)
     assert (built.card.engine.fusion, built.card.engine.fusion_ms, rewritten) == ("rewritten", {}, True)
-    assert "because there is no GPU here to time both forms on" in built.notes[-1]
+    assert built.notes[-1] == "--fusion auto kept the rewritten form, because no engine can be timed here"
+    assert len(auto.compiled) == 1
 
 
 def test_auto_where_an_engine_cannot_be_timed(auto):
@@ -184,7 +194,8 @@ def test_auto_where_an_engine_cannot_be_timed(auto):
 
     built, rewritten = auto(measure)
     assert (built.card.engine.fusion, built.card.engine.fusion_ms, rewritten) == ("rewritten", {}, True)
-    assert "the two could not be compared (not enough memory)" in built.notes[-1]
+    assert "because engines could not be timed (not enough memory)" in built.notes[-1]
+    assert len(auto.compiled) == 1  # the other form is not built for nothing
 
 
 def test_a_model_is_timed_in_a_process_of_its_own(tmp_path):

@@ -74,7 +74,8 @@ Examples:
 @click.option(
     "--plugin",
     type=FilePath,
-    help="Compiled plugin library, for an engine that does not carry the plugins.  [default: the one beside the engine]",
+    help="Compiled plugin library, for an engine that does not carry the plugins.  "
+    "[default: the one beside the engine]",
 )
 def export_triton(
     model: Path,

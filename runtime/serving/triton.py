@@ -169,8 +169,8 @@ def _plugin_library(model: Path, card: ModelCard, options: TritonOptions) -> Pat
     library = options.plugin or sidecar.plugin_beside(model, card.engine)
     if library is None and not card.engine.plugin_embedded:
         raise UserError(
-            f"{model}: the engine needs the plugin library, which does not lie beside it, and Triton must load it first; "
-            "compile it with  build-plugin  against the TensorRT of your Triton image and name the library with --plugin"
+            f"{model}: the engine needs the plugin library, which is not beside it, and Triton must load it first; "
+            "compile it with  build-plugin  against the TensorRT of your Triton image and name it with --plugin"
         )
     return library
 

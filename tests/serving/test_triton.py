@@ -152,7 +152,7 @@ def test_the_plugin_library_beside_the_engine_is_taken(labels_model, tmp_path):
     export(model, tmp_path / "r", TritonOptions("street"))
     assert (tmp_path / "r" / "street" / plugin.name).read_bytes() == b"beside"
     plugin.write_bytes(b"another")
-    with pytest.raises(UserError, match="not the plugin library that street.engine was built with"):
+    with pytest.raises(UserError, match=r"not the plugin library that street\.engine was built with"):
         export(model, tmp_path / "r2", TritonOptions("street"))
 
 

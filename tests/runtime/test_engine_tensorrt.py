@@ -93,6 +93,7 @@ def test_a_plugin_of_its_own(compile_here):
     assert (config._flags, config.builder_optimization_level) == (set(), 2)
     info = sidecar.read(built.path).engine
     assert (info.plugin_version, info.plugin_embedded, info.version_compatible) == ("1", False, False)
+    assert set(info.plugins) >= {"DCNv3Packed", "UpsampleArgmax"}
     assert "needs the plugin library where it runs" in built.notes[0]
 
 

@@ -103,6 +103,7 @@ def test_the_plugin_lies_beside_the_engine(compile_here, monkeypatch, tmp_path):
     assert (config._flags, config.builder_optimization_level) == (set(), 2)
     info = sidecar.read(built.path).engine
     assert (info.plugin_version, info.plugin_embedded, info.version_compatible) == ("1", False, False)
+    assert set(info.plugins) >= {"DCNv3Packed", "UpsampleArgmax"}
     assert "copy the engine, its card and the library together" in built.notes[0]
     beside = tmp_path / info.plugin_file
     # Of the library's content, the text "library": printf library | sha256sum

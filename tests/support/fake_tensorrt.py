@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 
 from internimage_deploy.onnx_tools.graph import Graph, element_types
+from internimage_deploy.trt_plugins import library
 from support.fake_cuda import STREAMS
 from support.plugin_functions import define_plugins
 
@@ -176,14 +177,13 @@ def _behave(trt):
 
         return put
 
-    creator = type("Creator", (), {"plugin_version": "1", "plugin_namespace": ""})
+    key = {"plugin_version": "1", "plugin_namespace": ""}
 
     @hook(trt.IPluginRegistry, "load_library")
     def load_library(self, path):
         trt.loaded.append(path)
-        found = [creator(), creator(), creator()]
-        found[0].name, found[1].name, found[2].name = "DCNv3", "TRTDCNv3", "MSDeformAttn"
-        object.__setattr__(self, "all_creators", found)
+        made = [type("Creator", (), {"name": name} | key)() for name in library.CREATORS]
+        object.__setattr__(self, "all_creators", made)
         return object()
 
     object.__setattr__(registry, "all_creators", [])

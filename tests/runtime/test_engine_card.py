@@ -142,7 +142,7 @@ def test_the_json_of_a_card_keeps_its_keys(engine):
     assert set(data["engine"]) == {
         *("flavour", "version", "sha256", "compute_capabilities", "profiles"),
         *("plugin_version", "plugin_embedded", "plugin_file", "plugin_sha256", "version_compatible", "device"),
-        *("profile_sharing", "tf32", "fusion", "fusion_ms"),
+        *("profile_sharing", "tf32", "fusion", "fusion_ms", "plugins"),
     }
     assert data["engine"]["flavour"] == sidecar.read(engine).engine.backend == "tensorrt"
 
@@ -154,7 +154,7 @@ def test_the_json_of_a_card_keeps_its_keys(engine):
 )
 def test_a_card_of_before_a_key_says_what_the_compiler_did_then(engine, changes, shared):
     data = json.loads(sidecar.path_of(engine).read_text())
-    for key in ("plugin_file", "plugin_sha256", "profile_sharing", "tf32", "fusion", "fusion_ms"):
+    for key in ("plugin_file", "plugin_sha256", "profile_sharing", "tf32", "fusion", "fusion_ms", "plugins"):
         del data["engine"][key]
     data["engine"] |= changes
     sidecar.path_of(engine).write_text(json.dumps(data))

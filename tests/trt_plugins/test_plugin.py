@@ -106,6 +106,7 @@ def test_a_blob_of_the_packed_plugin_is_reloaded_as_one(v2):
     plugin = v2.create(contract.PACKED_OP_TYPE, **BASE)
     assert v2.call("name", v2.keep(v2.call("reload", plugin, 0))).decode() == contract.PACKED_OP_TYPE
     assert v2.call("reload", plugin, 2) is None
+    assert "bytes in the engine are not this plugin's" in v2.log()
 
 
 @pytest.mark.parametrize("major", [8, 10, 11])

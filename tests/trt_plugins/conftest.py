@@ -25,7 +25,7 @@ if CACHE_VARIABLE not in os.environ:
 
 # test_sanitizers.py runs these tests once more in a process that has the sanitizers' runtime.
 SANITIZE = (
-    ("-g", "-fsanitize=address", "-fsanitize=undefined", "-fno-sanitize-recover=all")
+    ("-O1", "-g", "-fsanitize=address", "-fsanitize=undefined", "-fno-sanitize-recover=all")
     if os.environ.get("PLUGIN_TEST_SANITIZERS")
     else ()
 )

@@ -302,11 +302,12 @@ BOMBS = {
     + b"tQ.",
     "names without end": b"\x80\x02c__builtin__\ngetattr\nq\1X\x64\0\0\0" + b"A" * 100 + b"q\2cx\nA\nq\3"
     + b"h\1h\3h\2\x87Rq\3" * 200_000 + b".",
-    "a long tuple as a key again and again": b"\x80\x02}(" + b"N" * 500_000 + b"tq\1" + b"0" + b"h\1Ns" * 200_000 + b".",
+    "a long tuple as a key again and again": b"\x80\x02}(" + b"N" * 500_000 + b"tq\0010" + b"h\1Ns" * 200_000 + b".",
     "a long text as a key again and again": b"\x80\x02}(" + 2 * (b"X\x80\x96\x98\0" + b"a" * 10_000_000 + b"N")
     + b"uX\x80\x96\x98\0" + b"a" * 10_000_000 + b"q\1" + b"0" + b"h\1Ns" * 200_000 + b".",
-    "an array in the place of the magic number": b"\x80\x02cnumpy.core.numeric\n_frombuffer\n"
-    b"(U\x04abcdcnumpy\ndtype\nX\2\0\0\0u1\x85RK\4\x85X\1\0\0\0CtR.",
+    "an array alone": pickle.dumps(np.arange(4), 2),
+    "an array in the place of the version": pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(np.arange(4), 2)
+    + b"".join(pickle.dumps(value, 2) for value in ({"little_endian": True}, {}, [])),
     "calls a number": b"\x80\x02K\1)R.",
     "calls a call": b"\x80\x02ca\nb\n)R)R)R.",
     "state for a number": b"\x80\x02K\1}b.",
@@ -338,7 +339,8 @@ def test_keys_that_take_long_to_find_are_no_keys(tmp_path):
     path = tmp_path / "m.pth"
     content = {
         "tuples": {(1, 2): 3, ((),): 4}, "numbers": dict.fromkeys(range(30_000)), "long": {"a" * 2000: 1},
-        "set": {*range(30_000), (1, 2), "a"}, "texts": {str(i): i for i in range(30_000)}, "plain": {1: 2, 0.5: 3, None: 4},
+        "set": {*range(30_000), (1, 2), "a"}, "texts": {str(i): i for i in range(30_000)},
+        "plain": {1: 2, 0.5: 3, None: 4},
     }  # fmt: skip
     path.write_bytes(pickle.dumps(content, 4))
     read = read_content(path).value

@@ -301,7 +301,7 @@ BOMBS = {
     "long persistent id": b"\x80\x02](X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0aNK\1" + b"N" * 500_000
     + b"tQ.",
     "names without end": b"\x80\x02c__builtin__\ngetattr\nq\1X\x64\0\0\0" + b"A" * 100 + b"q\2cx\nA\nq\3"
-    + b"h\1h\3h\2\x87Rq\3" * 200_000 + b".",
+    + b"h\1h\3h\2\x86Rq\3" * 200_000 + b".",
     "a long tuple as a key again and again": b"\x80\x02}(" + b"N" * 500_000 + b"tq\0010" + b"h\1Ns" * 200_000 + b".",
     "a long text as a key again and again": b"\x80\x02}(" + 2 * (b"X\x80\x96\x98\0" + b"a" * 10_000_000 + b"N")
     + b"uX\x80\x96\x98\0" + b"a" * 10_000_000 + b"q\1" + b"0" + b"h\1Ns" * 200_000 + b".",

@@ -31,6 +31,7 @@ from internimage_deploy.window import Window
 
 _PLAIN_CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "network")
 _EMA_CONTAINERS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "teacher")
+_MMENGINE_AVERAGE = "weights taken from 'state_dict', where mmengine keeps their moving average; 'ema_state_dict' holds those of the last step"
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and torch.compile
 _TRAINING_ONLY = re.compile(r"auxiliary_head\.|ema_|.*loss|.*\.num_batches_tracked$|(steps|n_averaged)$")
 _FAMILIES = {
@@ -122,6 +123,10 @@ def _weights(
         raise UserError(f"{path} holds a {type(content).__name__}; expected a checkpoint, a dictionary of tensors")
     meta = content.get("meta")
     meta = meta if isinstance(meta, Mapping) else {}
+    averaged, last = content.get("state_dict"), content.get("ema_state_dict")
+    if "mmengine_version" in meta and isinstance(averaged, Mapping) and averaged and isinstance(last, Mapping):
+        # mmengine's EMAHook exchanges the two while it saves, so that deployment finds the average in 'state_dict'.
+        return averaged, meta, [_MMENGINE_AVERAGE]
     containers = _EMA_CONTAINERS + _PLAIN_CONTAINERS if ema else _PLAIN_CONTAINERS + _EMA_CONTAINERS
     found = [name for name in containers if isinstance(content.get(name), Mapping) and content[name]]
     no_ema = [f"no moving average of the weights ({', '.join(_EMA_CONTAINERS)}) in the file: --ema changed nothing"]

@@ -81,6 +81,22 @@ def test_ema_weights_are_taken_on_request(tmp_path):
     assert not any("--ema changed nothing" in line for line in averaged.notes)
 
 
+@pytest.mark.parametrize("ema", [False, True])
+def test_mmengine_keeps_the_average_in_the_state_dict(ema, tmp_path):
+    """As mmengine 0.10.7 writes it: EMAHook._swap_ema_state_dict exchanges the two state dicts before a save."""
+    averaged = weights()
+    last = {f"module.{k}": v + 1 if v.is_floating_point() else v for k, v in averaged.items()}
+    content = {
+        "meta": {"mmengine_version": "0.10.7"},
+        "state_dict": averaged,
+        "ema_state_dict": {"steps": torch.tensor(2), **last},
+    }
+    read = read_checkpoint(saved(tmp_path / "m.pth", content), offset_scale=1.0, ema=ema)
+    name = "decode_head.conv_seg.bias"
+    assert torch.equal(read.segmentor.state_dict()[name], averaged[name])
+    assert any("moving average" in line and "last step" in line for line in read.notes)
+
+
 @pytest.mark.parametrize("content", [lambda w: {"state_dict": w}, lambda w: w], ids=["state_dict", "bare"])
 def test_a_request_for_ema_weights_that_are_not_there_is_answered(content, tmp_path):
     path = saved(tmp_path / "m.pth", content(weights()))

@@ -166,8 +166,9 @@ def _show(result: Any) -> None:
     """Print tables and means."""
     for one in (result, *([] if result.against is None else [result.against])):
         if result.against is not None:
-            click.echo(escaped(f"\n{one.model}"))
-        click.echo(escaped(one.table()))
+            click.echo(f"\n{escaped(one.model)}")
+        for line in one.table():
+            click.echo(escaped(line))
         speed = "" if one.images_per_second is None else f", {one.images_per_second:.1f} images per second"
         click.echo(f"{one.images} images: mIoU {one.miou:.4f}, mAcc {one.macc:.4f}, aAcc {one.aacc:.4f}{speed}")
     if result.against is None:
@@ -177,6 +178,6 @@ def _show(result: Any) -> None:
     changes = [row for row in result.changes() if row[1] != row[2]][:_CHANGED]
     if changes:
         width = max(len(name) for name, _, _ in changes)
-        click.echo(f"classes that differ most{'':{max(width - 22, 0)}}")
+        click.echo("IoU of the classes that differ most:")
         for name, first, second in changes:
             click.echo(escaped(f"  {name:{width}}  {first:7.2%} against {second:7.2%}"))

@@ -86,12 +86,12 @@ class Evaluation:
         """
         if self.against is None:
             return []
-        rows = [row for row in zip(self.classes, self.iou.tolist(), self.against.iou.tolist(), strict=True)]
-        rows = [row for row in rows if not (math.isnan(row[1]) and math.isnan(row[2]))]
+        every = zip(self.classes, self.iou.tolist(), self.against.iou.tolist(), strict=True)
+        rows = [row for row in every if not (math.isnan(row[1]) and math.isnan(row[2]))]
         return sorted(rows, key=lambda row: -abs(np.nan_to_num(row[1]) - np.nan_to_num(row[2])))
 
-    def table(self) -> str:
-        """IoU, accuracy and fraction of the true pixels by class, the worst IoU first, then the means, as text."""
+    def table(self) -> list[str]:
+        """IoU, accuracy and fraction of the true pixels by class, the worst IoU first, then the means, as lines."""
         _, true, _ = self._areas()
         iou, accuracy = self.iou, self.accuracy
         width = max(len(name) for name in (*self.classes, "class", "mean"))
@@ -106,7 +106,7 @@ class Evaluation:
         if absent:
             lines.append(f"{absent} further classes occur neither in the label maps nor in the predictions")
         lines.append(f"{'mean':{width}}  {_percent(self.miou)}  {_percent(self.macc)}")
-        return "\n".join(lines)
+        return lines
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain data, fractions unrounded, null in place of NaN."""

@@ -180,7 +180,16 @@ def evaluate(
         skip_unlabeled: leave out images without a label map, instead of failing.
         json: write the result to this file, and the counts of each image beside it.
         resume: leave out images that these counts hold already.
-        backend, threads, resize, window, batch, max_pixels, trust_engine, cuda_graphs, scales, flip: see `LoadOptions`.
+        backend: that runs the model; "auto" to choose one.
+        threads: CPU threads of the network; None for all.
+        resize: see `LoadOptions`.
+        window: see `LoadOptions`.
+        batch: maximum number of images (or crops) in one run of the network.
+        max_pixels: image files with more pixels are refused.
+        trust_engine: see `LoadOptions`.
+        cuda_graphs: see `LoadOptions`.
+        scales: test-time augmentation, see `LoadOptions`.
+        flip: test-time augmentation, see `LoadOptions`.
 
     Raises:
         UserError: a file or folder is missing or unfit, or no image could be evaluated. Images that fail beside others

@@ -37,8 +37,8 @@ def read_label_map(source: Path | bytes, name: str, size: tuple[int, int]) -> np
         _check_mode(image, name)
         if (image.height, image.width) != size:
             raise UserError(
-                f"{name}: {image.width}x{image.height}, its image is {size[1]}x{size[0]} pixels; expected a label map of "
-                "the image's size"
+                f"{name}: {image.width}x{image.height}, its image is {size[1]}x{size[0]} pixels; expected a label map "
+                "of the image's size"
             )
         values = np.asarray(image)
     return values.astype(np.uint8) if values.dtype == np.bool_ else values

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The official layouts: a folder built as each data set lies on disk is recognised, and its label maps are read right."""
+"""The official layouts: a folder built as a data set lies on disk is recognised, and its label maps are read right."""
 
 import numpy as np
 import pytest
@@ -124,7 +124,7 @@ def test_a_data_set_that_is_named_is_not_guessed(tmp_path, run):
 )
 def test_the_split_of_a_data_set_counts(tmp_path, case, split):
     images, labels, _ = build(tmp_path, case, (1, 2, 3))
-    (image,), (label,) = images.iterdir(), labels.iterdir()
+    (image,) = images.iterdir()
     other = image.with_stem("other")
     other.write_bytes(image.read_bytes())  # an image of the training split, without a label map here
     (tmp_path / split).parent.mkdir(parents=True, exist_ok=True)

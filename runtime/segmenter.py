@@ -28,6 +28,7 @@ from internimage_deploy.runtime.imaging.pipeline import (
     WindowChoice,
     images_per_run,
 )
+from internimage_deploy.runtime.imaging.postprocess import labels_from_probabilities
 from internimage_deploy.runtime.imaging.segmentation import Segmentation
 from internimage_deploy.runtime.options import LoadOptions
 
@@ -150,6 +151,8 @@ class Segmenter:
             UserError: the model returns labels (export it with --emit logits), or the image cannot be read.
         """
         prepared = self.prepare(image)
+        if prepared.views:
+            return self._averaged(prepared)
         (output,) = self.forward([prepared])
         return self.pipeline.probabilities(output, prepared.geometry)
 
@@ -162,7 +165,7 @@ class Segmenter:
 
         Returns:
             Per image, labels (h, w) or logits (classes, h/4, w/4), as the card says; with a window, the logits of its
-            crops (crops, classes, h/4, w/4); with test-time augmentation, the averaged probabilities (classes, H, W).
+            crops (crops, classes, h/4, w/4); with test-time augmentation, the labels (H, W).
         """
         if not images:
             return []
@@ -191,7 +194,10 @@ class Segmenter:
             return
         for group in groups:
             try:
-                outputs: list[npt.NDArray[Any]] = [self._averaged(image) for _, image in group]
+                # Labels, for the probabilities of the images that wait to be written would fill the memory.
+                outputs: list[npt.NDArray[Any]] = [
+                    labels_from_probabilities(self._averaged(image)) for _, image in group
+                ]
             except UserError as error:
                 if on_error is None:
                     raise

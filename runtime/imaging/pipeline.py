@@ -169,15 +169,14 @@ class ImagePipeline:
 
         Args:
             output: for one image, labels (h, w) or logits (classes, h/4, w/4) as the card says; with a window, the
-                logits of its crops (crops, classes, h/4, w/4); with test-time augmentation, the averaged probabilities
-                (classes, H, W).
+                logits of its crops (crops, classes, h/4, w/4); with test-time augmentation, the labels (H, W).
             geometry: of the image.
 
         Raises:
             UserError: the output is not what the card says, or holds NaN.
         """
         if self.augmentation is not None:
-            return postprocess.labels_from_probabilities(output)
+            return output
         if self.window is not None:
             plane = self._plane(output, geometry)
             return postprocess.labels_from_planes(plane, len(self.card.classes), geometry)
@@ -195,9 +194,9 @@ class ImagePipeline:
         Raises:
             UserError: the model returns labels, or the output holds NaN.
         """
-        if self.augmentation is not None:
-            return output
-        return self._probabilities(output, geometry)
+        if self.card.emits_labels:
+            raise UserError("this model returns labels, not probabilities; export it with --emit logits")
+        return postprocess.probabilities_from_planes(self._plane(output, geometry), len(self.card.classes), geometry)
 
     def mean_probabilities(self, views: Iterable[tuple[NetworkImage, npt.NDArray[Any]]]) -> npt.NDArray[np.float32]:
         """The mean of the softmax of an image's `views` (view, output): (classes, H, W) at the image's own size.
@@ -207,7 +206,7 @@ class ImagePipeline:
         total: npt.NDArray[np.float32] | None = None
         count = 0
         for view, output in views:
-            scores = self._probabilities(output, view.geometry)
+            scores = self.probabilities(output, view.geometry)
             count += 1
             if view.mirrored:
                 scores = scores[:, :, ::-1]
@@ -215,11 +214,6 @@ class ImagePipeline:
         assert total is not None
         total /= count
         return total
-
-    def _probabilities(self, output: npt.NDArray[Any], geometry: preprocess.Geometry) -> npt.NDArray[np.float32]:
-        if self.card.emits_labels:
-            raise UserError("this model returns labels, not probabilities; export it with --emit logits")
-        return postprocess.probabilities_from_planes(self._plane(output, geometry), len(self.card.classes), geometry)
 
     def _plane(self, output: npt.NDArray[Any], geometry: preprocess.Geometry) -> postprocess.Plane:
         if self.window is None:

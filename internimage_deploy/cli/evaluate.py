@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from internimage_deploy.cli.cluster_options import check_local, cluster_options
 from internimage_deploy.cli.options import (
     FilePath,
     Number,
@@ -84,6 +86,7 @@ Examples:
 @backend_option
 @engine_options
 @threads_option
+@cluster_options
 def evaluate(
     model: Path,
     images: str,
@@ -109,15 +112,29 @@ def evaluate(
     trust_engine: bool,
     cuda_graphs: bool,
     threads: int | None,
+    executor: str,
+    ray_address: str | None,
+    replicas: tuple[int, int],
+    gpus: float,
+    cpus: float,
 ) -> None:
     """Score MODEL against label maps: mIoU, mAcc, aAcc and IoU by class, as mmsegmentation defines them.
 
     The layouts and label encodings of ADE20K, Cityscapes, COCO-Stuff, Mapillary, NYU and Pascal Context are recognised;
     the value 255 is ignored. Images that cannot be evaluated are named at the end, the others count, and the exit code
     is 1.
+
+    With --executor ray, the images are spread over a Ray cluster, whose machines must all be able to read the model,
+    the images and the label maps.
     """
+    from internimage_deploy.runtime.cluster.batch import segment_on_cluster
+    from internimage_deploy.runtime.cluster.connect import Cluster
     from internimage_deploy.runtime.evaluation.run import plan, run
 
+    if executor == "local":
+        check_local()
+    elif against is not None:
+        raise click.UsageError("--against runs on one machine; leave --executor out, or evaluate the models one by one")
     options = LoadOptions(
         backend=backend,
         threads=threads,
@@ -147,8 +164,12 @@ def evaluate(
     click.echo(f"label maps: {task.pairs.layout.name}, {task.pairs.truth.meaning}, 255 is ignored")
     for note in task.pairs.notes:
         click.echo(escaped(f"note: {note}"), err=True)
+    elsewhere = None
+    if executor == "ray":
+        cluster = Cluster(ray_address, replicas, gpus, cpus)
+        elsewhere = partial(segment_on_cluster, model.absolute(), options, cluster=cluster, again="--resume")
     with ProgressBar("evaluating", len(task.pairs.images)) as advance:
-        result = run(task, advance)
+        result = run(task, advance, elsewhere)
     _show(result)
     for source, reason in result.failed:
         click.echo(f"failed: {escaped(reason if source in reason else f'{source}: {reason}')}", err=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,8 @@ class Run:
 
             output = self.output if self.output.is_address else Location(str(Path(self.output.uri).absolute()))
             images = [image.absolute() for image in self.images]
-            segment_on_cluster(self.model.absolute(), self.options, images, output, self.results, cluster, done)
+            writer = partial(ResultWriter, output, self.results, self.model.name)
+            segment_on_cluster(self.model.absolute(), self.options, images, writer, done, cluster=cluster)
         self.seconds = time.monotonic() - started
 
     def finish(self) -> None:

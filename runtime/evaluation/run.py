@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from internimage_deploy.runtime.imaging.label_map import check_label_map
 from internimage_deploy.runtime.imaging.pipeline import Resize, WindowChoice
 from internimage_deploy.runtime.imaging.postprocess import Labels
 from internimage_deploy.runtime.options import LoadOptions
-from internimage_deploy.runtime.pipelines.files import Outcome, segment_files
+from internimage_deploy.runtime.pipelines.files import Outcome, Writer, segment_files
 from internimage_deploy.runtime.pipelines.find import ImageFile
+from internimage_deploy.runtime.pipelines.storage import Location
 from internimage_deploy.runtime.segmenter import Segmenter
 from internimage_deploy.runtime.verification import check_comparable
 from internimage_deploy.window import Window
@@ -40,6 +42,10 @@ COUNTS_ENDING = ".images.jsonl"
 _PART = 16  # images that two models take in turns: their labels are in memory in between
 # Layouts whose table of classes has another name.
 _CLASS_TABLES = {"mapillary-19": "cityscapes", "coco-stuff-10k": "coco-stuff", "pascal-context": "pascal-context-59"}
+
+
+Elsewhere = Callable[[Sequence[ImageFile], Callable[[], Writer], Callable[[str, Outcome], None]], None]
+"""Runs a model on images on other machines, each with what the second argument makes, and calls the third for each."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +121,13 @@ def plan(
     return Task(model, options, pairs, card.classes[: pairs.truth.classes], against, json, resume)
 
 
-def run(task: Task, done: Callable[[], None] = lambda: None) -> Evaluation:
-    """Evaluate on this machine.
+def run(task: Task, done: Callable[[], None] = lambda: None, elsewhere: Elsewhere | None = None) -> Evaluation:
+    """Evaluate on this machine, or on a cluster.
 
     Args:
-        task: from `plan`.
+        task: from `plan`; on a cluster, of one model.
         done: called once per image, for progress.
+        elsewhere: runs the model on a cluster.
 
     Raises:
         UserError: a model cannot be loaded, or a file cannot be written. Images that fail are in the result.
@@ -131,7 +138,9 @@ def run(task: Task, done: Callable[[], None] = lambda: None) -> Evaluation:
         waiting = [image for image in task.pairs.images if image.stem not in tally.counted]
         for _ in tally.counted:
             done()
-        if waiting:
+        if waiting and elsewhere is not None:
+            tally.count_elsewhere(waiting, elsewhere, done)
+        elif waiting:
             segmenters = [
                 stack.enter_context(Segmenter.from_options(path, options))
                 for path, options in zip(task.models, _options(task), strict=True)
@@ -271,6 +280,25 @@ class _Tally:
             self._seconds[index] += time.monotonic() - started
             remaining = [image for image in remaining if image.stem in outcomes[-1]]
         self._timed += len(remaining)
+
+    def count_elsewhere(self, images: Sequence[ImageFile], elsewhere: Elsewhere, done: Callable[[], None]) -> None:
+        """Run the model on `images` on a cluster, and count them."""
+        truth = self.task.pairs.truth
+        if not truth.folder.is_address:
+            truth = dataclasses.replace(truth, folder=Location(str(Path(truth.folder.uri).absolute())))
+        by_name = {str(image.absolute()): image for image in images}
+
+        def settle(name: str, outcome: Outcome) -> None:
+            if outcome.error:
+                self.failed.append((str(by_name[name]), outcome.error))
+            else:
+                self._settle(by_name[name].stem, [outcome], None)
+                self._timed += 1
+            done()
+
+        started = time.monotonic()
+        elsewhere([image.absolute() for image in images], partial(Counter, truth), settle)
+        self._seconds[0] += time.monotonic() - started
 
     def result(self) -> Evaluation:
         """Raises `UserError` where no image was counted."""

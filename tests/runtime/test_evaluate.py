@@ -292,6 +292,13 @@ def test_a_score_that_is_too_low_fails(run, model, data):
     assert (code, "mIoU" in out, "expected at least 0.99" in err) == (1, True, True)
 
 
+def test_options_of_a_cluster_need_one(run, model, data):
+    code, _, err = command(run, model, data, "--replicas", "2")
+    assert (code, "--replicas has no effect on this machine alone; add --executor ray" in err) == (2, True)
+    code, _, err = command(run, model, data, "--executor", "ray", "--against", model)
+    assert (code, "--against runs on one machine; leave --executor out" in err) == (2, True)
+
+
 def test_models_of_other_classes_are_not_compared(run, model, data, tmp_path):
     other = color_model(tmp_path / "four.onnx", classes=("red", "green", "blue", "black"))
     code, _, err = command(run, model, data, "--against", other)

@@ -211,9 +211,15 @@ class Segmenter:
             raise TypeError("test-time augmentation takes images from `prepare`")
         groups = ([(view, view) for view in views] for _, views in groupby(image.views, lambda view: view.size))
         each = self._forward_groups(groups, None)
-        return self.pipeline.mean_probabilities(
-            (view, output) for group, outputs in each for (view, _), output in zip(group, outputs, strict=True)
-        )
+        views = ((view, output) for group, outputs in each for (view, _), output in zip(group, outputs, strict=True))
+        try:
+            return self.pipeline.mean_probabilities(views)
+        except MemoryError as error:
+            height, width = image.geometry.image
+            raise UserError(
+                f"not enough memory for the probabilities of {width}x{height} pixels and {len(self.card.classes)} "
+                "classes; leave test-time augmentation out, or use smaller images"
+            ) from error
 
     def _forward_groups(
         self, groups: Iterable[Group[Key, Ready]], on_error: Callable[[Group[Key, Ready], UserError], None] | None

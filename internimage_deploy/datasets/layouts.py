@@ -173,7 +173,7 @@ def recognise(images: str, labels: str, label_paths: Sequence[str], classes: int
     elif named(r"ADE_(train|val)_\d{8}"):
         name = "ade20k"
     elif folders("(training|validation)") and named(r"[\w-]{22}"):
-        name = "mapillary-19" if classes == 19 else "mapillary"
+        name = "mapillary" if classes in (65, 66) else "mapillary-19"  # as the released models are trained
     return LAYOUTS[name]
 
 

@@ -339,7 +339,7 @@ class _Tally:
                 for true, found, pixels in entries:
                     counts[true, found] += pixels
             self.agreeing += record.get("same", 0)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise UserError(f"the counts of {stem} are damaged; leave --resume out to start over") from error
         self.counted.add(stem)
 

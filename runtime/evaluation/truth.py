@@ -129,7 +129,10 @@ def find_pairs(
     paths = where.open().list(recursive=True)
     if not any(PurePosixPath(path).suffix.lower() in LABEL_ENDINGS for path in paths):
         raise UserError(f"{labels}: no label map here, expected files ending in {', '.join(LABEL_ENDINGS)}")
-    found = find_inputs([images], recursive=True).images
+    inputs = find_inputs([images], recursive=True)
+    if inputs.missing:  # of a list of files
+        raise UserError(f"{inputs.missing[0][0]}: {inputs.missing[0][1]}; named in {images}")
+    found = inputs.images
     if not found:
         raise UserError(f"{images}: no image here")
     maps = [path for path in paths if PurePosixPath(path).suffix.lower() in LABEL_ENDINGS]

@@ -162,6 +162,17 @@ def test_a_view_that_is_too_large_is_rejected(tmp_path):
         segmenter.prepare(picture(800, 800)[0])
 
 
+def test_an_image_too_large_for_the_memory_fails_alone(tmp_path, monkeypatch):
+    segmenter = Segmenter.load(color_model(tmp_path / "m.onnx"), "onnxruntime", flip=True)
+
+    def full(views):
+        raise MemoryError
+
+    monkeypatch.setattr(segmenter.pipeline, "mean_probabilities", full)
+    with pytest.raises(UserError, match="not enough memory for the probabilities of 40x30 pixels and 3 classes"):
+        segmenter(picture(30, 40)[0])
+
+
 def test_the_command(run, tmp_path):
     model = color_model(tmp_path / "m.onnx", labels=True)
     image, labels = picture(60, 100)

@@ -276,6 +276,32 @@ def test_what_is_missing_is_told_before_anything_runs(run, model, data):
     assert (code, "error: " in err, "3 channels (RGB)" in err) == (1, True, True)
 
 
+def test_a_list_of_images(run, model, data):
+    (data / "list.txt").write_text("images/1.png\nimages/3.png\n")
+    options = ("--labels", data / "labels", "--backend", "onnxruntime")
+    code, out, _ = run("evaluate", model, "--images", data / "list.txt", *options)
+    assert (code, "2 images: mIoU" in out) == (0, True)
+    (data / "list.txt").write_text("images/1.png\nimages/x.png\n")
+    code, _, err = run("evaluate", model, "--images", data / "list.txt", *options)
+    assert (code, f"x.png: no such file; named in {data}/list.txt" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"image": "0"}', '{"image": "0", "counts": [[[9, 0, 1]]]}', '{"image": "0", "counts": 1}']
+)
+def test_damaged_counts_are_not_taken(run, model, data, line):
+    assert command(run, model, data, "--json", data / "r.json")[0] == 0
+    head = (data / "r.images.jsonl").read_text().splitlines()[0]
+    (data / "r.images.jsonl").write_text(f"{head}\n{line}\n")
+    code, _, err = command(run, model, data, "--json", data / "r.json", "--resume")
+    assert (code, "the counts of 0 are damaged; leave --resume out to start over" in err) == (1, True)
+
+
+def test_a_result_that_cannot_be_written_is_told_before_the_network_runs(run, model, data):
+    code, out, err = command(run, model, data, "--json", data / "nowhere" / "r.json")
+    assert (code, "its folder does not exist" in err, "mIoU" in out) == (1, True, False)
+
+
 def test_a_split_names_the_images(run, model, data):
     (data / "list.txt").write_text("1\n3\nday/4\n")
     code, out, err = command(run, model, data, "--split", data / "list.txt")

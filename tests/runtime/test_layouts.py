@@ -32,6 +32,8 @@ CASES = {
                   "_1Gn_xkw7sa_i9GU4mkxxQ.png", (0, 1, 2), (255,), (66,)),
     "mapillary-19": (19, "validation/images", "validation/labels", "_1Gn_xkw7sa_i9GU4mkxxQ.jpg",
                      "_1Gn_xkw7sa_i9GU4mkxxQ.png", (24, 15, 17), (0, 65), (66,)),
+    "mapillary-19, 150 outputs": (150, "validation/images", "validation/labels", "_1Gn_xkw7sa_i9GU4mkxxQ.jpg",
+                                  "_1Gn_xkw7sa_i9GU4mkxxQ.png", (13, 2, 17), (0, 65), (66,)),
     "nyu": (40, "image", "label40", "0001.png", "0001.png", (1, 2, 3), (0,), (41,)),
     "pascal-context": (59, "VOC2010/JPEGImages", "VOC2010/SegmentationClassContext", "2008_000002.jpg",
                        "2008_000002.png", (1, 2, 3), (0,), (60,)),

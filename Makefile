@@ -20,10 +20,10 @@ CUDA_COMPILER := $(addsuffix ==13.5.37,nvidia-cuda-nvcc nvidia-cuda-runtime nvid
 # A test process that dies ends the run: restarted, xdist may wait for its tests for ever.
 PYTEST  = $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
-.PHONY: ptxas help setup setup-demo test quick soak lint demo demo-engine bench bench-export clean
+.PHONY: ptxas plugin-headers help setup setup-demo test quick soak lint demo demo-engine bench bench-export clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup-demo: $(LEAN) ## environment with what the demo needs, in $(VENV)
 
@@ -109,6 +109,10 @@ lint: setup ## ruff, mypy, the room rule, clang-format
 
 ptxas: setup ## registers and spills of every kernel on every GPU architecture; compare with the kept table
 	$(BIN)/python benchmarks/ptxas.py --check
+
+plugin-headers: setup ## the plugin's C++ against TensorRT's headers: TENSORRT_HEADERS="DIR...", one folder a release
+	@test -n "$(TENSORRT_HEADERS)" || { echo 'error: set TENSORRT_HEADERS; docs/plugin.md says where headers come from'; exit 2; }
+	$(BIN)/python tools/plugin_headers.py $(TENSORRT_HEADERS)
 
 bench: setup ## speed of whole networks and operators; writes benchmarks/results and the README's tables
 	@echo "== benchmarks (run them on a quiet machine)"

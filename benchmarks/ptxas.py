@@ -28,8 +28,9 @@ SCALARS = {"f": "float32", "NS_4HalfE": "float16", "NS_8BFloat16E": "bfloat16"}
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
 SCALAR = r"(f|NS_4HalfE|NS_8BFloat16E)"
-DCNV3 = re.compile(rf"7VariantI{SCALAR}Li(\d+)ELi(\d+)ELi(\d+)ELb([01])E")
+DCNV3 = re.compile(rf"12Dcnv3VariantI{SCALAR}Li(\d+)ELi(\d+)ELi(\d+)ELb([01])ELNS_4BodyE(\d)E")
 MS_DEFORM_ATTN = re.compile(rf"19MsDeformAttnVariantI{SCALAR}Li(\d+)ELi(\d+)ELi(\d+)E")
+UPSAMPLE_ARGMAX = re.compile(rf"21UpsampleArgmaxVariantI{SCALAR}Li(\d+)E")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
 
@@ -37,10 +38,14 @@ Table = dict[str, dict[str, dict[str, int]]]
 
 
 def variant_name(mangled: str) -> str:
-    """E.g. "float16 C16 8x2 softmax": storage, group width, channels per access x accesses per thread.
+    """E.g. "float16 C16 8x2 softmax half": storage, group width, channels per access x accesses per thread, and body.
 
-    Kernels of MSDeformAttn have their name before it and the points of a level instead of the group width.
+    The other kernels have their operator's name before it: those of MSDeformAttn the points of a level instead of the
+    group width, those of UpsampleArgmax the rows of labels per thread.
     """
+    match = UPSAMPLE_ARGMAX.search(mangled)
+    if match is not None:
+        return f"UpsampleArgmax {SCALARS[match[1]]} {match[2]}x4"
     match = MS_DEFORM_ATTN.search(mangled)
     if match is not None:
         scalar, width, vectors, points = match.groups()
@@ -48,9 +53,9 @@ def variant_name(mangled: str) -> str:
     match = DCNV3.search(mangled)
     if match is None:
         raise ValueError(f"not a kernel of the plugins: {mangled}")
-    scalar, width, vectors, group, softmax = match.groups()
+    scalar, width, vectors, group, softmax, body = match.groups()
     name = f"{SCALARS[scalar]} {'any' if group == '0' else 'C' + group} {width}x{vectors}"
-    return name + (" softmax" if softmax == "1" else "")
+    return name + (" softmax" if softmax == "1" else "") + ("", " branch-free", " half")[int(body)]
 
 
 def parse(log: str) -> Table:

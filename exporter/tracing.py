@@ -72,7 +72,6 @@ def _simplify(model: ir.Model) -> None:
         optimizer.fold_constants(model, onnx_shape_inference=True)
         optimizer.remove_unused_nodes(model)
     for step in (
-        passes.RemoveUnusedFunctionsPass(),
         passes.RemoveUnusedOpsetsPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.LiftSubgraphInitializersToMainGraphPass(),

@@ -18,10 +18,11 @@ CACHE_VARIABLE = "INTERNIMAGE_DEPLOY_CACHE"
 
 def cache_folder() -> Path:
     """Where compiled libraries and the like are kept: $INTERNIMAGE_DEPLOY_CACHE, else the user's cache folder."""
-    import platformdirs
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).absolute()
+    import platformdirs  # not needed, and perhaps not there, where a folder was chosen
 
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen).absolute() if chosen else platformdirs.user_cache_path("internimage-deploy", appauthor=False)
+    return platformdirs.user_cache_path("internimage-deploy", appauthor=False)
 
 
 def fingerprint(files: Iterable[Path], settings: Iterable[str]) -> str:

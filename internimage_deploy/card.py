@@ -68,8 +68,15 @@ class EngineInfo:
     profiles: tuple[dict[str, tuple[int, ...]], ...] = ()  # one per profile: {"min"|"opt"|"max": (N, H, W)}
     plugin_version: str = ""  # empty when the engine holds no plugin
     plugin_embedded: bool = False
+    plugin_file: str = ""  # name of the plugin library that lies beside the engine, empty for none
+    plugin_sha256: str = ""  # of that library
     version_compatible: bool = False
     device: str = ""  # name of the GPU it was built on, when one was there
+    profile_sharing: bool = False  # several execution contexts may use one optimisation profile at a time
+    tf32: bool = False  # what runs in float32 may multiply with TF32's 10 bits of mantissa
+    fusion: str = ""  # form of the decode head's fusion convolutions: "plain", "rewritten", or empty where it has none
+    fusion_ms: dict[str, float] = field(default_factory=dict)  # {form: median time} where both forms were timed
+    plugins: tuple[str, ...] = ()  # operators that plugins run, such as "DCNv3Packed"
 
 
 @dataclass(frozen=True)
@@ -327,8 +334,23 @@ def _version(value: Json) -> str:
     return value
 
 
+def _file_name(value: Json) -> str:
+    """A name without folders, so that a card leads to no file elsewhere."""
+    name = _text(value)
+    if re.search(r"[/\\]", name) or name in (".", ".."):
+        raise _unfit(value, "a file name without folders")
+    return name
+
+
+def _milliseconds(value: Json) -> dict[str, float]:
+    return _read_fields(value, dict.fromkeys(("plain", "rewritten"), _number(0, 1e9)), ())
+
+
 def _engine(value: Json) -> EngineInfo:
     fields = _read_fields(value, _ENGINE_READERS, ("flavour", "version", "sha256", "compute_capabilities"))
+    # Cards of before these keys: the compilers' own defaults were built with.
+    shares_by_itself = fields["flavour"] == "tensorrt-rtx" or int(fields["version"].partition(".")[0]) >= 10
+    fields = {"profile_sharing": shares_by_itself, "tf32": True, **fields}
     return EngineInfo(backend=fields.pop("flavour"), **fields)
 
 
@@ -360,8 +382,15 @@ _ENGINE_READERS: dict[str, Reader] = {
     "profiles": _list_of(_profile, high=64),
     "plugin_version": _text,
     "plugin_embedded": _flag,
+    "plugin_file": _file_name,
+    "plugin_sha256": _text,
     "version_compatible": _flag,
     "device": _text,
+    "profile_sharing": _flag,
+    "tf32": _flag,
+    "fusion": _one_of("", "plain", "rewritten"),
+    "fusion_ms": _milliseconds,
+    "plugins": _list_of(_text, high=64),
 }
 _REQUIRED = ("architecture", "classes", "palette", "input", "output")
 _READERS: dict[str, Reader] = {

@@ -29,6 +29,7 @@ class LoadOptions:
         max_pixels: image files with more pixels are refused.
         trust_engine: let an engine run the code it carries, which version-compatible engines do.
         cuda_graphs: let engines record their launches and replay them.
+        device: number of the GPU, as CUDA counts.
         scales: test-time augmentation: factors of the size that images are resized to, one run of the network each,
             whose class probabilities are averaged; () for the size alone. Needs logits, as the window does.
         flip: test-time augmentation: run every scale on the image's mirror image too.
@@ -42,6 +43,7 @@ class LoadOptions:
     max_pixels: int = MAX_PIXELS
     trust_engine: bool = False
     cuda_graphs: bool = True
+    device: int = 0
     scales: tuple[float, ...] = ()
     flip: bool = False
 
@@ -52,6 +54,8 @@ class LoadOptions:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"{name} is {value!r}, expected a number of at least 1")
+        if not isinstance(self.device, int) or isinstance(self.device, bool) or self.device < 0:
+            raise UserError(f"device is {self.device!r}, expected the number of a GPU, from 0 on")
         if self.resize not in (None, "own") and not _is_size(self.resize):
             raise UserError(
                 f'resize is {self.resize!r}, expected (long, short) in pixels such as (2048, 512), or "own"'

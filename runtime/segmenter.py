@@ -84,6 +84,7 @@ class Segmenter:
         max_pixels: int = MAX_PIXELS,
         trust_engine: bool = False,
         cuda_graphs: bool = True,
+        device: int = 0,
         scales: Sequence[float] = (),
         flip: bool = False,
     ) -> Segmenter:
@@ -97,7 +98,7 @@ class Segmenter:
         if not isinstance(path, (str, os.PathLike)):
             raise UserError(f"Segmenter.load() takes the path of a model file, got {type(path).__name__}")
         options = LoadOptions(
-            backend, threads, resize, window, batch, max_pixels, trust_engine, cuda_graphs, tuple(scales), flip
+            backend, threads, resize, window, batch, max_pixels, trust_engine, cuda_graphs, device, tuple(scales), flip
         )
         return cls.from_options(path, options)
 
@@ -112,6 +113,7 @@ class Segmenter:
             logits=options.augmentation is not None,
             trust_engine=options.trust_engine,
             cuda_graphs=options.cuda_graphs,
+            device=options.device,
         )
         return cls(
             backend,

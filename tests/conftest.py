@@ -9,6 +9,11 @@ TESTS = Path(__file__).parent
 
 # Files, or FILE::TEST, of tests that take more than about five seconds on two cores, in the call or in its fixtures.
 SLOW = (
+    "benchmarks/test_gpu_device_layer.py",
+    "benchmarks/test_gpu_kernels.py",
+    "benchmarks/test_gpu_networks.py",
+    "benchmarks/test_gpu_stages.py",
+    "benchmarks/test_gpu_times.py",
     "docs/test_commands.py::test_the_commands_run_word_for_word",
     "docs/test_python_api.py",
     "exporter/test_checkpoint.py::test_random_models_use_every_part",
@@ -26,15 +31,19 @@ SLOW = (
     "runtime/test_augmentation.py::test_probabilities_and_labels_are_those_of_pytorch",
     "runtime/test_augmentation.py::test_a_model_of_fixed_size_flips_the_part_that_shows_the_image",
     "runtime/test_engine_build.py",
+    "runtime/test_engine_fusion.py",
+    "runtime/test_engine_gelu.py::test_every_gelu_of_an_export_becomes_one_node",
     "runtime/test_engine_parsers.py::test_every_exported_operator_can_be_read",
     "runtime/test_engine_precision.py",
     "runtime/test_engine_tensorrt.py::test_an_engine_with_the_plugin_inside",
-    "runtime/test_engine_tensorrt.py::test_a_plugin_of_its_own",
+    "runtime/test_engine_tensorrt.py::test_the_plugin_lies_beside_the_engine",
     "runtime/test_engine_types.py",
     "runtime/test_engine_types.py",
     "runtime/test_golden_models.py",
     "runtime/test_mask2former_engine.py",
     "runtime/test_mask2former_pipeline.py",
+    "runtime/test_plugin_folds.py::test_a_whole_network_computes_the_same_labels",
+    "runtime/test_plugin_folds.py::test_the_end_of_mask2former_is_the_same",
     "runtime/test_segmenter.py::test_the_public_names_have_their_types",
     *(
         f"runtime/test_window.py::test_{name}"
@@ -59,6 +68,7 @@ SLOW = (
     "test_toy_street_mask2former.py",
     "trt_plugins/test_build.py",
     "trt_plugins/test_cross_compile.py",
+    "trt_plugins/test_half_labels.py",
     "trt_plugins/test_sanitizers.py",
 )
 

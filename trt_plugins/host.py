@@ -1,93 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels' arithmetic on the host: the same C++ source, compiled for the CPU on the first call.
+"""The CUDA kernels' arithmetic on the host, called with arrays.
 
 It exists to prove the kernels where there is no GPU, one simulated thread after another; it is exact, not fast.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 
-from internimage_deploy.cache import (
-    build_once,
-    cache_folder,
-    fingerprint,
-    host_compiler,
-    run_compiler,
-)
 from internimage_deploy.errors import MissingDependency, UserError
 from internimage_deploy.operators import ms_deform_attn as ms_deform_attn_contract
 from internimage_deploy.operators.contract import output_size
-from internimage_deploy.trt_plugins.build import KERNELS, SOURCES
-
-HOST_SOURCES = (*(f"{kernel}_{part}.cpp" for kernel in KERNELS for part in ("host", "variants")), "grid.cpp")
-KERNEL = SOURCES / "kernel"
-FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=default", "-Wall", "-Wextra")
-DTYPES = ("float32", "float16", "bfloat16")
+from internimage_deploy.trt_plugins.host_operators import (
+    DCNV3,
+    DTYPES,
+    MS_DEFORM_ATTN,
+    UPSAMPLE_ARGMAX,
+    MsDeformAttnParams,
+    Params,
+    Strides,
+    UpsampleArgmaxParams,
+)
 
 Pair = int | tuple[int, int]
 Array = npt.NDArray[np.generic]  # of one of DTYPES; NumPy's stubs do not know bfloat16
-
-
-class _Strides(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("image", "row", "pixel")]
-
-
-class Params(ctypes.Structure):
-    """`Dcnv3Params` of dcnv3_params.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("input", "offset", "mask", "output")),
-        *((f"{name}_strides", _Strides) for name in ("input", "offset", "mask", "output")),
-        *(
-            (name, ctypes.c_int32)
-            for name in (
-                *("batch", "height", "width", "out_height", "out_width", "groups", "group_channels"),
-                *("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w"),
-            )
-        ),
-        ("offset_scale", ctypes.c_float),
-        ("mask_softmax", ctypes.c_int32),
-    ]
-
-
-class MsDeformAttnParams(ctypes.Structure):
-    """`MsDeformAttnParams` of ms_deform_attn_params.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in (*ms_deform_attn_contract.INPUTS, "output")),
-        *(
-            (name, ctypes.c_int32)
-            for name in ("batch", "keys", "queries", "heads", "head_channels", "levels", "points")
-        ),
-    ]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One compiled DCNv3 kernel: channels per access, accesses per thread, group width (0: any), softmax built in."""
-
-    dtype: str
-    width: int
-    vectors: int
-    group: int
-    softmax: bool
-
-
-@dataclass(frozen=True)
-class MsDeformAttnVariant:
-    """One compiled MSDeformAttn kernel: channels per access, accesses per thread, points of a level (0: any)."""
-
-    dtype: str
-    width: int
-    vectors: int
-    points: int
 
 
 def _pair(value: Pair, name: str) -> tuple[int, int]:
@@ -97,53 +34,14 @@ def _pair(value: Pair, name: str) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-def compile_library(target: Path) -> None:
-    """Compile the host library to `target`. Raises `UserError` with the compiler's output if that fails."""
-    sources = [str(KERNEL / name) for name in HOST_SOURCES]
-    run_compiler([host_compiler(), *FLAGS, *sources, "-o", str(target)], cache_folder() / "host" / "build.log")
+def _address_and_strides(array: Array) -> tuple[int, Strides]:
+    return array.ctypes.data, Strides(*(step // array.itemsize for step in array.strides[:3]))
 
 
-@functools.cache
-def library() -> ctypes.CDLL:
-    """The host library, compiled on the first call of this user with these sources."""
-    key = fingerprint([*KERNEL.glob("*.h"), *(KERNEL / name for name in HOST_SOURCES)], [host_compiler(), *FLAGS])
-    target = cache_folder() / "host" / f"libkernels_host-{key}.so"
-    build_once(target, compile_library)
-    return bind(target)
-
-
-def bind(path: Path) -> ctypes.CDLL:
-    """Load a host library and declare its functions."""
-    loaded = ctypes.CDLL(str(path))
-    loaded.dcnv3_host_run.argtypes = [ctypes.POINTER(Params), ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p]
-    loaded.dcnv3_host_run.restype = ctypes.c_char_p
-    loaded.dcnv3_host_is_distinct.argtypes = [ctypes.POINTER(Params), ctypes.c_int32, ctypes.c_int32]
-    loaded.dcnv3_host_variants.argtypes = [ctypes.c_void_p, ctypes.c_int32]
-    for name in ("dcnv3_host_narrow", "dcnv3_host_widen"):
-        getattr(loaded, name).argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32]
-        getattr(loaded, name).restype = None
-    block = ctypes.POINTER(MsDeformAttnParams)
-    loaded.ms_deform_attn_host_run.argtypes = [block, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p]
-    loaded.ms_deform_attn_host_run.restype = ctypes.c_char_p
-    loaded.ms_deform_attn_host_is_distinct.argtypes = [block, ctypes.c_int32, ctypes.c_int32]
-    loaded.ms_deform_attn_host_variants.argtypes = [ctypes.c_void_p, ctypes.c_int32]
-    for size, params in (
-        (loaded.dcnv3_host_params_size(), Params),
-        (loaded.ms_deform_attn_host_params_size(), MsDeformAttnParams),
-    ):
-        if size != ctypes.sizeof(params):
-            raise RuntimeError(f"{path}: its parameter block differs from host.{params.__name__}")
-    return loaded
-
-
-def _address_and_strides(array: Array) -> tuple[int, _Strides]:
-    return array.ctypes.data, _Strides(*(step // array.itemsize for step in array.strides[:3]))
-
-
-def _ready(array: npt.ArrayLike, name: str) -> Array:
+def _ready(array: npt.ArrayLike, name: str, dimensions: str = "(N, H, W, channels)") -> Array:
     ready = np.asarray(array)
     if ready.ndim != 4:
-        raise UserError(f"{name} has shape {ready.shape}: expected four dimensions (N, H, W, channels)")
+        raise UserError(f"{name} has shape {ready.shape}: expected four dimensions {dimensions}")
     if ready.dtype.name not in DTYPES:
         raise UserError(f"{name} is {ready.dtype}: expected one of {', '.join(DTYPES)}")
     # Rows and images may have gaps, as the kernel allows; channels may not.
@@ -163,6 +61,7 @@ def make_params(
     group: int,
     offset_scale: float,
     mask_softmax: bool = False,
+    allow_half: bool = False,
 ) -> tuple[Params, Array]:
     """The kernel's parameter block, and the output array it writes; both use the arrays' memory.
 
@@ -186,6 +85,7 @@ def make_params(
     params = Params(
         batch=batch, height=height, width=width, out_height=rows, out_width=columns,
         groups=group, group_channels=channels // group, offset_scale=offset_scale, mask_softmax=int(mask_softmax),
+        allow_half=int(allow_half),
     )  # fmt: skip
     for name, side in zip(("kernel", "stride", "pad", "dilation"), sides, strict=True):
         setattr(params, f"{name}_h", side[0])
@@ -195,20 +95,6 @@ def make_params(
         setattr(params, name, address)
         setattr(params, f"{name}_strides", strides)
     return params, output
-
-
-def run(params: Params, dtype: str, *, tactic: int = 0, loaded: ctypes.CDLL | None = None) -> Variant:
-    """Run the DCNv3 kernel over a parameter block and return the variant that served it; `tactic` 0 is the default.
-
-    Raises:
-        UserError: the kernel refuses the parameters; the message is the C++ one.
-    """
-    chosen = (ctypes.c_int32 * 4)()
-    code = DTYPES.index(dtype)
-    error = (loaded or library()).dcnv3_host_run(ctypes.byref(params), code, tactic, chosen)
-    if error:
-        raise UserError(f"DCNv3: {error.decode()}")
-    return Variant(dtype, chosen[0], chosen[1], chosen[2], bool(chosen[3]))
 
 
 def dcnv3(
@@ -223,6 +109,7 @@ def dcnv3(
     group: int,
     offset_scale: float,
     mask_softmax: bool = False,
+    allow_half: bool = False,
     tactic: int = 0,
 ) -> Array:
     """DCNv3 as the CUDA kernel computes it.
@@ -238,7 +125,8 @@ def dcnv3(
         group: Number of groups G.
         offset_scale: Scales the whole sampling grid.
         mask_softmax: Whether the softmax over the K points is the operator's work.
-        tactic: Launch configuration, 1 to `tactics()`; 0 is the default.
+        allow_half: Whether tactics may interpolate float16 values in float16.
+        tactic: Launch configuration, 1 to `host_operators.tactics()`; 0 is the default.
 
     Returns:
         (N, Ho, Wo, G*C), of the input's dtype.
@@ -249,9 +137,9 @@ def dcnv3(
     arrays = [_ready(a, n) for a, n in ((input, "input"), (offset, "offset"), (mask, "mask"))]
     params, output = make_params(
         arrays[0], arrays[1], arrays[2], kernel=kernel, stride=stride, pad=pad, dilation=dilation, group=group,
-        offset_scale=offset_scale, mask_softmax=mask_softmax,
+        offset_scale=offset_scale, mask_softmax=mask_softmax, allow_half=allow_half,
     )  # fmt: skip
-    run(params, output.dtype.name, tactic=tactic)
+    DCNV3.run(params, output.dtype.name, tactic=tactic)
     return output
 
 
@@ -304,19 +192,6 @@ def make_ms_deform_attn_params(
     return params, output, tuple(arrays.values())
 
 
-def run_ms_deform_attn(params: MsDeformAttnParams, dtype: str, *, tactic: int = 0) -> MsDeformAttnVariant:
-    """Run the MSDeformAttn kernel and return the variant that served it; `tactic` 0 is the default.
-
-    Raises:
-        UserError: the kernel refuses the parameters; the message is the C++ one.
-    """
-    chosen = (ctypes.c_int32 * 3)()
-    error = library().ms_deform_attn_host_run(ctypes.byref(params), DTYPES.index(dtype), tactic, chosen)
-    if error:
-        raise UserError(f"MSDeformAttn: {error.decode()}")
-    return MsDeformAttnVariant(dtype, *chosen)
-
-
 def ms_deform_attn(
     value: npt.ArrayLike,
     spatial_shapes: npt.ArrayLike,
@@ -335,7 +210,7 @@ def ms_deform_attn(
             reads zero.
         sampling_locations: (N, Q, M, L, P, 2) float32, (x, y) from 0 to 1 across the level's map.
         attention_weights: (N, Q, M, L, P), of the dtype of `value`.
-        tactic: Launch configuration, 1 to `tactics()`; 0 is the default.
+        tactic: Launch configuration, 1 to `host_operators.tactics()`; 0 is the default.
 
     Returns:
         (N, Q, M*D), of the dtype of `value`.
@@ -346,30 +221,31 @@ def ms_deform_attn(
     params, output, inputs = make_ms_deform_attn_params(
         value, spatial_shapes, level_start_index, sampling_locations, attention_weights
     )
-    run_ms_deform_attn(params, output.dtype.name, tactic=tactic)
+    MS_DEFORM_ATTN.run(params, output.dtype.name, tactic=tactic)
     del inputs  # until here the kernel read their memory
     return output
 
 
-def tactics() -> int:
-    """Number of launch configurations, of either kernel."""
-    return int(library().dcnv3_host_tactics())
+def upsample_argmax(logits: npt.ArrayLike, *, tactic: int = 0) -> npt.NDArray[np.int32]:
+    """Labels at four times the size of the logits, as the CUDA kernel computes them.
 
+    Args:
+        logits: (N, classes, H, W), float32, float16 or bfloat16 (ml_dtypes).
+        tactic: Launch configuration, 1 to `host_operators.tactics()`; 0 is the default.
 
-def variants() -> list[Variant]:
-    """Every DCNv3 kernel that is compiled, for the device and for the host alike."""
-    count = library().dcnv3_host_variants(None, 0)
-    rows = np.empty((count, 5), np.int32)
-    library().dcnv3_host_variants(rows.ctypes.data, count)
-    return [Variant(DTYPES[row[0]], int(row[1]), int(row[2]), int(row[3]), bool(row[4])) for row in rows]
+    Returns:
+        (N, 4*H, 4*W), the class with the largest logit after bilinear upsampling with half-pixel centres; the lowest of
+        equal ones.
 
-
-def ms_deform_attn_variants() -> list[MsDeformAttnVariant]:
-    """Every MSDeformAttn kernel that is compiled, for the device and for the host alike."""
-    count = library().ms_deform_attn_host_variants(None, 0)
-    rows = np.empty((count, 4), np.int32)
-    library().ms_deform_attn_host_variants(rows.ctypes.data, count)
-    return [MsDeformAttnVariant(DTYPES[row[0]], int(row[1]), int(row[2]), int(row[3])) for row in rows]
+    Raises:
+        UserError: shape or dtype do not fit, or no C++ compiler is installed.
+    """
+    ready = np.ascontiguousarray(_ready(logits, "logits", "(N, classes, H, W)"))
+    batch, classes, height, width = ready.shape
+    labels = np.full((batch, 4 * height, 4 * width), -1, np.int32)  # -1 marks an element that nobody wrote
+    params = UpsampleArgmaxParams(ready.ctypes.data, labels.ctypes.data, batch, classes, height, width)
+    UPSAMPLE_ARGMAX.run(params, ready.dtype.name, tactic=tactic)
+    return labels
 
 
 def bfloat16() -> np.dtype[np.generic]:

@@ -10,27 +10,38 @@ from types import ModuleType
 from typing import Any
 
 from internimage_deploy.errors import UserError
-from internimage_deploy.operators import ms_deform_attn
-from internimage_deploy.operators.contract import OFFICIAL_OP_TYPE, OP_TYPE, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from internimage_deploy.operators import ms_deform_attn, upsample_argmax
+from internimage_deploy.operators.contract import (
+    OFFICIAL_OP_TYPE,
+    OP_TYPE,
+    PACKED_OP_TYPE,
+    PLUGIN_NAMESPACE,
+    PLUGIN_VERSION,
+)
+from internimage_deploy.trt_plugins import driver
+from internimage_deploy.trt_plugins.toolchain import HEADERS_SOURCE, major, serves
 
 LIBRARY_VARIABLE = "INTERNIMAGE_DEPLOY_PLUGIN"
-CREATORS = (OP_TYPE, OFFICIAL_OP_TYPE, ms_deform_attn.OP_TYPE)
+_WITH_OWN_HEADERS = (
+    f"  internimage-deploy build-plugin --tensorrt-include DIR  with that version's headers: {HEADERS_SOURCE}"
+)
+CREATORS = (OP_TYPE, PACKED_OP_TYPE, OFFICIAL_OP_TYPE, ms_deform_attn.OP_TYPE, upsample_argmax.OP_TYPE)
 
 
 def find_library(path: Path | None = None, *, tensorrt: str | None = None, build: bool = False) -> Path:
     """The plugin library.
 
     Looked for in this order: `path`, $INTERNIMAGE_DEPLOY_PLUGIN, the user's cache (of what `build-plugin` made of
-    these sources the one for most GPUs; no compiler is needed for that).
+    these sources the one for most GPUs, of those that run on the GPUs here; no compiler is needed for that).
 
     Args:
         path: The library's path, if it is known.
         tensorrt: The TensorRT version that is to load it. A library built with headers of its major version is
-            preferred; without `build`, one of its interface will do.
-        build: Compile the library if the cache has none.
+            preferred; without `build`, one that it can take will do.
+        build: Compile the library for the GPUs of this machine if the cache has none.
 
     Raises:
-        UserError: there is none; the message names the command that compiles one.
+        UserError: there is none, or it cannot be compiled; the message names the command that does.
     """
     named = os.environ.get(LIBRARY_VARIABLE)
     for candidate, source in ((path, "--plugin"), (Path(named) if named else None, LIBRARY_VARIABLE)):
@@ -43,18 +54,57 @@ def find_library(path: Path | None = None, *, tensorrt: str | None = None, build
 
     from internimage_deploy.trt_plugins import build as builder
 
-    cached = builder.cached_libraries(tensorrt)
+    cached = builder.cached_libraries(tensorrt, gpus=driver.architectures())
     if cached:
         return cached[0]
     if build:
-        return builder.build(builder.make_plan())[0]
-    # TensorRT from PyPI has no headers, so build-plugin takes those of another version: its interfaces stay compatible.
+        return builder.build(builder.plan_for_this_machine(tensorrt))[0]
+    # TensorRT from PyPI has no headers, so build-plugin takes those of another version: from 10 on they serve all.
     cached = builder.cached_libraries(tensorrt, any_headers=True)
     if cached:
         return cached[0]
     version = f" for TensorRT {tensorrt}" if tensorrt else ""
-    headers = "  with --tensorrt-include, that version's headers" if builder.cached_libraries() else ""
-    raise UserError(f"the plugin library has not been compiled{version}: run  internimage-deploy build-plugin{headers}")
+    old = tensorrt is not None and major(tensorrt) < 10
+    command = _WITH_OWN_HEADERS if old else "  internimage-deploy build-plugin"
+    raise UserError(f"the plugin library has not been compiled{version}: run{command}")
+
+
+def built_for(library: Path) -> tuple[str, str] | None:
+    """The version of the TensorRT headers that `library` was compiled with and its interface, such as ("8.6.1", "v2").
+
+    None for a library that does not tell. The library is opened.
+
+    Raises:
+        UserError: it cannot be opened; the message is the loader's.
+    """
+    try:
+        function = ctypes.CDLL(str(library)).internimage_plugin_built_for
+    except OSError as error:
+        raise UserError(f"cannot load the plugin library: {error}") from error
+    except AttributeError:
+        return None
+    function.restype = ctypes.c_char_p
+    version, interface = function().decode().split()
+    return version, interface
+
+
+def check(library: Path, tensorrt: str) -> None:
+    """Check before TensorRT does, for it would crash, that TensorRT `tensorrt` can take `library`.
+
+    Raises:
+        UserError: it cannot, or the library cannot be opened.
+    """
+    built = built_for(library)
+    if built is None:
+        raise UserError(
+            f"{library} is no plugin library of this version of internimage-deploy: run  "
+            "internimage-deploy build-plugin  again"
+        )
+    if not serves(*built, tensorrt):
+        raise UserError(
+            f"{library} was built with the headers of TensorRT {built[0]}, and TensorRT {tensorrt} cannot take it; run"
+            + _WITH_OWN_HEADERS
+        )
 
 
 def find_creator(trt: ModuleType, name: str = OP_TYPE) -> Any | None:
@@ -85,17 +135,16 @@ def load_library(trt: ModuleType, path: Path | None = None, *, build: bool = Fal
     """
     if all(find_creator(trt, name) is not None for name in CREATORS):
         return None
-    library = find_library(path, tensorrt=trt.__version__, build=build)
+    version = classes_of(trt)
+    library = find_library(path, tensorrt=version, build=build)
     registry = trt.get_plugin_registry()
     if hasattr(registry, "load_library"):
         # Opening it first gives the loader's own message (a missing library, another machine's file) if that fails.
-        try:
-            ctypes.CDLL(str(library))
-        except OSError as error:
-            raise UserError(f"cannot load the plugin library: {error}") from error
+        check(library, version)
         registry.load_library(str(library))
     else:
         _open_globally(library)
+        check(library, version)
     missing = [name for name in CREATORS if find_creator(trt, name) is None]
     if missing:
         raise UserError(
@@ -103,6 +152,12 @@ def load_library(trt: ModuleType, path: Path | None = None, *, build: bool = Fal
             "another TensorRT version; run  internimage-deploy build-plugin  with this version's headers"
         )
     return library
+
+
+def classes_of(trt: ModuleType) -> str:
+    """The TensorRT version whose C++ classes the module `trt` has: TensorRT-RTX 1 has those of 10."""
+    version: str = trt.__version__
+    return "10.0" if major(version) == 1 else version
 
 
 def _open_globally(library: Path) -> None:

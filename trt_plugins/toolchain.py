@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding nvcc and the TensorRT headers."""
+"""Finding a CUDA compiler and TensorRT headers that fit this machine and each other."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -13,18 +15,34 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from internimage_deploy.cache import build_once, cache_folder
 from internimage_deploy.errors import UserError
+from internimage_deploy.trt_plugins import driver
 
 # Xavier and Turing to Blackwell; Thor is 101 up to CUDA 12.9 and 110 from 13.0. cmake/architectures.cmake has the same
 # list.
 ARCHITECTURES = (72, 75, 80, 86, 87, 89, 90, 100, 101, 103, 110, 120, 121)
 
+LOCAL = Path("/usr/local")  # where CUDA toolkits are installed
+
 # The wheel on PyPI that carries TensorRT's headers; TensorRT's own wheels have none.
 HEADERS_WHEEL = "kernel-lens==2.0.1"
 HEADERS_IN_WHEEL = "kernel_lens/include/tensorrt/"
 HEADERS_VERSION = "10.14"
+SYSTEM_FOLDERS = (
+    f"/usr/include/{platform.machine()}-linux-gnu",
+    "/usr/include",
+    "/usr/local/include",
+    "/usr/local/tensorrt/include",
+    "/opt/tensorrt/include",
+)
+# Where the headers of any other version are, for messages.
+HEADERS_SOURCE = (
+    "the folder include/ of NVIDIA's public TensorRT repository at that release's tag, or the Debian package "
+    "libnvinfer-headers-dev (8.5: libnvinfer-dev), which JetPack brings too"
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +55,24 @@ class Nvcc:
 
 
 def major(version: str) -> int:
-    """The major number of a TensorRT version."""
+    """The major number of a version of TensorRT or CUDA."""
     return int(version.split(".")[0])
+
+
+def serves(built: str, interface: str, tensorrt: str) -> bool:
+    """Whether TensorRT `tensorrt` can take a library with headers of version `built` and interface "v2" or "v3".
+
+    Handing it any other crashes it: the classes differ in memory between 8.5 (which has no loadLibrary), 8.6, 9 and 10,
+    and from 10 on only those of IPluginV3 stayed as they are. csrc/register/register.cpp has the same rule.
+    """
+    if major(built) != major(tensorrt):
+        return interface == "v3" and min(major(built), major(tensorrt)) >= 10
+    return major(tensorrt) != 8 or built.split(".")[1] == tensorrt.split(".")[1]
+
+
+def default_interface(tensorrt_major: int) -> Literal["v2", "v3"]:
+    """The plugin interface for a TensorRT: IPluginV3 came with version 10."""
+    return "v3" if tensorrt_major >= 10 else "v2"
 
 
 @dataclass(frozen=True)
@@ -69,35 +103,47 @@ def _pypi_nvcc() -> list[Path]:
 
 
 def find_nvcc(path: Path | None = None) -> Nvcc:
-    """The CUDA compiler.
+    """A CUDA compiler whose programs this machine's driver starts; on a machine without a driver any compiler.
 
-    Looked for in this order: `path`, $CUDACXX, $CUDA_HOME and $CUDA_PATH, the PATH, /usr/local/cuda, the wheels of
-    nvidia-cuda-nvcc.
+    Looked for in this order: `path`, which is taken whatever the driver, $CUDACXX, $CUDA_HOME and $CUDA_PATH, the PATH,
+    /usr/local/cuda and its versions, the wheels of nvidia-cuda-nvcc.
 
     Raises:
-        UserError: there is none, or it does not run.
+        UserError: there is none, it does not run, or all are of a newer CUDA than the driver's.
     """
-    candidates: list[Path] = []
     if path:
         candidates = [path]
     else:
-        if os.environ.get("CUDACXX"):
-            candidates.append(Path(os.environ["CUDACXX"]))
-        candidates += [
-            Path(os.environ[name]) / "bin/nvcc" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)
-        ]
+        named = [Path(os.environ["CUDACXX"])] if os.environ.get("CUDACXX") else []
+        folders = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
         on_path = shutil.which("nvcc")
-        candidates += [Path(on_path)] if on_path else []
-        candidates += [Path("/usr/local/cuda/bin/nvcc"), *_pypi_nvcc()]
+        installed = [LOCAL / "cuda/bin/nvcc", *sorted(LOCAL.glob("cuda-*/bin/nvcc"), reverse=True)]
+        candidates = [*named, *(Path(folder) / "bin/nvcc" for folder in folders)]
+        candidates += [*([Path(on_path)] if on_path else []), *installed, *_pypi_nvcc()]
+    limit = None if path else driver.cuda_version()
+    found = []
     for candidate in candidates:
         if candidate.is_file():
-            version = re.search(r"release (\d+\.\d+)", _output([str(candidate), "--version"]))
-            known = {int(n) for n in re.findall(r"sm_(\d+)\b", _output([str(candidate), "--list-gpu-code"]))}
-            return Nvcc(candidate, version[1] if version else "unknown", tuple(a for a in ARCHITECTURES if a in known))
+            nvcc = _examine(candidate)
+            if limit is None or not nvcc.version[0].isdigit() or major(nvcc.version) <= limit[0]:
+                return nvcc
+            found.append(f"{nvcc.path} is CUDA {nvcc.version}")
+    if found and limit:
+        raise UserError(
+            f"the NVIDIA driver here starts programs of CUDA {limit[0]}.{limit[1]} and older, and {', '.join(found)}: "
+            f"install the CUDA {limit[0]} toolkit or a newer driver, or name a compiler with --nvcc to compile for "
+            "another machine"
+        )
     raise UserError(
-        f"no CUDA compiler found (looked at {', '.join(map(str, candidates))}): install the CUDA toolkit, or run  "
-        "pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-crt nvidia-nvvm"
+        f"no CUDA compiler found (looked at {', '.join(map(str, candidates))}): install the CUDA toolkit, or for "
+        "CUDA 13 run  pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-crt nvidia-nvvm"
     )
+
+
+def _examine(path: Path) -> Nvcc:
+    version = re.search(r"release (\d+\.\d+)", _output([str(path), "--version"]))
+    known = {int(n) for n in re.findall(r"sm_(\d+)\b", _output([str(path), "--list-gpu-code"]))}
+    return Nvcc(path, version[1] if version else "unknown", tuple(a for a in ARCHITECTURES if a in known))
 
 
 def headers_version(folder: Path) -> str | None:
@@ -116,16 +162,35 @@ def headers_version(folder: Path) -> str | None:
     return ".".join(number(name) for name in ("MAJOR", "MINOR", "PATCH"))
 
 
-def find_headers(path: Path | None = None) -> Headers:
+def installed_tensorrt() -> str | None:
+    """The version of the Python package tensorrt on this machine, without importing it."""
+    for name in ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
+
+
+def find_headers(path: Path | None = None, *, tensorrt: str | None = None) -> Headers:
     """TensorRT's headers.
 
     Looked for in this order: `path`, $TENSORRT_ROOT, the system's folders (JetPack, Debian packages, containers, the
     compiler's), the user's cache; failing that they are downloaded into the cache from the wheel that carries them.
 
+    Args:
+        path: Their folder, if it is known.
+        tensorrt: The TensorRT that is to take the library; headers that do not serve it are passed over.
+
     Raises:
-        UserError: `path` or $TENSORRT_ROOT holds no headers, or the download failed.
+        UserError: `path` or $TENSORRT_ROOT holds no headers, none serve `tensorrt`, or the download failed.
     """
+
+    def fits(version: str | None) -> bool:
+        return version is not None and (
+            tensorrt is None or serves(version, default_interface(major(version)), tensorrt)
+        )
+
     root = os.environ.get("TENSORRT_ROOT")
+    others = []
     for folder, source in ((path, "--tensorrt-include"), (Path(root) / "include" if root else None, "TENSORRT_ROOT")):
         if folder is not None:
             version = headers_version(folder)
@@ -134,19 +199,32 @@ def find_headers(path: Path | None = None) -> Headers:
                     f"{source}: no NvInferRuntime.h with its NvInferVersion.h in {folder}; expected the include "
                     "folder of a TensorRT installation"
                 )
-            return Headers(folder.absolute(), version, source)
-    machine = f"{platform.machine()}-linux-gnu"
-    for name in (f"/usr/include/{machine}", "/usr/include", "/usr/local/include", "/usr/local/tensorrt/include",
-                 "/opt/tensorrt/include"):  # fmt: skip
+            if fits(version):
+                return Headers(folder.absolute(), version, source)
+            others.append(f"those in {folder} are {version}")
+    for name in SYSTEM_FOLDERS:
         version = headers_version(Path(name))
-        if version:
+        if version is not None and fits(version):
             return Headers(Path(name), version, "system")
+        others += [f"those in {name} are {version}"] if version else []
+    if not fits(HEADERS_VERSION):
+        others.append(f"those on PyPI are {HEADERS_VERSION}")
+        raise UserError(
+            f"a plugin for TensorRT {tensorrt} needs the headers of TensorRT {_release(tensorrt or '')}, and "
+            f"{', '.join(others)}: take {HEADERS_SOURCE}, and run  "
+            "internimage-deploy build-plugin --tensorrt-include DIR"
+        )
     folder = cache_folder() / "tensorrt-headers" / HEADERS_VERSION
     build_once(folder / "complete", lambda stamp: _download_headers(folder, stamp))
     version = headers_version(folder)
     if version is None:
         raise UserError(f"{folder} is incomplete: remove it and try again")
     return Headers(folder, version, f"the wheel {HEADERS_WHEEL}")
+
+
+def _release(version: str) -> str:
+    """The part of a version that headers must share: "8.6" of "8.6.1", "9" of "9.3.0"."""
+    return ".".join(version.split(".")[: 2 if major(version) == 8 else 1])
 
 
 def _download_headers(folder: Path, stamp: Path) -> None:

@@ -1,51 +1,131 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One timer for every kernel: warm-up, CUDA events around each call, a cold L2 cache, median and 95th percentile."""
+"""One timer for every kernel: many launches in one CUDA graph, so that neither Python nor a launch is measured.
+
+Cold: the launches go round enough sets of operands that none finds its own in the L2 cache. Warm: all have the same
+operands, as in a network, where the layer before has just written them. A network lies between the two.
+"""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
+import ctypes
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prediction import Gpu
 
 from internimage_deploy.timing import Timing, summary
 
+LAUNCHES = 50  # at least, in a graph
+MOST_LAUNCHES = 400
+REPLAYS = 25
+MOST_BYTES = 8 << 30  # of operands that a cold measurement goes round
+
+Call = Callable[[], object]
+"""Enqueues work on PyTorch's current stream, and does not wait."""
+
+# CUdevice_attribute
+_CLOCK_KHZ, _MULTIPROCESSORS, _L2_BYTES = 13, 16, 38
+
+
+@dataclass(frozen=True)
+class Sets:
+    """How many sets of operands a cold measurement needs, and how many launches its graph holds."""
+
+    count: int
+    launches: int
+
+
+def plan_sets(bytes_per_set: int, l2_bytes: int, launches: int = LAUNCHES) -> Sets:
+    """As many sets as hold twice the L2 cache together, at least two; every set is launched equally often."""
+    wanted = max(2, math.ceil(2 * l2_bytes / max(1, bytes_per_set)))
+    count = max(1, min(wanted, MOST_LAUNCHES, MOST_BYTES // max(1, bytes_per_set)))
+    return Sets(count, count * math.ceil(launches / count))
+
 
 class CudaTimer:
-    """Times callables on the current CUDA stream.
+    """Times calls on one GPU, that of PyTorch."""
 
-    Before each call a buffer twice the size of L2 is overwritten, so that operands come from memory, as they do in a
-    network whose other layers ran in between.
-    """
-
-    def __init__(self, warmup_ms: float = 50.0, measure_ms: float = 300.0) -> None:
+    def __init__(self) -> None:
         import torch
 
         self._torch = torch
-        self.warmup_ms, self.measure_ms = warmup_ms, measure_ms
-        l2 = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-        self._flush = torch.empty(max(2 * l2, 1 << 20), dtype=torch.int8, device="cuda")
+        self.l2_bytes = attribute(_L2_BYTES)
 
-    def _events(self, call: Callable[[], object], count: int) -> list[float]:
+    def time(self, calls: Sequence[Call], *, launches: int = LAUNCHES, replays: int = REPLAYS) -> Timing:
+        """Milliseconds of one call, over replays of a graph of `launches` of them, which take turns.
+
+        Raises:
+            RuntimeError: a call cannot be captured into a CUDA graph, or fails.
+        """
         torch = self._torch
-        pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
-        for start, end in pairs:
-            self._flush.zero_()
-            start.record()
-            call()
-            end.record()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for call in calls[:3]:
+                call()  # loads the module, and allocates what PyTorch keeps
         torch.cuda.synchronize()
-        return [float(start.elapsed_time(end)) for start, end in pairs]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for index in range(launches):
+                calls[index % len(calls)]()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                graph.replay()
+            marks = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
+            marks[0].record()
+            for mark in marks[1:]:
+                graph.replay()
+                mark.record()
+        torch.cuda.synchronize()
+        times = [first.elapsed_time(second) / launches for first, second in itertools.pairwise(marks)]
+        return summary([float(time) for time in times])
 
-    def __call__(self, call: Callable[[], object]) -> Timing:
-        """Time `call`, which enqueues work on the current stream and does not synchronise."""
-        call()
-        estimate = max(statistics.median(self._events(call, 3)), 1e-3)
-        self._events(call, max(3, int(self.warmup_ms / estimate)))
-        return summary(self._events(call, min(2000, max(20, int(self.measure_ms / estimate)))))
+    def cold_and_warm(self, calls: Sequence[Call], launches: int) -> dict[str, float]:
+        """Times of a call, of which there is one over each of the sets of operands that `plan_sets` wants.
 
-    def copy_bandwidth(self, gibibytes: float = 1.0) -> float:
-        """Bytes per second, read plus written, of a large copy in device memory."""
-        torch = self._torch
-        source = torch.empty(int(gibibytes * 2**30), dtype=torch.int8, device="cuda").zero_()
-        target = torch.empty_like(source)
-        timing = self(lambda: target.copy_(source))
+        Returns:
+            Microseconds: median and 95th percentile, `cold_us`, `cold_p95_us`, `warm_us` and `warm_p95_us`.
+        """
+        found = {}
+        for name, chosen in (("cold", calls), ("warm", calls[:1])):
+            timing = self.time(chosen, launches=launches)
+            found |= {f"{name}_us": micro(timing.median_ms), f"{name}_p95_us": micro(timing.p95_ms)}
+        return found
+
+    def launch_us(self) -> float:
+        """Microseconds of a kernel that does nothing to speak of: the least that a launch in a graph can take."""
+        one = self._torch.zeros(1, device="cuda")
+        return micro(self.time([lambda: one.add_(1)]).median_ms)
+
+    def copy_bytes_per_s(self, gibibytes: float = 1.0) -> float:
+        """Bytes per second, read plus written, of a large copy in the GPU's memory."""
+        source = self._torch.empty(int(gibibytes * 2**30), dtype=self._torch.int8, device="cuda").zero_()
+        target = self._torch.empty_like(source)
+        timing = self.time([lambda: target.copy_(source)], launches=5, replays=10)
         return 2 * source.numel() / (timing.median_ms * 1e-3)
+
+    def gpu(self) -> Gpu:
+        """What predictions ask, measured and read from the driver."""
+        return Gpu(attribute(_MULTIPROCESSORS), 1e3 * attribute(_CLOCK_KHZ), self.copy_bytes_per_s())
+
+
+def micro(milliseconds: float) -> float:
+    """Microseconds with four significant digits, for a report."""
+    return float(f"{1e3 * milliseconds:.4g}")
+
+
+def attribute(code: int, device: int = 0) -> int:
+    """An attribute of a GPU, asked of the driver (`cuDeviceGetAttribute`)."""
+    driver: Any = ctypes.CDLL("libcuda.so.1")
+    value, handle = ctypes.c_int(0), ctypes.c_int(0)
+    for status in (
+        driver.cuInit(0),
+        driver.cuDeviceGet(ctypes.byref(handle), device),
+        driver.cuDeviceGetAttribute(ctypes.byref(value), code, handle),
+    ):
+        if status:
+            raise RuntimeError(f"the NVIDIA driver answers {status} when asked for attribute {code}")
+    return value.value

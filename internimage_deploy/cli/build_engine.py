@@ -9,7 +9,12 @@ import click
 
 from internimage_deploy.cli.options import FilePath, Size
 from internimage_deploy.errors import UserError, escaped
-from internimage_deploy.runtime.engine.engine_backend import DISPLAY_NAMES, ENGINE_BACKENDS, MS_DEFORM_ATTN_PLUGINS
+from internimage_deploy.runtime.engine.engine_backend import (
+    DISPLAY_NAMES,
+    ENGINE_BACKENDS,
+    FUSIONS,
+    MS_DEFORM_ATTN_PLUGINS,
+)
 from internimage_deploy.runtime.engine.profiles import InputSize, described, parse_size
 
 if TYPE_CHECKING:
@@ -112,13 +117,22 @@ Examples:
 @click.option(
     "--version-compatible",
     is_flag=True,
-    help="Make the engine load in newer TensorRT versions of the same major number, too; loading it then needs "
-    "--trust-engine.",
+    help="Make the engine load in newer TensorRT versions, too (of the same major number; 11 from 10; 10 from 8). It "
+    "carries the lean runtime, and loading it needs --trust-engine.",
 )
 @click.option(
-    "--strip-weights",
+    "--tf32",
     is_flag=True,
-    help="Leave the weights out of the engine; refit it from the ONNX file with TensorRT's refitter before use.",
+    help="Let what runs in float32 multiply with TF32's 10 bits of mantissa, on GPUs that can.",
+)
+@click.option(
+    "--fusion",
+    type=click.Choice(FUSIONS),
+    default="auto",
+    show_default=True,
+    help="Form of UPerNet's fusion convolutions: rewritten as export-onnx writes them, or plain (upsampling, "
+    "concatenation, one convolution). auto builds both, times them on the GPU at hand and keeps the faster; without a "
+    "GPU it keeps the rewritten form.",
 )
 @click.option(
     "--plugin",
@@ -127,10 +141,30 @@ Examples:
     "compiled if there is none]",
 )
 @click.option(
-    "--no-embed-plugin",
+    "--embed-plugin/--no-embed-plugin",
+    default=False,
+    help="Put the plugins into the engine, which makes it version-compatible: it needs the lean runtime, and "
+    "loading it needs --trust-engine.  [default: copy the library beside the engine]",
+)
+@click.option(
+    "--pack-offsets/--no-pack-offsets",
+    default=True,
+    show_default=True,
+    help="Let the DCNv3 plugin read offsets and mask from the one tensor that a matrix product computes, with "
+    "TensorRT; otherwise two more kernels per layer take it apart.",
+)
+@click.option(
+    "--fuse-argmax/--no-fuse-argmax",
+    default=True,
+    show_default=True,
+    help="Let a plugin upsample the logits and take the argmax in one step, with TensorRT; otherwise the logits of all "
+    "classes are written at the size of the labels.",
+)
+@click.option(
+    "--half-interpolation",
     is_flag=True,
-    help="Leave the plugins out of the engine, which then loads without --trust-engine and needs the plugin "
-    "library where it runs.",
+    help="Let the DCNv3 plugin choose kernels that interpolate in float16, with TensorRT and --fp16. Sums over "
+    "sampling points stay in float32. Compare labels before use, with verify.",
 )
 @click.option(
     "--ms-deform-attn",
@@ -138,8 +172,7 @@ Examples:
     default="own",
     show_default=True,
     help="Plugin for multi-scale deformable attention (Mask2Former models), with TensorRT: this project's, or the one "
-    "that TensorRT brings, to compare the two. TensorRT's needs --no-embed-plugin, and with --fp16 also --keep-fp32 "
-    "MSDeformAttn.",
+    "that TensorRT brings, to compare the two. TensorRT's needs --keep-fp32 MSDeformAttn with --fp16.",
 )
 @click.option("--save-onnx", type=FilePath, help="File to write the converted graph to that the compiler reads.")
 @click.option(
@@ -160,7 +193,6 @@ def build_engine(
     bf16: bool,
     compute_capabilities: str | None,
     no_timing_cache: bool,
-    no_embed_plugin: bool,
     **options: Any,
 ) -> None:
     """Compile MODEL, an ONNX file, into an engine.
@@ -184,7 +216,6 @@ def build_engine(
             precision="fp16" if fp16 else "bf16" if bf16 else "fp32",
             compute_capabilities=compute_capabilities.split(",") if compute_capabilities else (),
             use_timing_cache=not no_timing_cache,
-            embed_plugin=not no_embed_plugin,
             on_event=tree.show,
             **options,
         )

@@ -37,7 +37,8 @@ Examples:
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE.so",
-    help="Copy the library to this file. Either way it is kept in the user's cache, where build-engine finds it.",
+    help="Copy the library to this file, and libinternimage_trt_register.so beside it. Either way both are kept in the "
+    "user's cache, where build-engine finds them.",
 )
 @click.option(
     "--compute-capability",
@@ -77,12 +78,20 @@ def build_plugin(
     """Compile the TensorRT plugins of DCNv3 and MSDeformAttn and print the library's path.
 
     Needs a CUDA compiler and TensorRT's headers, but neither a GPU nor TensorRT itself. A library that was compiled
-    before from the same sources, versions and compute capabilities is taken from the cache.
+    before from the same sources, versions and compute capabilities is taken from the cache. A second library beside it,
+    libinternimage_trt_register.so, registers the first for programs that only open a library.
     """
-    from internimage_deploy.trt_plugins.build import build, copy_library, make_plan
+    from internimage_deploy.trt_plugins.build import LIBRARY, build, copy_libraries, find_register_library, make_plan
+    from internimage_deploy.trt_plugins.library import LIBRARY_VARIABLE
+    from internimage_deploy.trt_plugins.toolchain import installed_tensorrt
 
     plan = make_plan(
-        nvcc=nvcc, tensorrt_include=tensorrt_include, architectures=architectures or None, interface=interface
+        nvcc=nvcc,
+        tensorrt_include=tensorrt_include,
+        architectures=architectures or None,
+        interface=interface,
+        # Named headers say which TensorRT is meant; without them it is the one that is installed here.
+        tensorrt=None if tensorrt_include else installed_tensorrt(),
     )
     for line in plan.describe():
         click.echo(line, err=True)
@@ -90,7 +99,10 @@ def build_plugin(
     library, built = build(plan)
     took = f"compiled in {time.monotonic() - start:.0f} s" if built else "from the cache"
     click.echo(f"library    {took}, {library.stat().st_size / 2**20:.1f} MiB", err=True)
+    register = find_register_library(library)
     if output is not None:
-        copy_library(library, output)
+        register = copy_libraries(library, output)
         library = output.absolute()
+    seeks = "" if library.name == LIBRARY else f"; it looks beside itself for {LIBRARY}, or takes ${LIBRARY_VARIABLE}"
+    click.echo(f"register   {register.absolute()}, for programs that only open a library{seeks}", err=True)
     click.echo(str(library))

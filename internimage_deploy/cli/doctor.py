@@ -117,14 +117,12 @@ _PARTS = (
         "building engines for desktop GPUs, which needs no GPU; running them needs one",
         aliases=("tensorrt_rtx_bindings",),
     ),
-    Part("PyCUDA", "pycuda", ("pycuda",), "pip install pycuda", "running engines", gpu_only=True),
     Part(
-        "cuda-python",
-        "cuda.bindings",
-        ("cuda-python", "cuda-bindings"),
-        "pip install cuda-python",
-        "CUDA graphs of TensorRT engines",
-        aliases=("cuda.cudart",),
+        "PyCUDA",
+        "pycuda",
+        ("pycuda",),
+        _extra("pycuda"),
+        "running engines in a program that uses PyCUDA; they run without it too",
         gpu_only=True,
     ),
     Part("FastAPI", "fastapi", ("fastapi",), _extra("serve"), "serve"),
@@ -134,7 +132,11 @@ _PARTS = (
 )
 
 _TOOLS = (
-    ("nvcc", "build-plugin, for TensorRT", f"{_extra('plugin')}, or NVIDIA's CUDA toolkit"),
+    (
+        "nvcc",
+        "build-plugin, for TensorRT",
+        f"{_extra('plugin-cu13')} for CUDA 13, or NVIDIA's CUDA toolkit, which CUDA 12 needs",
+    ),
     ("cmake", "compiling that plugin with CMake instead, as on JetPack 5", "pip install cmake"),
 )
 
@@ -167,6 +169,7 @@ def doctor(as_json: bool) -> None:
         "platform": platform.platform(),
         "cpus": os.cpu_count() or 1,
         "gpus": [f"{gpu.name}, {gpu.compute_capability}, {gpu.driver}" for gpu in gpus],
+        "driver's CUDA": _driver_cuda(),
     }
     if as_json:
         report = {
@@ -262,6 +265,19 @@ def _gpus() -> list[Gpu]:
         return []
     rows = ([field.strip() for field in line.split(",")] for line in result.stdout.splitlines())
     return [Gpu(*row) for row in rows if len(row) == 3]
+
+
+def _driver_cuda() -> str:
+    """Which CUDA the NVIDIA driver takes, for people; a compiled plugin must not be of a newer major version."""
+    try:
+        from internimage_deploy.trt_plugins.driver import cuda_version
+
+        version = cuda_version()
+    except Exception:  # a damaged driver
+        version = None
+    if version is None:
+        return "no NVIDIA driver"
+    return f"{version[0]}.{version[1]}; the plugin must be compiled with CUDA {version[0]} or older"
 
 
 def _gpu_problem() -> str:

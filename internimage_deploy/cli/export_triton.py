@@ -71,7 +71,12 @@ Examples:
     show_default=True,
     help="Device that runs the copies; an engine always runs on the GPU.",
 )
-@click.option("--plugin", type=FilePath, help="Compiled plugin library, for an engine that does not carry the plugins.")
+@click.option(
+    "--plugin",
+    type=FilePath,
+    help="Compiled plugin library, for an engine that does not carry the plugins.  "
+    "[default: the one beside the engine]",
+)
 def export_triton(
     model: Path,
     repository: Path,

@@ -134,8 +134,13 @@ def _engine_rows(engine: Json) -> list[tuple[str, str]]:
         ("GPU", f"compute capability {gpus}" if gpus else engine["device"] or "the library's own choice"),
     ]
     if engine["plugin_version"]:
-        where = "inside" if engine["plugin_embedded"] else "in a file of its own"
+        beside = engine["plugin_file"]
+        where = "inside" if engine["plugin_embedded"] else f"beside it: {beside}" if beside else "in a file of its own"
         rows.append(("plugin library", f"version {engine['plugin_version']}, {where}"))
+    rows.append(("float32 products", "may be in TF32" if engine["tf32"] else "in float32"))
+    if engine["fusion"]:
+        times = ", ".join(f"{form} {found:.3f} ms" for form, found in engine["fusion_ms"].items())
+        rows.append(("fusion convolutions", f"{engine['fusion']}{f' (timed: {times})' if times else ''}"))
     return rows + [("profile", described(profile)) for profile in engine["profiles"]]
 
 

@@ -6,7 +6,7 @@ Weights stay on disk until they are read, so that a model of several gigabytes c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -248,6 +248,32 @@ def consumers(nodes: Iterable[onnx.NodeProto]) -> dict[str, list[onnx.NodeProto]
         for name in node.input:
             readers.setdefault(name, []).append(node)
     return readers
+
+
+def drop_unused(graph: Graph) -> None:
+    """Leave out the nodes and stored tensors that no output of the model needs, in place."""
+    model = graph.model.graph
+    producer = {name: index for index, node in enumerate(graph.nodes) for name in node.output}
+    needed: set[int] = set()
+    read = {value.name for value in model.output}
+    waiting = list(read)
+    while waiting:
+        index = producer.get(waiting.pop())
+        if index is not None and index not in needed:
+            needed.add(index)
+            waiting.extend(graph.nodes[index].input)
+            read.update(graph.nodes[index].input)
+    gone = {name for index, node in enumerate(graph.nodes) if index not in needed for name in node.output}
+    graph.replace_nodes([node for index, node in enumerate(graph.nodes) if index in needed])
+    _keep(model.initializer, lambda tensor: tensor.name in read)
+    _keep(model.value_info, lambda value: value.name not in gone)
+
+
+def _keep(entries: Any, wanted: Callable[[Any], bool]) -> None:
+    """Leave in a repeated protobuf field those entries that are wanted."""
+    kept = [entry for entry in entries if wanted(entry)]
+    del entries[:]
+    entries.extend(kept)
 
 
 def operators(model: onnx.ModelProto) -> Iterator[tuple[str, str, str]]:

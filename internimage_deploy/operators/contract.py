@@ -19,6 +19,9 @@ For group g, channel c and output position (ho, wo), with x outer and y inner (k
     out = sum_k mask[..., k] * bilinear(input[..., g*C + c], y, x)
 
 Bilinear sampling reads zero outside the input. Coordinates, weights and sums are float32 whatever the dtype.
+
+`DCNv3Packed` is the same operator, for TensorRT's plugin alone, with offsets and mask in one input
+`offset_mask` (N, Ho, Wo, G*K*3), offsets first: what one matrix product computes, taken as it is.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from typing import Literal
 
 DOMAIN = "internimage"
 OP_TYPE = "DCNv3"
+PACKED_OP_TYPE = "DCNv3Packed"
 OPSET_VERSION = 1
 OFFICIAL_DOMAIN = "mmdeploy"
 OFFICIAL_OP_TYPE = "TRTDCNv3"
@@ -35,6 +39,7 @@ PLUGIN_VERSION = "1"
 PLUGIN_NAMESPACE = ""
 
 INPUTS = ("input", "offset", "mask")
+PACKED_INPUTS = ("input", "offset_mask")
 OUTPUTS = ("output",)
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -64,6 +69,8 @@ ATTRIBUTES = (
     Attribute("offset_scale", "float", 1.0, None),
     Attribute("mask_softmax", "int", 0, 0, 1),
 )
+# allow_half is the plugin's alone: float16 kernels may interpolate in float16. Sums over points stay float32.
+PLUGIN_ATTRIBUTES = (*ATTRIBUTES, Attribute("allow_half", "int", 0, 0, 1))
 
 
 def output_size(size: int, kernel: int, stride: int, pad: int, dilation: int) -> int:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,11 +64,7 @@ def _run_problem(name: str, gpu_problem: str, compute_capabilities: Sequence[str
         families = [targets.unsupported_family(capability) for capability in compute_capabilities]
         if all(families):
             return f"TensorRT-RTX does not run on {families[0]} (compute capability {compute_capabilities[0]})"
-    if problem := _package_problem(entry):
-        return problem
-    if is_engine and importlib.util.find_spec("pycuda") is None:
-        return "PyCUDA is not installed; run  pip install pycuda"
-    return ""
+    return _package_problem(entry)
 
 
 def _package_problem(entry: Entry) -> str:

@@ -15,7 +15,7 @@ from internimage_deploy.card import Array, ModelCard
 from internimage_deploy.errors import UserError
 
 if TYPE_CHECKING:
-    from internimage_deploy.runtime.gpu.device import DeviceArray
+    from internimage_deploy.runtime.gpu.device_array import DeviceArray
 
 Tag = TypeVar("Tag")
 Handle = Callable[[], Array]
@@ -48,8 +48,12 @@ class Backend(ABC):
         output = self.run(batch)
         return lambda: output
 
-    def run_on_device(self, batch: object) -> DeviceArray:
+    def run_on_device(self, batch: object, *, stream: int | None = None) -> DeviceArray:
         """Run a GPU array (PyTorch, CuPy, ...); the output stays on the GPU.
+
+        Args:
+            batch: the input, as `card.input` says.
+            stream: handle of the CUDA stream that the caller works on; None waits for the output.
 
         Raises:
             UserError: this backend does not run on a GPU, or the array does not fit the model.

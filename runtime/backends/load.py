@@ -35,6 +35,7 @@ def load_backend(
     logits: bool = False,
     trust_engine: bool = False,
     cuda_graphs: bool = True,
+    device: int = 0,
 ) -> Backend:
     """Load `path` into `backend`. Raises `UserError` if that cannot be done.
 
@@ -47,6 +48,7 @@ def load_backend(
         logits: whole images are to give logits too, for test-time augmentation.
         trust_engine: allow an engine to run the code it carries (version-compatible engines, embedded plugins).
         cuda_graphs: capture an engine's launches in CUDA graphs and replay them.
+        device: number of the GPU, as CUDA counts.
     """
     require_file(path, "a model file")
     if logits:  # all that a backend takes from the window is whether labels or logits are returned
@@ -57,7 +59,15 @@ def load_backend(
         candidates = [candidate for candidate in CPU_CANDIDATES if installed(REGISTRY[candidate])]
         if len(candidates) > 1:
             return load_fastest(path, candidates, threads=threads, window=window)
-    return open_backend(path, name, threads=threads, window=window, trust_engine=trust_engine, cuda_graphs=cuda_graphs)
+    return open_backend(
+        path,
+        name,
+        threads=threads,
+        window=window,
+        trust_engine=trust_engine,
+        cuda_graphs=cuda_graphs,
+        device=device,
+    )
 
 
 def model_card(path: Path) -> ModelCard:

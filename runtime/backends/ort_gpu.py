@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 from internimage_deploy.cache import cache_folder
@@ -11,18 +12,22 @@ from internimage_deploy.card import Array
 from internimage_deploy.errors import UserError, one_line
 from internimage_deploy.runtime.backends.base import Backend, check_output
 from internimage_deploy.runtime.backends.onnx_file import read_onnx
-from internimage_deploy.runtime.gpu.device import OutOfDeviceMemory
+from internimage_deploy.runtime.gpu.device import DeviceError, OutOfDeviceMemory
+from internimage_deploy.runtime.gpu.driver import STICKY
 from internimage_deploy.runtime.imaging.pipeline import WindowChoice
 
 log = logging.getLogger(__name__)
 
+_CUDA_FAILURE = re.compile(r"cuda failure (\d+)")  # in the text of ONNX Runtime's exceptions, in lower case
 _CUDA, _TENSORRT, _CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 
 
 class OnnxRuntimeGpuBackend(Backend):
     """An ONNX Runtime session on a GPU; see `Backend`."""
 
-    def __init__(self, path: Path, provider: str, *, threads: int | None = None, window: WindowChoice = None) -> None:
+    def __init__(
+        self, path: Path, provider: str, *, threads: int | None = None, window: WindowChoice = None, device: int = 0
+    ) -> None:
         import onnxruntime as ort
 
         self.name = "onnxruntime-tensorrt" if provider == _TENSORRT else "onnxruntime-cuda"
@@ -38,9 +43,9 @@ class OnnxRuntimeGpuBackend(Backend):
             options.intra_op_num_threads = threads
         folder = str(path.absolute().parent)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-        providers: list[str | tuple[str, dict[str, str]]] = [(_CUDA, _cuda_options()), _CPU]
+        providers: list[str | tuple[str, dict[str, str]]] = [(_CUDA, _cuda_options(device)), _CPU]
         if provider == _TENSORRT:
-            providers.insert(0, (_TENSORRT, _tensorrt_options()))
+            providers.insert(0, (_TENSORRT, _tensorrt_options(device)))
         try:
             source = model.SerializeToString() if changed else str(path)
             del model  # the session copies the weights
@@ -59,6 +64,9 @@ class OnnxRuntimeGpuBackend(Backend):
             (output,) = self._session.run([self.card.output.name], {self.card.input.name: batch})
         except Exception as error:
             text = str(error).lower()
+            failure = _CUDA_FAILURE.search(text)
+            if failure and int(failure[1]) in STICKY:
+                raise DeviceError(f"{self.name}: {one_line(error)}", int(failure[1])) from error
             if "out of memory" in text or "alloc" in text:
                 raise OutOfDeviceMemory(
                     f"not enough GPU memory for an input of {batch.shape}; use a smaller batch or --resize"
@@ -70,30 +78,34 @@ class OnnxRuntimeGpuBackend(Backend):
         del self._session
 
 
-def load_cuda(path: Path, *, threads: int | None = None, window: WindowChoice = None) -> OnnxRuntimeGpuBackend:
+def load_cuda(
+    path: Path, *, threads: int | None = None, window: WindowChoice = None, device: int = 0
+) -> OnnxRuntimeGpuBackend:
     """Load `path` with the CUDA execution provider. Raises `UserError`."""
-    return OnnxRuntimeGpuBackend(path, _CUDA, threads=threads, window=window)
+    return OnnxRuntimeGpuBackend(path, _CUDA, threads=threads, window=window, device=device)
 
 
-def load_tensorrt(path: Path, *, threads: int | None = None, window: WindowChoice = None) -> OnnxRuntimeGpuBackend:
+def load_tensorrt(
+    path: Path, *, threads: int | None = None, window: WindowChoice = None, device: int = 0
+) -> OnnxRuntimeGpuBackend:
     """Load `path` with the TensorRT execution provider, which builds engines as it goes. Raises `UserError`."""
-    return OnnxRuntimeGpuBackend(path, _TENSORRT, threads=threads, window=window)
+    return OnnxRuntimeGpuBackend(path, _TENSORRT, threads=threads, window=window, device=device)
 
 
-def _cuda_options() -> dict[str, str]:
+def _cuda_options(device: int) -> dict[str, str]:
     # Searching all convolution algorithms once per shape pays off from a few images on.
-    return {"device_id": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}
+    return {"device_id": str(device), "cudnn_conv_algo_search": "EXHAUSTIVE"}
 
 
-def _tensorrt_options() -> dict[str, str]:
+def _tensorrt_options(device: int) -> dict[str, str]:
     cache = cache_folder() / "onnxruntime-tensorrt"
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         log.warning("engines are built anew each time: cannot write %s (%s)", cache, error.strerror)
-        return {"device_id": "0"}
+        return {"device_id": str(device)}
     return {
-        "device_id": "0",
+        "device_id": str(device),
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(cache),
         "trt_timing_cache_enable": "1",

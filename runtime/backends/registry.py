@@ -40,7 +40,8 @@ class Entry:
 _HERE = "internimage_deploy.runtime.backends"
 
 _ONNX_OPTIONS = ("window",)
-_ENGINE_OPTIONS = ("trust_engine", "cuda_graphs")
+_ONNX_GPU_OPTIONS = ("window", "device")
+_ENGINE_OPTIONS = ("trust_engine", "cuda_graphs", "device")
 
 # `auto` takes the first that is installed and reads the file, or the fastest of `CPU_CANDIDATES`; an engine's card
 # names its backend.
@@ -53,14 +54,19 @@ REGISTRY: dict[str, Entry] = {
         f"{_HERE}.tensorrt:load_rtx", ENGINE_SUFFIXES, "tensorrt_rtx_bindings", "rtx", _ENGINE_OPTIONS
     ),
     "onnxruntime-cuda": Entry(
-        f"{_HERE}.ort_gpu:load_cuda", (".onnx",), "onnxruntime", "gpu", _ONNX_OPTIONS, provider="CUDAExecutionProvider"
+        f"{_HERE}.ort_gpu:load_cuda",
+        (".onnx",),
+        "onnxruntime",
+        "gpu",
+        _ONNX_GPU_OPTIONS,
+        provider="CUDAExecutionProvider",
     ),
     "onnxruntime-tensorrt": Entry(
         f"{_HERE}.ort_gpu:load_tensorrt",
         (".onnx",),
         "onnxruntime",
         "gpu",
-        _ONNX_OPTIONS,
+        _ONNX_GPU_OPTIONS,
         provider="TensorrtExecutionProvider",
     ),
 }

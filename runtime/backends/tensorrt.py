@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, SupportsInt
@@ -16,26 +15,28 @@ from internimage_deploy.cache import cache_folder
 from internimage_deploy.card import Array, EngineInfo
 from internimage_deploy.errors import MissingDependency, UserError
 from internimage_deploy.runtime.backends.base import Backend, Handle, check_output
+from internimage_deploy.runtime.backends.context_pool import ContextPool, PerThread
 from internimage_deploy.runtime.engine import sidecar
 from internimage_deploy.runtime.engine.compilers import load_module
 from internimage_deploy.runtime.engine.engine_backend import EXTRAS, EngineBackend
 from internimage_deploy.runtime.engine.profiles import InputSize, Profile, best_profile, tensor_shape
-from internimage_deploy.runtime.gpu.cuda_graph import cuda_runtime
-from internimage_deploy.runtime.gpu.device import Device, DeviceArray, PerThread
+from internimage_deploy.runtime.gpu.device import Device, DeviceBuffer
+from internimage_deploy.runtime.gpu.device_array import DeviceArray
 from internimage_deploy.runtime.gpu.execution_context import ExecutionContext
 
 if TYPE_CHECKING:
     import tensorrt as trt
+
+_MAX_CONTEXTS = 4  # of a thread: input shapes that keep their CUDA graphs side by side
 
 
 class TensorRTBackend(Backend):
     """An engine on a GPU; see `Backend`.
 
     Each thread has execution contexts of its own. `submit` keeps two batches in flight in a thread, so that one is
-    copied while the other runs; `run_on_device` takes and returns GPU arrays.
+    copied while the other runs; `run_on_device` takes and returns GPU arrays. An engine that allows one execution
+    context only (see `sidecar.allows_several_contexts`) runs one batch at a time, and threads wait for each other.
     """
-
-    in_flight = 2
 
     def __init__(
         self,
@@ -81,8 +82,12 @@ class TensorRTBackend(Backend):
                 self._runtime.engine_host_code_allowed = True
             self._engine = self._load(path)
             self._config, self._cache = self._runtime_config(cuda_graphs)
-        self._cuda = cuda_runtime() if cuda_graphs and backend == "tensorrt" else None
-        self._contexts = PerThread(lambda: _ContextPool(self._create_context))
+        self._cuda_graphs = cuda_graphs
+        self._shared = not sidecar.allows_several_contexts(info)
+        self.in_flight = 1 if self._shared else 2
+        self._pools = PerThread(self._make_pool)
+        self._shared_pool = self._make_pool()
+        self._outputs = PerThread(lambda: DeviceBuffer(self.device))  # of `run_on_device` with the shared pool
 
     def run(self, batch: Array) -> Array:
         return self.submit(batch)()
@@ -90,60 +95,83 @@ class TensorRTBackend(Backend):
     def submit(self, batch: Array) -> Handle:
         """Start a batch and return the function that waits for its output.
 
-        Two batches run at a time in a thread; starting a third one waits for the first.
+        `in_flight` batches run at a time in a thread; starting one more waits for the first.
 
         Raises:
             UserError: the engine was not built for this size, or the GPU's memory does not hold it.
         """
         profile = self._profile_for(tuple(batch.shape))
-        contexts = self._contexts.get()
-        with self._guarded():
-            number = contexts.start(np.ascontiguousarray(batch), profile)
+        pool = self._pool()
+        with self._guarded(pool):
+            number = pool.start(np.ascontiguousarray(batch), profile)
 
         def wait() -> Array:
-            with self._guarded():
-                return check_output(contexts.finish(number), self.card, len(batch))
+            with self._guarded(pool):
+                return check_output(pool.finish(number), self.card, len(batch))
 
         return wait
 
-    def run_on_device(self, batch: object) -> DeviceArray:
+    def run_on_device(self, batch: object, *, stream: int | None = None) -> DeviceArray:
         """Run a GPU array (PyTorch, CuPy, ...); the output stays on the GPU and is valid until this thread's next call.
 
+        Args:
+            batch: the array.
+            stream: handle of the CUDA stream that the caller works on (PyTorch: `torch.cuda.current_stream()
+                .cuda_stream`). The run is ordered there like any kernel, and the CPU does not wait. Without it the call
+                returns when the output is ready.
+
         Raises:
-            UserError: not a dense GPU array of the card's type, or a size the engine was not built for.
+            UserError: not a dense array of the card's type on this backend's GPU, or a size the engine was not built
+                for.
         """
-        array = DeviceArray.of(batch)
+        array = DeviceArray.of(batch, self.device.index, stream)
         if array.dtype != np.dtype(self.card.input.dtype):
             raise UserError(f"the GPU array holds {array.dtype}, this model takes {self.card.input.dtype}")
         profile = self._profile_for(array.shape)
-        contexts = self._contexts.get()
-        with self._guarded():
-            return contexts.idle().run_on_device(array, profile)
+        pool = self._pool()
+        output = self._outputs.get() if self._shared else None
+        with self._guarded(pool), pool.idle(array.shape) as context:
+            return context.run_on_device(array, profile, output=output, stream=stream)
 
     def measure(self, batch: Array) -> dict[str, float]:
         """Run a batch and time its parts; see `ExecutionContext.measure`. Raises like `submit`."""
         profile = self._profile_for(tuple(batch.shape))
-        contexts = self._contexts.get()
-        with self._guarded():
-            return contexts.idle().measure(np.ascontiguousarray(batch), profile)
+        pool = self._pool()
+        with self._guarded(pool), pool.idle(tuple(batch.shape)) as context:
+            return context.measure(np.ascontiguousarray(batch), profile)
 
     def close(self) -> None:
         with self.device.current():
-            for contexts in self._contexts.clear():
-                contexts.close()
+            for pool in (*self._pools.clear(), self._shared_pool):
+                pool.close()
+            for output in self._outputs.clear():
+                output.free()
             self._save_cache()
             # The libraries require this order: contexts before the engine, the engine before the runtime.
             del self._engine, self._runtime
 
+    def _pool(self) -> ContextPool:
+        return self._shared_pool if self._shared else self._pools.get()
+
+    def _make_pool(self) -> ContextPool:
+        limit = _MAX_CONTEXTS if self._cuda_graphs and not self._shared else self.in_flight
+        return ContextPool(self._create_context, in_flight=self.in_flight, limit=limit, has_room=self._has_room)
+
+    def _has_room(self) -> bool:
+        """True when one more execution context would leave half of the GPU's free memory."""
+        engine: Any = self._engine
+        size = getattr(engine, "device_memory_size_v2", None) or getattr(engine, "device_memory_size", None) or 0
+        return 2 * int(size) <= self.device.memory()[0]
+
     @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Make the device's context current; after a failure this thread gets new execution contexts."""
+    def _guarded(self, pool: ContextPool) -> Iterator[None]:
+        """Make the device's context current; after a failure the pool begins anew, with new execution contexts."""
         with self.device.current():
             self._errors.clear()
             try:
                 yield
             except Exception:
-                self._contexts.drop()
+                pool.close()
                 raise
 
     def _plugin(self, path: Path, info: EngineInfo) -> str:
@@ -153,10 +181,12 @@ class TensorRTBackend(Backend):
         from internimage_deploy.operators import contract
         from internimage_deploy.trt_plugins import library
 
+        beside = sidecar.plugin_beside(path, info)
         try:
-            library.load_library(self._api)
+            library.load_library(self._api, beside)
         except UserError as error:
-            raise UserError(f"{path}: the engine needs the plugin library; {error}") from error
+            missing = "" if beside or not info.plugin_file else f", and {info.plugin_file} is not beside it"
+            raise UserError(f"{path}: the engine needs the plugin library{missing}; {error}") from error
         # The engine may use TensorRT's own plugins too (build-engine --ms-deform-attn tensorrt).
         self._api.init_libnvinfer_plugins(self._logger, "")
         return contract.PLUGIN_VERSION
@@ -209,7 +239,17 @@ class TensorRTBackend(Backend):
             reason = f": {self._errors[-1]}" if self._errors else ""
             raise UserError(f"the GPU {self.device.name} has too little memory for an execution context{reason}")
         names = (self.card.input.name, self.card.output.name)
-        return ExecutionContext(self.device, context, names, self.card.output.dtype, self._cuda, self._errors)
+        captures_itself = self.name == "tensorrt-rtx"
+        return ExecutionContext(
+            self.device,
+            context,
+            names,
+            self.card.output.dtype,
+            self._cuda_graphs and not captures_itself,
+            self._errors,
+            has_profiles=bool(self._profiles),
+            binds_arrays=not self._cuda_graphs,
+        )
 
     def _profile_for(self, shape: tuple[int, ...]) -> int:
         """Index of the profile for an input shape. Raises `UserError` if the engine was not built for it."""
@@ -231,74 +271,28 @@ class TensorRTBackend(Backend):
         return index
 
 
-class _ContextPool:
-    """A thread's execution contexts. A batch runs on a free one, else on the one that has been busy longest.
-
-    Contexts are created when they are first needed, so a caller that waits for each output before the next batch uses
-    one.
-    """
-
-    def __init__(self, create: Callable[[], ExecutionContext]) -> None:
-        self._create = create
-        self._contexts: list[ExecutionContext] = []
-        self._running: dict[int, int] = {}  # batch number -> index of its context, the longest running first
-        self._outputs: dict[int, Array] = {}  # finished batches that nobody has waited for yet, by number
-        self._next = 0
-        self._lock = threading.Lock()  # another thread may wait for a batch
-
-    def start(self, batch: Array, profile: int) -> int:
-        """Start a batch; returns the number to call `finish` with."""
-        with self._lock:
-            if len(self._running) == TensorRTBackend.in_flight:
-                self._collect(next(iter(self._running)))
-            index = next(i for i in range(TensorRTBackend.in_flight) if i not in self._running.values())
-            self._context(index).start(batch, profile)
-            number = self._next
-            self._next += 1
-            self._running[number] = index
-            return number
-
-    def finish(self, number: int) -> Array:
-        """Wait for a batch and return its output."""
-        with self._lock:
-            if number in self._running:
-                self._collect(number)
-            return self._outputs.pop(number)
-
-    def idle(self) -> ExecutionContext:
-        """The first context, after every running batch has finished."""
-        with self._lock:
-            for number in list(self._running):
-                self._collect(number)
-            return self._context(0)
-
-    def close(self) -> None:
-        """Free the contexts' memory."""
-        for context in self._contexts:
-            context.close()
-        self._contexts.clear()
-
-    def _context(self, index: int) -> ExecutionContext:
-        while len(self._contexts) <= index:
-            self._contexts.append(self._create())
-        return self._contexts[index]
-
-    def _collect(self, number: int) -> None:
-        self._outputs[number] = self._contexts[self._running.pop(number)].finish()
-
-
 def load_tensorrt(
-    path: Path, *, threads: int | None = None, trust_engine: bool = False, cuda_graphs: bool = True
+    path: Path,
+    *,
+    threads: int | None = None,
+    trust_engine: bool = False,
+    cuda_graphs: bool = True,
+    device: int = 0,
 ) -> TensorRTBackend:
     """Load an engine into TensorRT; `threads` has no effect on a GPU. Raises `UserError`."""
-    return TensorRTBackend(path, "tensorrt", trust_engine=trust_engine, cuda_graphs=cuda_graphs)
+    return TensorRTBackend(path, "tensorrt", trust_engine=trust_engine, cuda_graphs=cuda_graphs, device=device)
 
 
 def load_rtx(
-    path: Path, *, threads: int | None = None, trust_engine: bool = False, cuda_graphs: bool = True
+    path: Path,
+    *,
+    threads: int | None = None,
+    trust_engine: bool = False,
+    cuda_graphs: bool = True,
+    device: int = 0,
 ) -> TensorRTBackend:
     """Load an engine into TensorRT-RTX; `threads` has no effect on a GPU. Raises `UserError`."""
-    return TensorRTBackend(path, "tensorrt-rtx", trust_engine=trust_engine, cuda_graphs=cuda_graphs)
+    return TensorRTBackend(path, "tensorrt-rtx", trust_engine=trust_engine, cuda_graphs=cuda_graphs, device=device)
 
 
 def _logger(api: ModuleType, errors: list[str]) -> Any:

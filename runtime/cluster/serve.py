@@ -206,7 +206,9 @@ def serve(
     limits = settings.limits
     request_timeout_s = limits.body_s + limits.deadline_s + 10
     ray_serve.start(http_options=HTTPOptions(host=host, port=port, request_timeout_s=request_timeout_s))
-    kept = _get_global_client().http_config
+    client = _get_global_client()
+    assert client is not None  # it was started above
+    kept = client.http_config
     if (kept.host, kept.port) != (host, port):
         raise UserError(
             f"Ray Serve runs on this cluster already, on {kept.host}:{kept.port}, and keeps that address; got "

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,10 +22,14 @@ from internimage_deploy.runtime.engine.compilers import Compiler, choose
 from internimage_deploy.runtime.engine.engine_backend import (
     ENGINE_BACKENDS,
     ENGINE_SUFFIXES,
+    FUSIONS,
     MS_DEFORM_ATTN_PLUGINS,
     EngineBackend,
+    Fusion,
     MsDeformAttnPlugin,
 )
+from internimage_deploy.runtime.engine.engine_files import Engine
+from internimage_deploy.runtime.engine.fusion_choice import choose_form, median_ms_on_gpu
 from internimage_deploy.runtime.engine.prepare import (
     BuildOptions,
     Precision,
@@ -84,9 +87,13 @@ def build_engine(
     timing_cache: str | Path | None = None,
     use_timing_cache: bool = True,
     version_compatible: bool = False,
-    strip_weights: bool = False,
     plugin: str | Path | None = None,
-    embed_plugin: bool = True,
+    pack_offsets: bool = True,
+    fuse_argmax: bool = True,
+    half_interpolation: bool = False,
+    embed_plugin: bool = False,
+    tf32: bool = False,
+    fusion: Fusion = "auto",
     ms_deform_attn: MsDeformAttnPlugin = "own",
     save_onnx: str | Path | None = None,
     whole: bool = False,
@@ -115,13 +122,22 @@ def build_engine(
         optimization_level: 0 (quick build) to 5 (longest search); None for the compiler's default.
         timing_cache: file in which TensorRT keeps measured kernels; None for one in the user's cache folder.
         use_timing_cache: False to measure every kernel anew.
-        version_compatible: make the engine load in newer TensorRT versions of the same major number, too.
-        strip_weights: leave out weights that can be refitted from the ONNX file.
+        version_compatible: make the engine load in newer TensorRT versions too: of the same major number, and of 11 for
+            an engine of 10, of 10 for one of 8. It carries code, which loading it has to allow.
         plugin: the plugin library for TensorRT; None for the one in the user's cache, compiled if there is none.
-        embed_plugin: put the plugin's code into the engine.
+        pack_offsets: let the DCNv3 plugin read offsets and mask from the one tensor that a product computes, where it
+            can. False keeps them apart, with two more kernels per layer.
+        fuse_argmax: let a plugin upsample the logits and take the argmax in one step, where TensorRT makes labels.
+        half_interpolation: let the DCNv3 plugin choose kernels that interpolate float16 values in float16, with
+            precision "fp16"; compare labels before use.
+        embed_plugin: put the plugin's code into the engine, which makes it version-compatible and needs the lean
+            runtime. By default the library is copied beside the engine.
+        tf32: let what runs in float32 multiply with TF32's 10 bits of mantissa, on GPUs that can.
+        fusion: form of UPerNet's fusion convolutions: "rewritten" as exported, "plain" for upsampling, concatenation
+            and one convolution; "auto" for the faster of both on the GPU at hand, without a GPU the rewritten form.
         ms_deform_attn: the plugin that TensorRT runs the multi-scale deformable attention of Mask2Former models with:
-            "own" for this project's; "tensorrt" for the one that TensorRT brings, which needs `embed_plugin=False` and
-            takes float32 (with `keep_fp32=["MSDeformAttn"]` also within a float16 model).
+            "own" for this project's; "tensorrt" for the one that TensorRT brings, which takes float32 (with
+            `keep_fp32=["MSDeformAttn"]` also within a float16 model).
         save_onnx: also write the converted graph to this file.
         whole: compile for whole images. By default a model that was evaluated with a sliding window is compiled to
             return logits for its crops.
@@ -142,6 +158,8 @@ def build_engine(
         raise UserError(f"backend is {backend!r}, expected one of {', '.join(ENGINE_BACKENDS)}")
     if ms_deform_attn not in MS_DEFORM_ATTN_PLUGINS:
         raise UserError(f"ms_deform_attn is {ms_deform_attn!r}, expected one of {', '.join(MS_DEFORM_ATTN_PLUGINS)}")
+    if fusion not in FUSIONS:
+        raise UserError(f"fusion is {fusion!r}, expected one of {', '.join(FUSIONS)}")
     if timing_cache is not None and not use_timing_cache:
         raise UserError("a timing cache is named and switched off; leave one of the two options out")
     capabilities = targets.parse(compute_capabilities) if compute_capabilities else ()
@@ -160,9 +178,13 @@ def build_engine(
         compute_capabilities=capabilities,
         timing_cache=None if timing_cache is None else Path(timing_cache),
         version_compatible=version_compatible,
-        strip_weights=strip_weights,
         embed_plugin=embed_plugin,
+        tf32=tf32,
+        fusion=fusion,
         whole=whole,
+        pack_offsets=pack_offsets,
+        fuse_argmax=fuse_argmax,
+        half_interpolation=half_interpolation,
         ms_deform_attn=ms_deform_attn,
         classes=names,
         palette=palette,
@@ -178,6 +200,7 @@ def build_engine(
         find_plugin=lambda: library.find_library(
             None if plugin is None else Path(plugin), tensorrt=compiler.version, build=True
         ),
+        measure=lambda engine: median_ms_on_gpu(engine, compiler.backend),
     )
 
 
@@ -190,6 +213,7 @@ def build(
     on_event: OnEvent = lambda event: None,
     save_onnx: Path | None = None,
     find_plugin: Callable[[], Path] | None = None,
+    measure: Callable[[Path], float] | None = None,
 ) -> BuiltEngine:
     """Build the engine `output` and its card with a given compiler; see `build_engine`.
 
@@ -201,6 +225,8 @@ def build(
         on_event: called with every event.
         save_onnx: also write the converted graph here.
         find_plugin: returns the path of the plugin library; called only where the engine needs the plugin.
+        measure: returns the milliseconds that an engine takes, to choose between forms of the network; None where no
+            engine can be run.
     """
     start = time.monotonic()
     warnings: dict[str, None] = {}  # in order, each once
@@ -216,39 +242,76 @@ def build(
     if prepared.uses_plugin:
         assert find_plugin is not None
         plugin = find_plugin()
+    notes: list[str] = []
     with staging_folder(output) as stage:
-        engine, folder = stage / output.name, stage / "graph"
-        folder.mkdir()
-        parsed, weights_beside = write_graph(prepared, folder)
-        job = make_job(
-            prepared, compiler, options, model=parsed, weights_beside=weights_beside, output=engine, plugin=plugin
-        )
-        compiled = compile_in_process(job, collect_warnings)
+
+        def compile_form(prepared: PreparedModel) -> Engine:
+            return _compile_form(stage, output.name, prepared, compiler, options, plugin, collect_warnings)
+
+        engine = compile_form(prepared)
+        if options.fusion == "auto" and prepared.fusion:
+            engine, note = choose_form(
+                engine,
+                lambda: compile_form(prepare(model, compiler, dataclasses.replace(options, fusion="plain"))),
+                measure,
+            )
+            notes.append(note)
         if save_onnx is not None:
-            _save_graph(parsed, weights_beside, save_onnx)
-        shutil.rmtree(folder)
-        info = EngineInfo(
-            backend=compiler.backend,
-            version=compiled.version,
-            sha256=sha256(engine),
-            compute_capabilities=options.compute_capabilities,
-            profiles=tuple(profile.as_dict() for profile in prepared.profiles),
-            plugin_version=contract.PLUGIN_VERSION if prepared.uses_plugin else "",
-            plugin_embedded=job.embed_plugin,
-            version_compatible=job.embed_plugin or options.version_compatible,
-            device=compiled.device,
-        )
-        card = dataclasses.replace(prepared.card, engine=info)
-        sidecar.path_of(engine).write_text(card.to_json() + "\n")
+            _save_graph(*engine.graph, save_onnx)
+        engine.move_to(stage)
     return BuiltEngine(
         path=output,
-        card=card,
-        size_bytes=compiled.size_bytes,
+        card=engine.card,
+        size_bytes=engine.size_bytes,
         seconds=time.monotonic() - start,
         lowered=prepared.lowered,
-        notes=_notes(prepared, options),
+        notes=(*_notes(prepared, options), *notes),
         warnings=tuple(warnings),
     )
+
+
+def _compile_form(
+    stage: Path,
+    name: str,
+    prepared: PreparedModel,
+    compiler: Compiler,
+    options: BuildOptions,
+    plugin: Path | None,
+    on_event: OnEvent,
+) -> Engine:
+    """Compile `prepared` into the engine `name` in a new folder of `stage`, which is named after the form of the model.
+
+    `plugin` is the path of the plugin library, None where the engine needs none.
+    """
+    folder = stage / (prepared.fusion or "engine")
+    graph = folder / "graph"
+    graph.mkdir(parents=True)
+    engine = folder / name
+    parsed, weights_beside = write_graph(prepared, graph)
+    job = make_job(
+        prepared, compiler, options, model=parsed, weights_beside=weights_beside, output=engine, plugin=plugin
+    )
+    compiled = compile_in_process(job, on_event)
+    beside = None if plugin is None or job.embed_plugin else sidecar.copy_plugin(plugin, folder)
+    info = EngineInfo(
+        backend=compiler.backend,
+        version=compiled.version,
+        sha256=sha256(engine),
+        compute_capabilities=options.compute_capabilities,
+        profiles=tuple(profile.as_dict() for profile in prepared.profiles),
+        plugin_version=contract.PLUGIN_VERSION if prepared.uses_plugin else "",
+        plugin_embedded=job.embed_plugin,
+        plugin_file=beside.name if beside else "",
+        plugin_sha256=sha256(beside) if beside else "",
+        version_compatible=job.embed_plugin or options.version_compatible,
+        device=compiled.device,
+        profile_sharing=prepared.parser.can_share_profiles,
+        tf32=options.tf32,
+        fusion=prepared.fusion,
+        plugins=prepared.plugins,
+    )
+    card = dataclasses.replace(prepared.card, engine=info)
+    return Engine(engine, card, (parsed, weights_beside), compiled.size_bytes)
 
 
 def check_output_name(output: Path) -> None:
@@ -296,13 +359,13 @@ def _notes(prepared: PreparedModel, options: BuildOptions) -> tuple[str, ...]:
         )
     if derived := profile_note(prepared.profiles, options.min, options.opt, options.max):
         notes.append(derived)
+    if options.fusion != "auto" and not prepared.fusion:
+        notes.append("the model has no rewritten fusion convolutions, so --fusion has no effect")
     if prepared.embeds_plugin(options):
         notes.append(
             "the engine carries the plugin's code, so it is version-compatible, which may cost speed, and loading it "
-            "needs --trust-engine; --no-embed-plugin keeps the plugin apart"
+            "needs --trust-engine"
         )
     elif prepared.uses_plugin:
-        notes.append("the engine needs the plugin library where it runs:  internimage-deploy build-plugin")
-    if options.strip_weights:
-        notes.append("the engine lacks its weights: refit it from the ONNX file before use")
+        notes.append("the plugin library lies beside the engine: copy the engine, its card and the library together")
     return tuple(notes)

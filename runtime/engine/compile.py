@@ -15,6 +15,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.engine import timing_cache
+from internimage_deploy.runtime.engine.layer_precision import keep_float32
 from internimage_deploy.runtime.engine.protocol import (
     BuildEvent,
     Compiled,
@@ -25,29 +27,13 @@ from internimage_deploy.runtime.engine.protocol import (
     PhaseStarted,
     StepCompleted,
 )
+from internimage_deploy.runtime.engine.remedies import remedy
 from internimage_deploy.trt_plugins import library
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 OnEvent = Callable[[BuildEvent], None]
-
-# (pattern in a compiler's message, what to do about it)
-_REMEDIES = (
-    (
-        r"out of memory|OutOfMemory|insufficient (device )?memory",
-        "free GPU memory, or lower --workspace, --max or the batch",
-    ),
-    (r"[Cc]ould not find any implementation", "raise --workspace, or lower --max"),
-    (r"FP32 GEMM is not supported", "for compute capability 7.5 build with --fp16"),
-    (r"libnvinfer_lean", "this installation lacks the lean runtime; leave --version-compatible out"),
-    (
-        r"[Pp]lugin not found|no (matching )?plugin|No importer registered|getPluginCreator",
-        "build the plugin with  internimage-deploy build-plugin",
-    ),
-    (r"STRONGLY_TYPED|strongly typed", "the graph's types do not fit together; export the model again in float32"),
-    (r"Unsupported SM|compute capability", "build on the GPU that is to run the engine"),
-)
 
 
 class Cancelled(Exception):
@@ -70,30 +56,32 @@ def compile_engine(api: ModuleType, job: Job, on_event: OnEvent, cancelled: thre
     logger = make_logger(api, on_event)
     builder = api.Builder(logger)
     if builder is None:  # the bindings return None where the constructor failed
-        raise UserError(f"the compiler does not start{_because(logger.errors)}")
+        raise UserError(f"the compiler does not start{_because(logger.errors, job)}")
     if job.plugin:
         library.load_library(api, Path(job.plugin))
     if job.tensorrt_plugins and not api.init_libnvinfer_plugins(logger, ""):
-        raise UserError(f"TensorRT's own plugins do not load{_because(logger.errors)}; leave --ms-deform-attn out")
+        raise UserError(f"TensorRT's own plugins do not load{_because(logger.errors, job)}; leave --ms-deform-attn out")
     network = builder.create_network(network_flags(api, job.strongly_typed))
     parser = api.OnnxParser(network, logger)
     on_event(PhaseStarted("Parsing", None, 1))
-    parse(parser, Path(job.model), job.weights_beside, logger.errors)
+    parse(parser, job, logger.errors)
     on_event(PhaseFinished("Parsing"))
     _check_tensors(network, job)
     config = builder.create_builder_config()
     configure(api, builder, config, job)
+    if job.float32_nodes:
+        keep_float32(api, network, job.float32_nodes, node_names(job.model))
     if hasattr(api, "IProgressMonitor"):
         config.progress_monitor = make_monitor(api, on_event, cancelled)
-    cache = _load_timing_cache(config, job.timing_cache)
+    cache = bool(job.timing_cache) and timing_cache.load(config, Path(job.timing_cache))
     plan = builder.build_serialized_network(network, config)
     if cancelled.is_set():
         raise Cancelled
     if plan is None:
-        raise UserError(failure(logger.errors, node_names(job.model)))
+        raise UserError(failure(logger.errors, job))
     size = _write(Path(job.output), plan)
     if cache:
-        _save_timing_cache(config, job.timing_cache, on_event)
+        timing_cache.save(config, Path(job.timing_cache), on_event)
     return Compiled(api.__version__, _device_name(job), size)
 
 
@@ -109,16 +97,16 @@ def network_flags(api: ModuleType, strongly_typed: bool) -> int:
     return value
 
 
-def parse(parser: trt.OnnxParser, model: Path, weights_beside: str, messages: list[str]) -> None:
-    """Parse the file; raise `UserError` naming the node at fault."""
-    if parser.parse(model.read_bytes(), weights_beside):
+def parse(parser: trt.OnnxParser, job: Job, messages: list[str]) -> None:
+    """Parse the job's model; raise `UserError` naming the node at fault."""
+    if parser.parse(Path(job.model).read_bytes(), job.weights_beside):
         return
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         where = _error_node(error)
         text = _clean(error.desc())
-        raise UserError(f"{where}{text}{_remedy(text)}")
-    raise UserError(f"the parser refused the model{_because(messages)}")
+        raise UserError(f"{where}{text}{remedy(text, job)}")
+    raise UserError(f"the parser refused the model{_because(messages, job)}")
 
 
 def configure(api: ModuleType, builder: trt.Builder, config: trt.IBuilderConfig, job: Job) -> None:
@@ -131,6 +119,10 @@ def configure(api: ModuleType, builder: trt.Builder, config: trt.IBuilderConfig,
     for name in job.flags:
         _require(hasattr(api.BuilderFlag, name), api, f"the builder flag {name}", "10.0")
         config.set_flag(getattr(api.BuilderFlag, name))
+    if not job.tf32:
+        config.clear_flag(api.BuilderFlag.TF32)  # set by default
+    if job.share_profiles:
+        config.set_preview_feature(api.PreviewFeature.PROFILE_SHARING_0806, True)
     if job.compute_capabilities:
         rtx: Any = config  # TensorRT itself compiles for the GPU at hand only
         rtx.num_compute_capabilities = len(job.compute_capabilities)
@@ -188,16 +180,17 @@ def make_monitor(api: Any, on_event: OnEvent, cancelled: threading.Event) -> Any
     return Monitor()
 
 
-def failure(messages: Iterable[str], nodes: dict[str, str]) -> str:
+def failure(messages: Iterable[str], job: Job) -> str:
     """One line about a build that failed: the node that caused it, the message, and the remedy if one is known."""
     texts = list(messages)
+    nodes = node_names(job.model)
     text = texts[-1] if texts else "the compiler produced no engine and gave no reason"
     named = [name for name in nodes if name and any(name in message for message in texts)]
     where = ""
     if named:
         name = max(named, key=len)  # the longest match: names are prefixes of one another
         where = f"node {name} ({nodes[name]}): "
-    return f"{where}{text}{_remedy(' '.join(texts))}"
+    return f"{where}{text}{remedy(' '.join(texts), job)}"
 
 
 def node_names(model: str) -> dict[str, str]:
@@ -222,12 +215,8 @@ def _error_node(error: trt.ParserError) -> str:
     return f"node {error.node()}: " if error.node() >= 0 else ""
 
 
-def _remedy(text: str) -> str:
-    return next((f"; {remedy}" for pattern, remedy in _REMEDIES if re.search(pattern, text)), "")
-
-
-def _because(messages: list[str]) -> str:
-    return f": {messages[-1]}{_remedy(messages[-1])}" if messages else ""
+def _because(messages: list[str], job: Job) -> str:
+    return f": {messages[-1]}{remedy(messages[-1], job)}" if messages else ""
 
 
 def _clean(text: str) -> str:
@@ -268,32 +257,6 @@ def _agree(found: ExpectedTensor, expected: ExpectedTensor) -> bool:
 def _described(tensors: Iterable[ExpectedTensor]) -> str:
     shapes = ((tensor, "x".join("free" if side < 0 else str(side) for side in tensor.shape)) for tensor in tensors)
     return ", ".join(f"{tensor.name} of {tensor.dtype} {shape}" for tensor, shape in shapes)
-
-
-def _load_timing_cache(config: trt.IBuilderConfig, path: str) -> bool:
-    if not path:
-        return False
-    try:
-        data = Path(path).read_bytes()
-    except OSError:
-        data = b""
-    # A cache of another version or GPU is refused; an empty one is then as good.
-    if not config.set_timing_cache(config.create_timing_cache(data), False):
-        config.set_timing_cache(config.create_timing_cache(b""), False)
-    return True
-
-
-def _save_timing_cache(config: trt.IBuilderConfig, path: str, on_event: OnEvent) -> None:
-    from internimage_deploy.files import atomic_write
-
-    cache = config.get_timing_cache()
-    if cache is None:
-        return
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(Path(path), bytes(cache.serialize()))
-    except (OSError, UserError) as error:  # it only saves time, and the engine is done
-        on_event(CompilerWarning(f"the timing cache is not kept ({error})"))
 
 
 def _write(path: Path, plan: trt.IHostMemory) -> int:

@@ -18,4 +18,12 @@ ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 MsDeformAttnPlugin = Literal["own", "tensorrt"]
 """Who brings TensorRT's plugin for multi-scale deformable attention: this project, or TensorRT itself."""
 
+FusionForm = Literal["plain", "rewritten"]
+"""Form of UPerNet's fusion convolutions in an engine; see `plain_fusion`."""
+
+Fusion = Literal["auto", "plain", "rewritten"]
+"""The form to build; "auto" for the faster one where it can be timed."""
+
+FUSIONS: tuple[Fusion, ...] = ("auto", "plain", "rewritten")
+
 MS_DEFORM_ATTN_PLUGINS: tuple[MsDeformAttnPlugin, ...] = ("own", "tensorrt")

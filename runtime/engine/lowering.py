@@ -150,7 +150,8 @@ RULES: dict[str, Callable[[Emitter, dict[str, int]], None]] = {
     "LayerNormalization": _layer_norm,
 }
 
-_ONLY_NEW_TYPES = words(
+# Later versions of these take more types, and have attributes that may be left out, but mean the same.
+ONLY_NEW_TYPES = words(
     "Cast Concat Constant ConstantOfShape Equal Flatten Identity Reshape Shape Size Split Squeeze Transpose Unsqueeze "
     "Conv ConvTranspose AveragePool MaxPool GlobalAveragePool Dropout Resize HardSwish Relu"
 )
@@ -164,7 +165,7 @@ def _lower_opset(graph: Graph, parser: Parser) -> None:
         return
     stored = graph.initializers()
     for node in graph.nodes:
-        if node.domain not in ("", "ai.onnx") or _since(node.op_type, graph.opset) <= newest:
+        if node.domain not in ("", "ai.onnx") or since(node.op_type, graph.opset) <= newest:
             continue
         if node.op_type.startswith("Reduce"):
             _axes_to_attribute(graph, node, stored)
@@ -172,20 +173,21 @@ def _lower_opset(graph: Graph, parser: Parser) -> None:
             mode = attribute(node, "mode", b"linear")
             _drop(node, "mode")
             node.attribute.append(helper.make_attribute("mode", _GRID_MODES.get(mode, mode)))
-        elif node.op_type in _ONLY_NEW_TYPES:
+        elif node.op_type in ONLY_NEW_TYPES:
             for name in ADDED_ATTRIBUTES.get(node.op_type, ()):
                 _drop(node, name)
         else:
             raise UserError(
                 f"node {node_name(node)}: {parser} reads operators up to opset {newest}, and {node.op_type} is of "
-                f"opset {_since(node.op_type, graph.opset)}; export the checkpoint again with --opset {newest}"
+                f"opset {since(node.op_type, graph.opset)}; export the checkpoint again with --opset {newest}"
             )
     for entry in graph.model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = newest
 
 
-def _since(op_type: str, opset: int) -> int:
+def since(op_type: str, opset: int) -> int:
+    """The first opset with the version of a standard operator that `opset` has."""
     return int(onnx.defs.get_schema(op_type, opset).since_version)
 
 

@@ -72,6 +72,11 @@ class Parser:
         return self.backend == "tensorrt-rtx" or self.version >= (9, 1)
 
     @property
+    def can_share_profiles(self) -> bool:
+        """True when an engine's execution contexts may use one profile at a time, perhaps by a preview feature."""
+        return self.backend == "tensorrt-rtx" or self.version >= (8, 6)
+
+    @property
     def bfloat16(self) -> bool:
         """True when the compiler knows bfloat16."""
         return self.backend == "tensorrt-rtx" or self.version >= (9, 1)

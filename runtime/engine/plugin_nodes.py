@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DCNv3 and MSDeformAttn nodes as the parser needs them: functions for TensorRT-RTX, plugin nodes for TensorRT.
+"""The nodes of our operators as the parser needs them: functions for TensorRT-RTX, plugin nodes for TensorRT.
 
 Whether a function or a plugin of the same name wins changed twice between versions of TensorRT's parser, and a plugin's
 namespace counts in some and not in others. A node without a function, with `plugin_version` and `plugin_namespace`
@@ -26,16 +26,20 @@ from internimage_deploy.onnx_tools.graph import (
     element_types,
     node_name,
 )
-from internimage_deploy.operators import contract, ms_deform_attn
+from internimage_deploy.operators import contract, ms_deform_attn, upsample_argmax
 from internimage_deploy.runtime.engine.engine_backend import MsDeformAttnPlugin
 
-_NAMES = {(contract.DOMAIN, contract.OP_TYPE), (contract.OFFICIAL_DOMAIN, contract.OFFICIAL_OP_TYPE)}
+_PACKED = (contract.DOMAIN, contract.PACKED_OP_TYPE)
+_NAMES = {(contract.DOMAIN, contract.OP_TYPE), _PACKED, (contract.OFFICIAL_DOMAIN, contract.OFFICIAL_OP_TYPE)}
 _MS_DEFORM_ATTN = (contract.DOMAIN, ms_deform_attn.OP_TYPE)
+_UPSAMPLE_ARGMAX = (contract.DOMAIN, upsample_argmax.OP_TYPE)
 # (domain, operator) of the nodes that `to_plugin_nodes` writes.
 PLUGIN_OPERATORS = {
     (contract.DOMAIN, contract.OP_TYPE),
+    _PACKED,
     _MS_DEFORM_ATTN,
     (contract.DOMAIN, ms_deform_attn.TENSORRT_OP_TYPE),
+    _UPSAMPLE_ARGMAX,
 }
 
 _FLOATS = ("value", "sampling_locations", "attention_weights")
@@ -43,7 +47,7 @@ _INTEGERS = ("spatial_shapes", "level_start_index")
 
 
 def dcnv3_nodes(graph: Graph) -> list[onnx.NodeProto]:
-    """The DCNv3 nodes of the main graph, ours and the official exporter's."""
+    """The DCNv3 nodes of the main graph, ours (packed ones too) and the official exporter's."""
     return [node for node in graph.nodes if (node.domain, node.op_type) in _NAMES]
 
 
@@ -96,6 +100,9 @@ def to_plugin_nodes(graph: Graph, ms_deform_attn_plugin: MsDeformAttnPlugin = "o
     for node in dcnv3_nodes(graph):
         _write_default_attributes(node)
         _write_plugin_fields(node)
+    for node in graph.nodes:
+        if (node.domain, node.op_type) == _UPSAMPLE_ARGMAX:
+            _write_plugin_fields(node)
     nodes = ms_deform_attn_nodes(graph)
     if not nodes:
         return
@@ -106,6 +113,11 @@ def to_plugin_nodes(graph: Graph, ms_deform_attn_plugin: MsDeformAttnPlugin = "o
     _cast_integers(graph, types)
     if ms_deform_attn_plugin == "tensorrt":
         _to_tensorrt_plugin(graph)
+
+
+def plugin_operators(graph: Graph) -> tuple[str, ...]:
+    """The operators that plugins run, each once, in alphabetical order."""
+    return tuple(sorted({node.op_type for node in graph.nodes if (node.domain, node.op_type) in PLUGIN_OPERATORS}))
 
 
 def _write_plugin_fields(node: onnx.NodeProto) -> None:

@@ -15,16 +15,24 @@ from internimage_deploy.onnx_tools.graph import Graph, save
 from internimage_deploy.onnx_tools.logits import return_logits
 from internimage_deploy.onnx_tools.model_file import read_model
 from internimage_deploy.runtime.engine.compilers import Compiler
-from internimage_deploy.runtime.engine.engine_backend import MsDeformAttnPlugin
+from internimage_deploy.runtime.engine.engine_backend import Fusion, FusionForm, MsDeformAttnPlugin
+from internimage_deploy.runtime.engine.gelu import OPSET, raise_gelu
+from internimage_deploy.runtime.engine.layer_precision import OBEY, float32_nodes
 from internimage_deploy.runtime.engine.lowering import lower
 from internimage_deploy.runtime.engine.official import Classes, Palette, adapt_official, upgrade_official
 from internimage_deploy.runtime.engine.operators import Parser, check, parser_of
-from internimage_deploy.runtime.engine.plugin_nodes import dcnv3_nodes, ms_deform_attn_nodes, to_plugin_nodes
+from internimage_deploy.runtime.engine.plain_fusion import is_rewritten, make_plain
+from internimage_deploy.runtime.engine.plugin_folds import allow_half, fuse_argmax, pack_offset_masks
+from internimage_deploy.runtime.engine.plugin_nodes import (
+    dcnv3_nodes,
+    ms_deform_attn_nodes,
+    plugin_operators,
+    to_plugin_nodes,
+)
 from internimage_deploy.runtime.engine.precision import convert
 from internimage_deploy.runtime.engine.profiles import InputSize, Profile, choose_profiles, tensor_shape
 from internimage_deploy.runtime.engine.protocol import ExpectedTensor, Job
 from internimage_deploy.runtime.engine.targets import TURING
-from internimage_deploy.runtime.gpu.driver import gpu_problem
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
@@ -41,10 +49,15 @@ class BuildOptions:
         optimization_level: 0 (quick build) to 5 (longest search); None for the compiler's default.
         compute_capabilities: GPUs that TensorRT-RTX compiles for; empty for its default set.
         timing_cache: file in which TensorRT keeps measured kernels; None for none.
-        version_compatible: the engine also loads in newer versions of the same major number.
-        strip_weights: leave out weights that can be refitted.
+        version_compatible: the engine also loads in newer versions; see `sidecar.check_runtime`.
         embed_plugin: put the plugin's code into the engine.
+        tf32: let what runs in float32 multiply with TF32's 10 bits of mantissa.
+        fusion: form of the decode head's fusion convolutions; see `plain_fusion`. `prepare` leaves them as they are for
+            "auto".
         whole: compile for whole images what was evaluated with a sliding window.
+        pack_offsets: let the DCNv3 plugin read offsets and mask from one tensor; see `plugin_folds`.
+        fuse_argmax: let a plugin upsample the logits and take the argmax; see `plugin_folds`.
+        half_interpolation: let the DCNv3 plugin interpolate float16 values in float16; see `plugin_folds`.
         ms_deform_attn: the plugin that TensorRT runs multi-scale deformable attention with; see `plugin_nodes`.
         classes, palette, size: the card's entries for a file without a card; see `official.adapt_official`.
     """
@@ -59,9 +72,13 @@ class BuildOptions:
     compute_capabilities: tuple[str, ...] = ()
     timing_cache: Path | None = None
     version_compatible: bool = False
-    strip_weights: bool = False
-    embed_plugin: bool = True
+    embed_plugin: bool = False
+    tf32: bool = False
+    fusion: Fusion = "auto"
     whole: bool = False
+    pack_offsets: bool = True
+    fuse_argmax: bool = True
+    half_interpolation: bool = False
     ms_deform_attn: MsDeformAttnPlugin = "own"
     classes: Classes | None = None
     palette: Palette | None = None
@@ -78,12 +95,18 @@ class PreparedModel:
     profiles: tuple[Profile, ...]
     lowered: tuple[str, ...]  # operators that were decomposed because the parser lacks them
     weights_beside: Path  # the file in whose folder external weights lie, as long as the graph is not saved
-    uses_plugin: bool
+    plugins: tuple[str, ...]  # operators that a plugin runs
+    fusion: FusionForm | Literal[""]  # form of the fusion convolutions; empty where none had been rewritten
     returns_logits: bool  # in place of the file's labels, for the sliding window
+
+    @property
+    def uses_plugin(self) -> bool:
+        """True when the engine needs the plugin library."""
+        return bool(self.plugins)
 
     def embeds_plugin(self, options: BuildOptions) -> bool:
         """True when the engine will carry the plugin's code."""
-        return self.uses_plugin and options.embed_plugin and self.parser.version >= (8, 6)
+        return self.uses_plugin and options.embed_plugin
 
 
 def prepare(model: Path, compiler: Compiler, options: BuildOptions) -> PreparedModel:
@@ -98,6 +121,12 @@ def prepare(model: Path, compiler: Compiler, options: BuildOptions) -> PreparedM
     stored = _card(graph, model, options)
     card = _for_window(graph, stored, model, whole=options.whole)
     profiles = choose_profiles(card, options.min, options.opt, options.max)
+    fusion: FusionForm | Literal[""] = "rewritten" if is_rewritten(graph) else ""
+    if fusion and options.fusion == "plain":
+        make_plain(graph)
+        fusion = "plain"
+    if parser.reads("Gelu") and parser.newest_opset >= OPSET:
+        raise_gelu(graph)
     if options.precision != "fp32":
         if card.precision != "fp32":
             raise UserError(f"{model}: already {card.precision}; export the checkpoint again for another precision")
@@ -112,13 +141,21 @@ def prepare(model: Path, compiler: Compiler, options: BuildOptions) -> PreparedM
     attention = ms_deform_attn_nodes(graph)
     if options.ms_deform_attn == "tensorrt" and not attention:
         raise UserError(f"{model}: has no multi-scale deformable attention; leave --ms-deform-attn out")
-    uses_plugin = compiler.backend == "tensorrt" and bool(dcnv3_nodes(graph) or attention)
-    if uses_plugin:
+    plugins: tuple[str, ...] = ()
+    if compiler.backend == "tensorrt" and (dcnv3_nodes(graph) or attention):
+        if options.pack_offsets:
+            pack_offset_masks(graph)
+        if options.fuse_argmax:
+            fuse_argmax(graph)
+        if options.half_interpolation:
+            allow_half(graph)
         to_plugin_nodes(graph, options.ms_deform_attn)
+        plugins = plugin_operators(graph)
     check(graph.model, parser)
-    return PreparedModel(
-        graph, card, parser, profiles, lowered, model, uses_plugin, stored.emits_labels != card.emits_labels
-    )
+    if options.embed_plugin and plugins and parser.version < (8, 6):
+        raise UserError(f"--embed-plugin needs TensorRT 8.6 or later, this is {compiler.version}; leave it out")
+    returns_logits = stored.emits_labels != card.emits_labels
+    return PreparedModel(graph, card, parser, profiles, lowered, model, plugins, fusion, returns_logits)
 
 
 def write_graph(prepared: PreparedModel, folder: Path) -> tuple[Path, Path]:
@@ -149,13 +186,15 @@ def make_job(
 ) -> Job:
     """The compilation of `prepared`, whose graph `write_graph` has written to `model`."""
     embed = prepared.embeds_plugin(options)
-    flags = []
+    flags: list[str] = []
+    kept: tuple[str, ...] = ()
+    lean = {"--embed-plugin": embed, "--version-compatible": options.version_compatible}
     if options.precision != "fp32" and not prepared.parser.strongly_typed:
-        flags.append("FP16")  # 8.x: the graph's types alone do not make it choose float16 kernels
+        # 8.x: the graph's types alone neither make it choose float16 kernels nor keep it from doing so.
+        flags += ["FP16", OBEY]
+        kept = float32_nodes(prepared.graph)
     if embed or options.version_compatible:
         flags.append("VERSION_COMPATIBLE")
-    if options.strip_weights:
-        flags.append("STRIP_PLAN")
     card = prepared.card
     return Job(
         backend=compiler.backend,
@@ -176,6 +215,11 @@ def make_job(
         timing_cache=str(options.timing_cache or ""),
         plugin=str(plugin.absolute()) if plugin else "",
         embed_plugin=embed,
+        lean_options=tuple(name for name, given in lean.items() if given),
+        tf32=options.tf32,
+        # Before 8.6 there is no such thing, and from 10.0 on profiles are shared without asking.
+        share_profiles=compiler.backend == "tensorrt" and (8, 6) <= prepared.parser.version < (10, 0),
+        float32_nodes=kept,
         tensorrt_plugins=options.ms_deform_attn == "tensorrt",
     )
 
@@ -185,6 +229,8 @@ def _expected(spec: TensorSpec) -> ExpectedTensor:
 
 
 def _check_options(compiler: Compiler, options: BuildOptions) -> None:
+    if options.half_interpolation and options.precision != "fp16":
+        raise UserError("--half-interpolation interpolates float16 values, so it needs --fp16")
     if compiler.backend == "tensorrt":
         if options.compute_capabilities:
             raise UserError(
@@ -194,21 +240,24 @@ def _check_options(compiler: Compiler, options: BuildOptions) -> None:
         if options.ms_deform_attn == "tensorrt" and (options.embed_plugin or options.version_compatible):
             raise UserError(
                 "TensorRT's own plugins cannot be part of a version-compatible engine: with --ms-deform-attn tensorrt "
-                "give --no-embed-plugin and leave --version-compatible out"
+                "leave --embed-plugin and --version-compatible out"
             )
         return
-    if options.ms_deform_attn == "tensorrt":
-        raise UserError("TensorRT-RTX takes no plugins, so --ms-deform-attn has no effect; leave it out")
+    for option, given in (
+        ("--ms-deform-attn", options.ms_deform_attn == "tensorrt"),
+        ("--embed-plugin", options.embed_plugin),
+        ("--no-pack-offsets", not options.pack_offsets),
+        ("--no-fuse-argmax", not options.fuse_argmax),
+        ("--half-interpolation", options.half_interpolation),
+    ):
+        if given:
+            raise UserError(f"TensorRT-RTX takes no plugins, so {option} has no effect; leave it out")
     if options.timing_cache is not None:
         raise UserError(
             "TensorRT-RTX times no kernels while it compiles, so --timing-cache has no effect; leave it out"
         )
     if options.version_compatible:
         raise UserError("TensorRT-RTX comes without the lean runtime that --version-compatible needs; leave it out")
-    if options.strip_weights and (problem := gpu_problem()):
-        raise UserError(
-            f"TensorRT-RTX strips weights only where it finds a GPU, and {problem}; leave --strip-weights out"
-        )
     if TURING in options.compute_capabilities and options.precision != "fp16":
         raise UserError(
             "TensorRT-RTX has no matrix products in float32 or bfloat16 for compute capability 7.5 (Turing); "

@@ -42,6 +42,10 @@ class Job:
     timing_cache: str = ""  # path, or empty for none
     plugin: str = ""  # path of the library to load before parsing, or empty for none
     embed_plugin: bool = False
+    lean_options: tuple[str, ...] = ()  # the user's options that need the lean runtime, for messages
+    tf32: bool = False  # let what runs in float32 multiply with TF32's 10 bits of mantissa
+    share_profiles: bool = False  # set the preview feature by which execution contexts share a profile
+    float32_nodes: tuple[str, ...] = ()  # nodes that a weakly typed compiler must be told to keep in float32
     tensorrt_plugins: bool = False  # register the plugins that TensorRT itself brings
 
 
@@ -128,7 +132,7 @@ def decode_job(line: str) -> Job:
     data["input"] = _tensor(data["input"])
     data["outputs"] = tuple(_tensor(tensor) for tensor in data["outputs"])
     data["profiles"] = tuple({bound: tuple(shape) for bound, shape in p.items()} for p in data["profiles"])
-    for name in ("flags", "compute_capabilities"):
+    for name in ("flags", "compute_capabilities", "lean_options", "float32_nodes"):
         data[name] = tuple(data[name])
     return Job(**data)
 

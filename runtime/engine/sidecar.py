@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from internimage_deploy.card import EngineInfo, ModelCard
@@ -62,6 +63,37 @@ def _card_and_info(engine: Path) -> tuple[ModelCard, EngineInfo]:
     return card, card.engine
 
 
+def copy_plugin(library: Path, folder: Path) -> Path:
+    """Copy a plugin library into the folder of an engine; returns the copy.
+
+    Its name holds a part of its digest, so that engines with different libraries can share a folder.
+    """
+    copy = folder / f"{library.name.partition('.')[0]}-{sha256(library)[:12]}.so"
+    shutil.copyfile(library, copy)
+    return copy
+
+
+def plugin_beside(engine: Path, info: EngineInfo) -> Path | None:
+    """The plugin library that was built with `engine` and lies beside it; None where there is none.
+
+    Raises:
+        UserError: the library there is another one.
+    """
+    library = engine.parent / info.plugin_file
+    if not info.plugin_file or not library.is_file():
+        return None
+    try:
+        digest = sha256(library)
+    except OSError as error:
+        raise UserError(f"cannot read {library}: {error.strerror or error}") from error
+    if digest != info.plugin_sha256:
+        raise UserError(
+            f"{library}: not the plugin library that {engine.name} was built with (its SHA-256 is {digest[:12]}..., "
+            f"the card has {info.plugin_sha256[:12]}...); copy it again, or build the engine again"
+        )
+    return library
+
+
 def check_runtime(engine: Path, info: EngineInfo, backend: EngineBackend, version: str) -> None:
     """Check that the library at hand can load an engine.
 
@@ -82,11 +114,14 @@ def check_runtime(engine: Path, info: EngineInfo, backend: EngineBackend, versio
     if info.version == version:
         return
     built, here = _numbers(info.version), _numbers(version)
-    if info.version_compatible and built[:1] == here[:1] and built <= here:
+    if info.version_compatible and _reaches(built, here):
         return
     if backend == "tensorrt-rtx" and built[:1] == here[:1]:
         return  # TensorRT-RTX judges the engine's header itself (`get_engine_validity`)
-    compatible = "; it was built version-compatible, which reaches newer versions of the same major number only"
+    compatible = (
+        "; it was built version-compatible, which reaches newer versions of the same major number, 11 from 10, and 10 "
+        "from 8"
+    )
     raise UserError(
         f"{engine}: built with {DISPLAY_NAMES[backend]} {info.version}, and this is {version}"
         f"{compatible if info.version_compatible else ''}; build it again here, or install version {info.version}"
@@ -110,6 +145,18 @@ def check_gpu(engine: Path, info: EngineInfo, capability: str, device: str) -> N
             f"{engine}: built for compute capability {', '.join(info.compute_capabilities)}, and this GPU ({device}) "
             f"has {capability}; build it again for this GPU"
         )
+
+
+def allows_several_contexts(info: EngineInfo) -> bool:
+    """True when an engine may have several execution contexts at a time.
+
+    A profile could be in use by one execution context alone until TensorRT 8.6 brought profile sharing, which engines
+    before 10.0 have only where they were built with it. Engines of a fixed size have no profiles to share.
+    """
+    if info.backend == "tensorrt-rtx" or not info.profiles:
+        return True
+    version = _numbers(info.version)
+    return version >= (10,) or (version >= (8, 6) and info.profile_sharing)
 
 
 def check_plugin(engine: Path, info: EngineInfo, *, available: str, trusted: bool) -> None:
@@ -143,6 +190,14 @@ def check_plugin(engine: Path, info: EngineInfo, *, available: str, trusted: boo
             f"{engine}: built with version {info.plugin_version} of the plugin library, and version {available} is "
             "here; build the engine again"
         )
+
+
+def _reaches(built: tuple[int, ...], here: tuple[int, ...]) -> bool:
+    """True when a version-compatible engine loads in another version.
+
+    Source: NVIDIA's support matrix for TensorRT 11.4 ("No other combination across major versions is supported").
+    """
+    return built <= here if built[:1] == here[:1] else (built[0], here[0]) in ((8, 10), (10, 11))
 
 
 def _numbers(version: str) -> tuple[int, ...]:

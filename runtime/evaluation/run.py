@@ -173,6 +173,7 @@ def evaluate(
     max_pixels: int = MAX_PIXELS,
     trust_engine: bool = False,
     cuda_graphs: bool = True,
+    device: int = 0,
     scales: Sequence[float] = (),
     flip: bool = False,
 ) -> Evaluation:
@@ -197,6 +198,7 @@ def evaluate(
         max_pixels: image files with more pixels are refused.
         trust_engine: see `LoadOptions`.
         cuda_graphs: see `LoadOptions`.
+        device: number of the GPU.
         scales: test-time augmentation, see `LoadOptions`.
         flip: test-time augmentation, see `LoadOptions`.
 
@@ -205,7 +207,7 @@ def evaluate(
             are in `Evaluation.failed`.
     """
     options = LoadOptions(
-        backend, threads, resize, window, batch, max_pixels, trust_engine, cuda_graphs, tuple(scales), flip
+        backend, threads, resize, window, batch, max_pixels, trust_engine, cuda_graphs, device, tuple(scales), flip
     )
     task = plan(
         Path(model),

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CUDA graphs over cuda-python: an engine's launches, captured once and replayed. TensorRT-RTX captures by itself."""
+"""CUDA graphs: an engine's launches, captured once and replayed. TensorRT-RTX captures by itself."""
 
 from __future__ import annotations
 
-import importlib
+import contextlib
+import ctypes
 import logging
 from collections.abc import Callable
-from functools import cache
-from typing import Any
+
+from internimage_deploy.runtime.gpu import driver
+from internimage_deploy.runtime.gpu.device import Device, DeviceError, OutOfDeviceMemory
 
 log = logging.getLogger(__name__)
 
@@ -15,61 +17,44 @@ log = logging.getLogger(__name__)
 class CudaGraph:
     """Launches that were captured from a stream. Make one with `capture`."""
 
-    def __init__(self, runtime: Any, executable: Any) -> None:
-        self._cuda, self._executable = runtime, executable
+    def __init__(self, device: Device, executable: int) -> None:
+        self._device, self._executable = device, executable
 
     @staticmethod
-    def capture(runtime: Any, stream: int, enqueue: Callable[[], None]) -> CudaGraph | None:
+    def capture(device: Device, stream: int, enqueue: Callable[[], None]) -> CudaGraph | None:
         """The graph of what `enqueue` puts on `stream`, or None where that cannot be captured.
 
-        A failure leaves the stream usable, with nothing enqueued.
+        A failure leaves the stream usable, with nothing enqueued. The device's context must be current.
 
         Args:
-            runtime: what `cuda_runtime` returned.
+            device: the GPU of the stream.
             stream: handle of a stream at rest.
             enqueue: enqueues work on `stream`; a `RuntimeError` of it counts as a failure.
+
+        Raises:
+            DeviceError: the GPU cannot be used any more.
         """
-        success = runtime.cudaError_t.cudaSuccess
-        # Relaxed would hide calls that may not be captured; thread-local leaves other threads alone.
-        mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        (code,) = runtime.cudaStreamBeginCapture(stream, mode)
-        if code != success:
-            return None
-        failed = False
         try:
-            enqueue()
-        except RuntimeError:
-            failed = True
-        code, graph = runtime.cudaStreamEndCapture(stream)
-        if failed or code != success:
-            runtime.cudaGetLastError()  # the next call would report the error of a failed capture
+            # Relaxed would hide calls that may not be captured; thread-local leaves other threads alone.
+            device.call("cuStreamBeginCapture_v2", stream, driver.CAPTURE_THREAD_LOCAL)
+            with contextlib.ExitStack() as graphs:
+                try:
+                    enqueue()
+                finally:  # a stream that goes on capturing could never be used again
+                    graph = ctypes.c_void_p()
+                    device.call("cuStreamEndCapture", stream, ctypes.byref(graph))
+                    graphs.callback(device.call, "cuGraphDestroy", graph.value)
+                return CudaGraph(device, device.new_handle("cuGraphInstantiateWithFlags", graph.value, 0))
+        except (RuntimeError, OutOfDeviceMemory) as error:
+            if isinstance(error, DeviceError) and error.sticky:
+                raise
+            log.info("an input shape runs without a CUDA graph: %s", error)
             return None
-        code, executable = runtime.cudaGraphInstantiate(graph, 0)
-        runtime.cudaGraphDestroy(graph)
-        return CudaGraph(runtime, executable) if code == success else None
 
     def launch(self, stream: int) -> None:
-        """Enqueue the captured work on the stream with the handle `stream`. Raises `RuntimeError`."""
-        (code,) = self._cuda.cudaGraphLaunch(self._executable, stream)
-        if code != self._cuda.cudaError_t.cudaSuccess:
-            raise RuntimeError(f"cudaGraphLaunch failed: {code}")
+        """Enqueue the captured work on the stream with the handle `stream`. Raises `DeviceError`."""
+        self._device.call("cuGraphLaunch", self._executable, stream)
 
     def free(self) -> None:
         """Free the graph's memory; it cannot be launched afterwards."""
-        self._cuda.cudaGraphExecDestroy(self._executable)
-
-
-def cuda_runtime() -> Any | None:
-    """cuda-python's runtime module, or None where it is not installed, which is logged once."""
-    for name in ("cuda.bindings.runtime", "cuda.cudart"):  # new and old name of the module
-        try:
-            return importlib.import_module(name)
-        except (ImportError, RuntimeError):
-            continue
-    _log_missing_package()
-    return None
-
-
-@cache
-def _log_missing_package() -> None:
-    log.info("CUDA graphs are not used: the package cuda-python is not installed; run  pip install cuda-python")
+        self._device.call("cuGraphExecDestroy", self._executable)

@@ -1,282 +1,219 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device layer: context, streams, events and reused buffers, over PyCUDA.
+"""The device layer: a GPU with its context, streams, events and reused buffers.
 
-The context is the caller's where there is one, else the device's primary context, which PyTorch, CuPy and TensorRT use
-as well, so that addresses can be handed from one to the other. Every failure names the call; the context is popped
-whatever happens, so the device stays usable.
+Every failure names the call; the context is popped whatever happens, so the device stays usable. Everything is freed by
+`close` or `free`, with the context current: left to the garbage collector, which runs in any thread, it would leak.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from internimage_deploy.errors import MissingDependency, UserError
-from internimage_deploy.runtime.gpu.driver import gpu_problem
+from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.gpu import driver
+from internimage_deploy.runtime.gpu.driver import CudaError, gpu_problem
+from internimage_deploy.runtime.gpu.layers import open_layer
 
 Result = TypeVar("Result")
-Value = TypeVar("Value")
 
 
 class DeviceError(RuntimeError):
-    """A call to the GPU failed, and not through a mistake of the user; the message names the call."""
+    """A call to the GPU failed, and not through a mistake of the user; the message names the call.
+
+    Attributes:
+        code: CUresult of the driver, 0 where it is not known.
+    """
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+    @property
+    def sticky(self) -> bool:
+        """True when no call succeeds any more in this process: only a new one can use the GPU again."""
+        return self.code in driver.STICKY
 
 
 class OutOfDeviceMemory(UserError):
     """The GPU has too little free memory for a batch, a model or a buffer."""
 
 
-def driver() -> Any:
-    """The module `pycuda.driver`, initialised.
-
-    Raises:
-        MissingDependency: PyCUDA is not installed.
-        UserError: there is no usable GPU here.
-    """
-    try:
-        import pycuda.driver as drv
-    except ImportError as error:
-        if problem := gpu_problem():  # PyCUDA would not help
-            raise UserError(f"running an engine needs an NVIDIA GPU: {problem}") from error
-        if getattr(error, "name", "") and str(error.name).startswith("pycuda"):
-            raise MissingDependency("pycuda", None, "running an engine") from error
-        raise UserError(f"PyCUDA does not load ({error}); is the NVIDIA driver installed?") from error
-    try:
-        drv.init()
-    except drv.Error as error:
-        raise UserError(
-            f"the NVIDIA driver does not start ({error}); is there a GPU, and may this user open it?"
-        ) from error
-    return drv
-
-
 def device_name(index: int = 0) -> str:
-    """The name of a GPU. Raises like `driver`."""
-    return str(driver().Device(index).name())
+    """The name of a GPU. Raises `UserError` where there is no usable GPU of that number."""
+    return Device(index).name
 
 
 class Device:
-    """A GPU and the context on it."""
+    """A GPU and the context on it.
+
+    Attributes:
+        index: its number, as CUDA counts.
+        name: such as "NVIDIA GeForce RTX 4090".
+        capability: compute capability, such as "8.9".
+    """
 
     def __init__(self, index: int = 0) -> None:
-        self.driver = driver()
-        count = self.driver.Device.count()
-        if index >= count:
+        """Open the GPU number `index`. Raises `UserError` where there is no usable GPU of that number."""
+        if problem := gpu_problem():
+            raise UserError(f"running an engine needs an NVIDIA GPU: {problem}")
+        self.index, self.name = index, f"GPU {index}"
+        count = self._translate(None, driver.number, "cuDeviceGetCount")
+        if not 0 <= index < count:
             raise UserError(f"no GPU number {index}: this machine has {count}")
-        self.handle = self.driver.Device(index)
-        self.name = str(self.handle.name())
-        major, minor = self.handle.compute_capability()
-        self.capability = f"{major}.{minor}"
-        current = self.driver.Context.get_current()
-        if current is not None and self.call("cuCtxGetDevice", self.driver.Context.get_device) == self.handle:
-            self._context = current
-        else:
-            self._context = self.call("cuDevicePrimaryCtxRetain", self.handle.retain_primary_context)
+        handle = self._translate(None, driver.number, "cuDeviceGet", index)
+        name = ctypes.create_string_buffer(256)
+        self.call("cuDeviceGetName", name, len(name), handle)
+        self.name = name.value.decode()
+        attributes = (driver.COMPUTE_CAPABILITY_MAJOR, driver.COMPUTE_CAPABILITY_MINOR)
+        numbers = (self._translate(None, driver.number, "cuDeviceGetAttribute", kind, handle) for kind in attributes)
+        self.capability = ".".join(map(str, numbers))
+        self._layer = self._translate(None, open_layer, index)
 
     @contextmanager
     def current(self) -> Iterator[None]:
         """Make the context current in this thread for the duration of a `with` block."""
-        self.call("cuCtxPushCurrent", self._context.push)
+        self._translate(None, self._layer.push)
         try:
             yield
         finally:
-            self.driver.Context.pop()
+            self._translate(None, self._layer.pop)
 
-    def call(self, name: str, function: Callable[..., Result], *arguments: object) -> Result:
-        """`function(*arguments)`; a failure becomes an error that names the call.
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function of the driver, by a name of `driver.SIGNATURES`.
 
         Raises:
             OutOfDeviceMemory: the GPU's memory is used up.
             DeviceError: anything else.
         """
-        try:
-            return function(*arguments)
-        except self.driver.MemoryError as error:
-            raise OutOfDeviceMemory(
-                f"{name}: the GPU {self.name} is out of memory; use a smaller batch or image, or free some memory"
-            ) from error
-        except self.driver.Error as error:
-            raise DeviceError(f"{name} failed on {self.name}: {error}") from error
+        self._translate(None, driver.call, name, *arguments)
 
-    def stream(self) -> Any:
-        """A new stream that does not wait for the default stream."""
-        flags = getattr(getattr(self.driver, "stream_flags", None), "NON_BLOCKING", 1)
-        try:
-            return self.call("cuStreamCreate", self.driver.Stream, flags)
-        except TypeError:  # a PyCUDA whose streams take no flags
-            return self.call("cuStreamCreate", self.driver.Stream)
+    def new_handle(self, name: str, *arguments: Any) -> int:
+        """As `call`, for a function that stores a handle in its first argument; returns the handle."""
+        return self._translate(None, driver.new_handle, name, *arguments)
 
-    def event(self, timed: bool = False) -> Any:
-        """A new event; untimed ones are cheaper."""
-        return self.call("cuEventCreate", self.driver.Event, 0 if timed else self.driver.event_flags.DISABLE_TIMING)
+    def allocate(self, nbytes: int, *, pinned: bool = False) -> tuple[int, Callable[[], None]]:
+        """Memory on the GPU, or page-locked on the host: its address, and what frees it. Raises like `call`."""
+        name, function = (
+            ("cuMemHostAlloc", self._layer.allocate_pinned) if pinned else ("cuMemAlloc", self._layer.allocate)
+        )
+        address, free = self._translate(f"{name} of {nbytes / 1e6:.1f} MB", function, nbytes)
+        return address, lambda: self._translate(None, free)
+
+    def order(self, before: int, after: int) -> None:
+        """Let later work on the stream `after` wait, on the GPU, for the present work on the stream `before`."""
+        event = Event(self)
+        try:
+            event.record(before)
+            self.call("cuStreamWaitEvent", after, event.handle, 0)
+        finally:
+            event.close()  # the driver keeps what the wait needs
 
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes of the GPU."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
         with self.current():
-            free, total = self.call("cuMemGetInfo", self.driver.mem_get_info)
-        return int(free), int(total)
+            self.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return free.value, total.value
+
+    def _translate(self, name: str | None, function: Callable[..., Result], *arguments: Any) -> Result:
+        """`function(*arguments)`; a failure of the driver becomes an error that names the call."""
+        try:
+            return function(*arguments)
+        except CudaError as error:
+            if error.code == driver.OUT_OF_MEMORY:
+                raise OutOfDeviceMemory(
+                    f"{name or error.call}: the GPU {self.name} is out of memory; use a smaller batch or image, or "
+                    "free some memory"
+                ) from error
+            raise DeviceError(f"{name or error.call} failed on {self.name}: {error.reason}", error.code) from error
 
 
-class DeviceBuffer:
-    """Device memory that is reused and grows when a larger size is needed."""
+class Stream:
+    """A stream that does not wait for the default stream."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._allocation: Any = None
-        self.capacity = 0
+        self.handle = device.new_handle("cuStreamCreate", driver.STREAM_NON_BLOCKING)
 
-    @property
-    def address(self) -> int:
-        """Device address of the memory, 0 for an empty buffer; it changes when the buffer grows."""
-        return int(self._allocation) if self._allocation is not None else 0
+    def synchronize(self) -> None:
+        """Wait for the work on the stream."""
+        self._device.call("cuStreamSynchronize", self.handle)
+
+    def close(self) -> None:
+        """Free the stream."""
+        self._device.call("cuStreamDestroy_v2", self.handle)
+
+
+class Event:
+    """A mark on a stream; untimed ones are cheaper."""
+
+    def __init__(self, device: Device, *, timed: bool = False) -> None:
+        self._device = device
+        flags = driver.EVENT_WITH_TIME if timed else driver.EVENT_WITHOUT_TIME
+        self.handle = device.new_handle("cuEventCreate", flags)
+
+    def record(self, stream: int) -> None:
+        """Mark the place that the stream with the handle `stream` has reached."""
+        self._device.call("cuEventRecord", self.handle, stream)
+
+    def synchronize(self) -> None:
+        """Wait for the marked place."""
+        self._device.call("cuEventSynchronize", self.handle)
+
+    def milliseconds_until(self, later: Event) -> float:
+        """Time between two timed events that both have happened."""
+        milliseconds = ctypes.c_float()
+        self._device.call("cuEventElapsedTime", ctypes.byref(milliseconds), self.handle, later.handle)
+        return milliseconds.value
+
+    def close(self) -> None:
+        """Free the event."""
+        self._device.call("cuEventDestroy_v2", self.handle)
+
+
+class DeviceBuffer:
+    """Memory on the GPU that is reused and grows when a larger size is needed."""
+
+    pinned = False
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._free: Callable[[], None] = lambda: None
+        self.address = 0  # 0 for an empty buffer; it changes when the buffer grows
+        self.capacity = 0  # bytes
 
     def reserve(self, nbytes: int) -> bool:
         """Make room for `nbytes`, losing the content if that takes new memory; True if the address changed."""
         if nbytes <= self.capacity:
             return False
         self.free()
-        name = f"cuMemAlloc of {nbytes / 1e6:.1f} MB"
-        self._allocation = self._device.call(name, self._device.driver.mem_alloc, nbytes)
+        self.address, self._free = self._device.allocate(nbytes, pinned=self.pinned)
         self.capacity = nbytes
         return True
 
     def free(self) -> None:
         """Free the memory; the buffer is empty afterwards."""
-        if self._allocation is not None:
-            self._allocation.free()
-        self._allocation, self.capacity = None, 0
+        free, self._free = self._free, lambda: None
+        self.address = self.capacity = 0
+        free()
 
 
-class PinnedBuffer:
-    """Page-locked host memory, for asynchronous copies; it grows and is reused like `DeviceBuffer`."""
+class PinnedBuffer(DeviceBuffer):
+    """Page-locked host memory, for asynchronous copies."""
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._bytes: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+    pinned = True
 
     def view(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array over the buffer; the next `view` shares its memory."""
+        """An array over the buffer, until it is freed; the next `view` shares its memory."""
         element = np.dtype(dtype)
         nbytes = math.prod(shape) * element.itemsize
-        if nbytes > self._bytes.size:
-            name = f"cuMemHostAlloc of {nbytes / 1e6:.1f} MB"
-            self._bytes = self._device.call(name, self._device.driver.pagelocked_empty, (nbytes,), np.uint8)
-        return self._bytes[:nbytes].view(element).reshape(shape)
-
-
-class DeviceArray:
-    """A dense array on the GPU, shared without a copy through `__cuda_array_interface__` and DLPack.
-
-    `owner` keeps the memory alive; `stream` is the stream on which its content becomes ready.
-    """
-
-    def __init__(
-        self, address: int, shape: tuple[int, ...], dtype: npt.DTypeLike, owner: object, stream: int = 0
-    ) -> None:
-        self.address, self.shape, self.dtype = address, shape, np.dtype(dtype)
-        self.owner, self.stream = owner, stream
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {
-            "shape": self.shape,
-            "typestr": self.dtype.str,
-            "data": (self.address, False),
-            "version": 3,
-            "strides": None,
-            "stream": self.stream or None,
-        }
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        from internimage_deploy.runtime.gpu.dlpack import CUDA
-
-        return CUDA, 0
-
-    def __dlpack__(self, *, stream: int | None = None, **unused: object) -> object:
-        from internimage_deploy.runtime.gpu.dlpack import CUDA, export_array
-
-        return export_array(self.address, self.shape, self.dtype, (CUDA, 0), self)
-
-    @staticmethod
-    def of(array: Any) -> DeviceArray:
-        """View another library's GPU array (PyTorch, CuPy, Numba, JAX) as one of ours.
-
-        Raises:
-            UserError: it offers neither interface, is not dense in C order, or NumPy has no such element type.
-        """
-        if isinstance(array, DeviceArray):
-            return array
-        interface = getattr(array, "__cuda_array_interface__", None)
-        if interface is not None:
-            dtype = np.dtype(interface["typestr"])
-            shape = tuple(int(side) for side in interface["shape"])
-            strides = interface.get("strides")
-            if strides is not None and tuple(strides) != _dense_strides(shape, dtype.itemsize):
-                raise UserError("the GPU array is not dense in C order; make it contiguous first")
-            return DeviceArray(int(interface["data"][0]), shape, dtype, array, int(interface.get("stream") or 0))
-        if hasattr(array, "__dlpack__"):
-            from internimage_deploy.runtime.gpu.dlpack import CUDA, import_array
-
-            try:
-                imported = import_array(array)
-            except (ValueError, BufferError) as error:
-                raise UserError(f"the array cannot be imported through DLPack: {error}") from error
-            if imported.device[0] != CUDA:
-                raise UserError("the array is not on an NVIDIA GPU; pass CPU data as NumPy arrays")
-            return DeviceArray(imported.address, imported.shape, imported.dtype, imported)
-        raise UserError(
-            f"got {type(array).__name__}, expected a GPU array with __cuda_array_interface__ or DLPack "
-            "(PyTorch, CuPy, Numba, JAX)"
-        )
-
-
-def _dense_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    strides = []
-    step = itemsize
-    for side in reversed(shape):
-        strides.append(step)
-        step *= side
-    return tuple(reversed(strides))
-
-
-class PerThread(Generic[Value]):
-    """One object per thread, made on first use."""
-
-    def __init__(self, make: Callable[[], Value]) -> None:
-        self._make = make
-        self._local = threading.local()
-        self._all: list[Value] = []
-        self._lock = threading.Lock()
-
-    def get(self) -> Value:
-        """This thread's object."""
-        if not hasattr(self._local, "value"):
-            self._local.value = self._make()
-            with self._lock:
-                self._all.append(self._local.value)
-        value: Value = self._local.value
-        return value
-
-    def drop(self) -> None:
-        """Forget this thread's object, so that `get` makes a new one, as after a failure."""
-        value = self._local.__dict__.pop("value", None)
-        with self._lock:
-            self._all = [other for other in self._all if other is not value]
-
-    def clear(self) -> list[Value]:
-        """Forget the objects of all threads and return them."""
-        with self._lock:
-            values, self._all = self._all, []
-        self._local = threading.local()
-        return values
+        self.reserve(nbytes)
+        memory = (ctypes.c_uint8 * nbytes).from_address(self.address)
+        return np.frombuffer(memoryview(memory), element).reshape(shape)

@@ -109,13 +109,18 @@ class ImportedArray:
             self.managed.contents.deleter(self.managed)
 
 
-def import_array(array: Any) -> ImportedArray:
+def import_array(array: Any, stream: int | None = None) -> ImportedArray:
     """Import the array that `array.__dlpack__` exports.
+
+    Args:
+        array: another library's array.
+        stream: handle of the CUDA stream on which it must be ready; None for an array in host memory. To leave it out
+            means the default stream in the standard, and no waiting at all in PyTorch.
 
     Raises:
         ValueError: the array is not dense in C order, or its element type has no NumPy counterpart.
     """
-    capsule = array.__dlpack__()
+    capsule = array.__dlpack__() if stream is None else array.__dlpack__(stream=stream)
     if not _api.PyCapsule_IsValid(capsule, _NAME):
         raise ValueError("the DLPack capsule is of a version that this program does not read, or was consumed before")
     managed = ctypes.cast(_api.PyCapsule_GetPointer(capsule, _NAME), ctypes.POINTER(_Managed))

@@ -3,9 +3,10 @@
 
     REPO/NAME/config.pbtxt
     REPO/NAME/1/model.onnx or model.plan
-    REPO/NAME/NAME OF THE PLUGIN LIBRARY    (engines that need one)
+    REPO/NAME/libinternimage_trt_plugins.so, libinternimage_trt_register.so    (engines that need the plugin)
 
-Triton treats every folder of a repository as a model, so the plugin library lies in the model's own folder.
+Triton treats every folder of a repository as a model, so the libraries lie in the model's own folder. It only opens the
+libraries that it is told of, so that is the registering one, which registers the other.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.files import atomic_path, atomic_write, require_file, write_error
 from internimage_deploy.onnx_tools.model_file import external_files, read_card, read_model
 from internimage_deploy.runtime.engine import sidecar
+from internimage_deploy.trt_plugins.build import LIBRARY, REGISTER_LIBRARY, find_register_library
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,8 @@ class TritonOptions:
         queue: maximum number of waiting images; further ones are rejected.
         instances: number of copies of the model.
         device: where they run; an engine always runs on the GPU.
-        plugin: the compiled plugin library, for an engine that does not carry the plugin.
+        plugin: the compiled plugin library, for an engine that does not carry the plugin; None for the one beside the
+            engine. The registering library is taken from the same folder, else from the cache.
     """
 
     name: str
@@ -61,7 +64,8 @@ def export(model: Path, repository: Path, options: TritonOptions) -> list[str]:
     """
     is_engine = model.suffix.lower() != ".onnx"
     card = sidecar.read(model) if is_engine else read_card(model)
-    _check(model, card, options, is_engine)
+    _check(model, card, is_engine)
+    library = _plugin_library(model, card, options)
     if card.window is not None:
         log.warning("Triton runs the network on whole images, and %s was evaluated with a sliding window", model)
     folder = repository / options.name
@@ -74,9 +78,11 @@ def export(model: Path, repository: Path, options: TritonOptions) -> list[str]:
         for name in external_files(read_model(model)):
             _copy(model.parent / name, folder / "1" / name)
     plugin = None
-    if options.plugin is not None and card.engine is not None and card.engine.plugin_version:
-        plugin = f"{_MOUNT}/{options.name}/{options.plugin.name}"
-        _copy(options.plugin, folder / options.plugin.name)
+    if library is not None:
+        register = find_register_library(library)
+        _copy(library, folder / LIBRARY)
+        _copy(register, folder / REGISTER_LIBRARY)
+        plugin = f"{_MOUNT}/{options.name}/{REGISTER_LIBRARY}"
     # Last: a server that polls the repository must not see a model without its files.
     atomic_write(folder / "config.pbtxt", config(card, options, is_engine=is_engine))
     compatible = card.engine is not None and card.engine.version_compatible
@@ -120,22 +126,23 @@ def config(card: ModelCard, options: TritonOptions, *, is_engine: bool) -> str:
 def commands(repository: Path, plugin: str | None, *, gpu: bool, version_compatible: bool = False) -> list[str]:
     """Shell commands that start Triton on `repository` and check that it is ready.
 
-    `plugin` is the path of the plugin library inside the container, None for none.
+    `plugin` is the path of the registering library inside the container, None for none.
     """
     gpus = "--gpus all " if gpu else ""
-    # LD_PRELOAD registers the plugin before any engine is read; it is Triton's documented way for custom layers.
-    preload = f"-e LD_PRELOAD={plugin} " if plugin else ""
+    # Triton's TensorRT backend opens these before it reads an engine. LD_PRELOAD would open them in every program of
+    # the container, each of which would load TensorRT for them.
+    backend = f" --backend-config=tensorrt,plugins={plugin}" if plugin else ""
     # A version-compatible engine carries code, which Triton runs only with this setting.
-    backend = " --backend-config=tensorrt,version-compatible=true" if version_compatible else ""
+    backend += " --backend-config=tensorrt,version-compatible=true" if version_compatible else ""
     return [
-        f"docker run --rm {gpus}{preload}-p 8000:8000 -p 8001:8001 -p 8002:8002 "
+        f"docker run --rm {gpus}-p 8000:8000 -p 8001:8001 -p 8002:8002 "
         f"-v {repository.resolve()}:{_MOUNT}:ro nvcr.io/nvidia/tritonserver:YY.MM-py3 "
         f"tritonserver --model-repository={_MOUNT}{backend}",
         "curl -f localhost:8000/v2/health/ready",
     ]
 
 
-def _check(model: Path, card: ModelCard, options: TritonOptions, is_engine: bool) -> None:
+def _check(model: Path, card: ModelCard, is_engine: bool) -> None:
     if not (card.takes_uint8 and card.emits_labels):
         windowed = card.engine is not None and card.window is not None
         raise UserError(
@@ -151,14 +158,21 @@ def _check(model: Path, card: ModelCard, options: TritonOptions, is_engine: bool
             f"{model}: an engine for {card.engine.backend}, which Triton does not run; "
             "build one with  build-engine --backend tensorrt"
         )
-    needs_library = card.engine.plugin_version and not card.engine.plugin_embedded
-    if needs_library and options.plugin is None:
-        raise UserError(
-            f"{model}: the engine needs the plugin library, and Triton must load it first; compile it with  "
-            "build-plugin  against the TensorRT of your Triton image and name the library with --plugin"
-        )
+
+
+def _plugin_library(model: Path, card: ModelCard, options: TritonOptions) -> Path | None:
+    """The plugin library that Triton has to register for this model; None for none."""
     if options.plugin is not None:
         require_file(options.plugin, "a plugin library")
+    if card.engine is None or not card.engine.plugin_version:
+        return None
+    library = options.plugin or sidecar.plugin_beside(model, card.engine)
+    if library is None and not card.engine.plugin_embedded:
+        raise UserError(
+            f"{model}: the engine needs the plugin library, which is not beside it, and Triton must load it first; "
+            "compile it with  build-plugin  against the TensorRT of your Triton image and name it with --plugin"
+        )
+    return library
 
 
 def _batch_size(card: ModelCard, options: TritonOptions) -> int:

@@ -27,7 +27,7 @@ RUN = (
 # Taken by other tests: the service runs until it is stopped (tests/serving/test_http.py).
 NOT_RUN = "internimage-deploy serve"
 # Options of other programs that the documents name.
-FOREIGN = {"--backend-config", "--dynamicPlugins", "--index-url", "--strict"}
+FOREIGN = {"--backend-config", "--dynamicPlugins", "--index-url", "--staticPlugins", "--strict"}
 
 
 def arguments(line):

@@ -31,10 +31,7 @@ def pytest_runtest_setup(item):
 @pytest.fixture(scope="session")
 def device():
     """The first GPU."""
-    try:
-        return Device()
-    except UserError as error:  # PyCUDA is not installed, or does not load
-        pytest.skip(f"needs PyCUDA: {error}")
+    return Device()
 
 
 @pytest.fixture(scope="session")

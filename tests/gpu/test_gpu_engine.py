@@ -14,10 +14,12 @@ from internimage_deploy.runtime.engine import build as build_module
 from internimage_deploy.runtime.engine.build import build_engine
 from internimage_deploy.runtime.engine.compile import compile_engine
 from internimage_deploy.runtime.engine.compilers import Compiler
-from internimage_deploy.runtime.gpu.device import Device, DeviceArray
+from internimage_deploy.runtime.gpu.device import Device
+from internimage_deploy.runtime.gpu.device_array import DeviceArray
 from internimage_deploy.runtime.verification import compare, run_alone
 from support import fake_cuda, fake_tensorrt
 from support.dcnv3_cases import CASES, assert_close, expected
+from support.device_memory import from_device, to_device
 from support.engine_checks import assert_two_threads_agree_with_one, one_node_outputs
 from support.engine_models import DYNAMIC_LOGITS, exported
 from support.tiny_models import color_model
@@ -57,9 +59,8 @@ def engine(request, tmp_path_factory):
 def test_an_engine_agrees_with_onnx_runtime(engine):
     model, backend = engine
     run_alone(backend, SIZE)  # shape, type, finite values, single images against a batch
-    # TensorRT multiplies float32 in TF32 where the GPU can, with 10 bits of mantissa, and random weights leave pixels
-    # with nearly equal logits.
-    assert compare(backend, load_backend(model, "onnxruntime"), SIZE).agreement >= 0.98
+    # Without TF32 sums differ in their order alone; random weights leave pixels with nearly equal logits.
+    assert compare(backend, load_backend(model, "onnxruntime"), SIZE).agreement >= 0.99
 
 
 @pytest.mark.gpu
@@ -78,16 +79,29 @@ def test_two_threads_share_an_engine(engine):
 
 @pytest.mark.gpu
 def test_an_array_on_the_gpu_stays_there(engine, device):
-    """As PyTorch and CuPy pass them; here the memory is PyCUDA's."""
     _, backend = engine
     batch = sample(backend.card, SIZE)
     with device.current():
-        memory = device.driver.mem_alloc(batch.nbytes)
-        device.driver.memcpy_htod(memory, batch)
-        output = backend.run_on_device(DeviceArray(int(memory), batch.shape, batch.dtype, memory))
-        found = np.empty(output.shape, output.dtype)
-        device.driver.memcpy_dtoh(found, output.address)
+        memory = to_device(device, batch)
+        output = backend.run_on_device(DeviceArray(memory.address, batch.shape, batch.dtype, memory))
+        found = from_device(device, output.address, np.empty(output.shape, output.dtype))
+        memory.free()
     np.testing.assert_array_equal(found, backend.run(batch))
+
+
+@pytest.mark.gpu
+def test_alternating_sizes_agree_with_onnx_runtime(engine):
+    """Sizes in turn, each with its CUDA graph: a graph that belongs to another size would go unnoticed."""
+    model, backend = engine
+    reference = load_backend(model, "onnxruntime")
+    batches = [sample(backend.card, size) for size in ((64, 64), (64, 96), (96, 96))]
+    expected = [reference.run(one) for one in batches]
+    first = [backend.run(one) for one in batches]
+    for one, other in zip(first, expected, strict=True):
+        assert np.mean(one.argmax(1) == other.argmax(1)) >= 0.98
+    for _ in range(4):
+        for one, before in zip(batches, first, strict=True):
+            np.testing.assert_array_equal(backend.run(one), before)
 
 
 # Without a GPU
@@ -97,8 +111,8 @@ def test_an_array_on_the_gpu_stays_there(engine, device):
 def stand_in(monkeypatch):
     """Stand-ins for TensorRT and CUDA; the module `tensorrt`."""
     trt = fake_tensorrt.make()
-    fake_cuda.install(monkeypatch, fake_cuda.make_driver(), fake_cuda.make_runtime())
-    monkeypatch.setattr("internimage_deploy.trt_plugins.library.ctypes.CDLL", lambda *a, **k: None)
+    fake_cuda.install(monkeypatch, fake_cuda.make_driver())
+    monkeypatch.setattr("internimage_deploy.trt_plugins.library.check", lambda library, tensorrt: None)
     return trt
 
 

@@ -8,17 +8,19 @@ import pytest
 
 from internimage_deploy.operators import ms_deform_attn
 from internimage_deploy.trt_plugins import host
+from internimage_deploy.trt_plugins.host_operators import UpsampleArgmaxParams
 from support import ms_deform_attn_cases as attention
 from support.dcnv3_cases import CASES, DTYPES, assert_close, expected, operands
+from support.device_memory import from_device, to_device
 
 
 def on_host(case, arrays, tactic=0):
-    return host.dcnv3(*arrays, tactic=tactic, **case["op"])
+    return host.dcnv3(*arrays, tactic=tactic, allow_half=True, **case["op"])
 
 
 def on_gpu(kernel, device, case, arrays, tactic=0):
     """The output of the DCNv3 kernel, through device memory and back."""
-    params, output = host.make_params(*arrays, **case["op"])
+    params, output = host.make_params(*arrays, allow_half=True, **case["op"])
     names = ("input", "offset", "mask", "output")
     launch(kernel.dcnv3_launch, device, params, dict(zip(names, (*arrays, output), strict=True)), output, tactic)
     return output
@@ -32,20 +34,29 @@ def attention_on_gpu(kernel, device, arrays, tactic=0):
     return output
 
 
-def launch(function, device, params, arrays, output, tactic):
-    """Run a kernel on copies of the named arrays in device memory."""
+def labels_on_gpu(kernel, device, logits, tactic=0):
+    """The output of the UpsampleArgmax kernel, through device memory and back."""
+    batch, classes, height, width = logits.shape
+    labels = np.full((batch, 4 * height, 4 * width), -1, np.int32)
+    params = UpsampleArgmaxParams(batch=batch, classes=classes, height=height, width=width)
+    arrays = {"logits": logits, "labels": labels}
+    launch(kernel.upsample_argmax_launch, device, params, arrays, labels, tactic, logits.dtype.name)
+    return labels
+
+
+def launch(function, device, params, arrays, output, tactic, dtype=None):
+    """Run a kernel on copies of the named arrays in device memory, the last of which is `output`."""
     memory = {}
     with device.current():
         for name, array in arrays.items():
-            memory[name] = device.driver.mem_alloc(array.nbytes)
-            device.driver.memcpy_htod(memory[name], array.view(np.uint8))
-            setattr(params, name, int(memory[name]))
-        dtype = host.DTYPES.index(output.dtype.name)
-        assert function(ctypes.byref(params), dtype, tactic, None) == 0
-        device.driver.Context.synchronize()
-        device.driver.memcpy_dtoh(output.view(np.uint8), memory["output"])
-        for allocation in memory.values():
-            allocation.free()
+            memory[name] = to_device(device, array)
+            setattr(params, name, memory[name].address)
+        code = host.DTYPES.index(dtype or output.dtype.name)
+        assert function(ctypes.byref(params), code, tactic, None) == 0
+        device.call("cuCtxSynchronize")
+        from_device(device, memory[list(arrays)[-1]].address, output)
+        for buffer in memory.values():
+            buffer.free()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -68,12 +79,22 @@ def test_the_cuda_kernel(case, dtype, kernel, device):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_tactic(dtype, kernel, device):
-    case = CASES["batch"]
+@pytest.mark.parametrize("case", [CASES["batch"], CASES["softmax inside"]], ids=["16 channels", "32 channels, softmax"])
+def test_every_tactic(case, dtype, kernel, device):
     arrays = operands(case, dtype)
-    reference = expected(case, arrays)
     for tactic in range(1, kernel.dcnv3_tactics() + 1):
-        assert_close(on_gpu(kernel, device, case, arrays, tactic), reference, dtype)
+        same = np.asarray(on_host(case, arrays, tactic), np.float64)
+        assert_close(on_gpu(kernel, device, case, arrays, tactic), same, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 19, 16, 24), (1, 150, 5, 7), (3, 4, 1, 1)], ids=str)
+def test_labels_with_every_tactic(shape, dtype, kernel, device):
+    logits = np.random.default_rng(0).standard_normal(shape).astype(DTYPES[dtype])
+    expected = host.upsample_argmax(logits)
+    for tactic in range(kernel.dcnv3_tactics() + 1):
+        np.testing.assert_array_equal(labels_on_gpu(kernel, device, logits, tactic), expected)
 
 
 ATTENTION = {

@@ -114,7 +114,8 @@ def test_broken_engine_cards(change, message, model):
 
 def test_cards_of_every_version_of_a_compiler(model):
     for version in ("10.14.1", "10.14.1.48", "1.4.0.76", "8.6.2", "11.0", "10.0.1b6", "10.3.0.post1", "1.2.0+cu12"):
-        built = EngineInfo("tensorrt", version, "ab", ())
+        shared = version.startswith(("10.", "11."))
+        built = EngineInfo("tensorrt", version, "ab", (), profile_sharing=shared, tf32=True)
         card = ModelCard.from_json(json.dumps(json.loads(read_card(model).to_json()) | {
             "engine": {"flavour": "tensorrt", "version": version, "sha256": "ab", "compute_capabilities": []}
         }))  # fmt: skip

@@ -63,5 +63,5 @@ def test_sizes_that_no_image_has(text, message):
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
 def test_numbers_are_finite(text):
-    with pytest.raises(click.BadParameter, match="finite|not in the range"):
+    with pytest.raises(click.BadParameter, match=r"finite|not in the range"):
         Number(0).convert(text, None, None)

@@ -10,7 +10,8 @@ import pytest
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.gpu import dlpack
-from internimage_deploy.runtime.gpu.device import DeviceArray
+from internimage_deploy.runtime.gpu.device_array import DeviceArray
+from support import fake_cuda
 
 
 class Exported:
@@ -96,7 +97,8 @@ def interface(**changes):
     return SimpleNamespace(__cuda_array_interface__=interface)
 
 
-def test_the_array_interface_of_others():
+def test_the_array_interface_of_others(monkeypatch):
+    fake_cuda.install(monkeypatch, fake_cuda.make_driver())
     array = DeviceArray.of(interface(strides=(12, 4), stream=7))
     assert (array.address, array.shape, array.dtype, array.nbytes, array.stream) == (4096, (2, 3), np.float32, 24, 7)
     assert DeviceArray.of(array) is array

@@ -12,10 +12,10 @@ from internimage_deploy.cli import doctor
 from internimage_deploy.runtime.backends import availability
 from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.backends.registry import REGISTRY
+from internimage_deploy.trt_plugins import driver
 from support.tiny_models import color_model
 
-GPU_ONLY = ("tensorrt", "pycuda", "cuda")
-PYCUDA = "PyCUDA is not installed; run  pip install pycuda"
+GPU_ONLY = ("tensorrt", "pycuda")
 
 
 def test_doctor_survives_broken_packages(tmp_path, monkeypatch):
@@ -68,7 +68,7 @@ def test_doctor_without_a_gpu_sends_nobody_for_what_only_a_gpu_needs(run, monkey
     code, out, _ = run("doctor")
     assert code == 0
     assert "none usable: no NVIDIA driver is installed here" in out
-    for words in ("install: pip install pycuda", "install: pip install cuda-python", "[gpu]"):
+    for words in ("[pycuda]", "[gpu]"):
         assert words not in out
     assert out.count("not needed here, without a GPU") == len(GPU_ONLY)
     assert last_line(out) == json.loads(run("doctor", "--json")[1])["backends"]
@@ -83,23 +83,31 @@ def test_doctor_with_a_gpu_names_what_that_gpu_needs(run, monkeypatch):
     code, out, _ = run("doctor")
     assert code == 0
     assert "NVIDIA H100, 9.0, 580.1" in out
-    assert "install: pip install pycuda" in out
+    assert "install: pip install 'internimage-deploy[pycuda]'" in out
     assert "run: TensorRT-RTX does not run on Hopper (compute capability 9.0)" in out
     assert "tensorrt-rtx" not in last_line(out)
     report = json.loads(run("doctor", "--json")[1])
     devices = [{"name": "NVIDIA H100", "compute_capability": "9.0", "driver": "580.1"}]
     assert report["gpu"] == {"problem": "", "devices": devices}
-    assert {"platform", "python", "internimage-deploy", "system", "cpus", "gpus"} == set(report["system"])
+    assert {"platform", "python", "internimage-deploy", "system", "cpus", "gpus", "driver's CUDA"} == set(
+        report["system"]
+    )
 
 
-def test_an_engine_needs_pycuda_besides_its_library(monkeypatch):
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [((12, 6), "12.6; the plugin must be compiled with CUDA 12 or older"), (None, "no NVIDIA driver")],
+)
+def test_doctor_says_which_cuda_the_driver_takes(run, monkeypatch, version, said):
+    monkeypatch.setattr(driver, "cuda_version", lambda: version)
+    assert json.loads(run("doctor", "--json")[1])["system"]["driver's CUDA"] == said
+    assert f"driver's CUDA        {said}" in run("doctor")[1]
+
+
+def test_an_engine_needs_no_package_besides_its_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycuda", None)
     monkeypatch.setattr(availability, "installed", lambda entry: True)
     monkeypatch.setattr(availability.importlib, "import_module", lambda name: None)
-    monkeypatch.setattr(availability.importlib.util, "find_spec", lambda name: None)
-    found = {row.backend: row for row in availability.availabilities("", ["8.6"])}
-    assert found["tensorrt"].run_problem == found["tensorrt-rtx"].run_problem == PYCUDA
-    assert found["onnxruntime-cuda"].runs
-    monkeypatch.setattr(availability.importlib.util, "find_spec", lambda name: "there")
     assert all(row.runs for row in availability.availabilities("", ["8.6"]))
 
 
@@ -128,7 +136,7 @@ def test_a_gpu_without_a_driver_is_seen(tmp_path):
 
 def test_doctor_finds_a_part_inside_a_namespace(tmp_path, monkeypatch):
     """As cuda-python's: the folder `cuda` belongs to several distributions and is no package of its own."""
-    (part,) = (part for part in doctor._PARTS if part.title == "cuda-python")
+    part = doctor.Part("Bindings", "cuda.bindings", ("cuda-bindings",), "pip install it", "tests")
     (tmp_path / "cuda").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     for name in [name for name in sys.modules if name.partition(".")[0] == "cuda"]:

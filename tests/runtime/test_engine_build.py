@@ -227,6 +227,8 @@ REFUSED = [
     (("--compute-capability", "5"), 1, "'5' is not a compute capability of TensorRT-RTX, expected some of 7.5, "),
     (("--min", "1x64x64"), 1, "this model takes one size, 1x64x96, so --min, --opt and --max have no effect"),
     (("--version-compatible",), 1, "comes without the lean runtime"),
+    (("--embed-plugin",), 1, "TensorRT-RTX takes no plugins, so --embed-plugin has no effect; leave it out"),
+    (("--fusion", "low"), 2, "'low' is not one of 'auto', 'plain', 'rewritten'"),
     (("--timing-cache", "x"), 1, "times no kernels while it compiles"),
     (("--keep-fp32", "Relu"), 1, "--keep-fp32 needs --fp16 or --bf16"),
     (("--classes", "ade20k"), 1, "has a model card, so --classes and --size have no effect"),
@@ -252,8 +254,6 @@ def test_without_tensorrt_or_a_gpu(tmp_path, capsys):
     basics = (exported(*STATIC_LOGITS), "-o", tmp_path / "x.engine")
     assert command(*basics, "--backend", "tensorrt") == 1
     assert "TensorRT: not installed; run  pip install 'internimage-deploy[gpu]'" in capsys.readouterr().err
-    assert command(*basics, "--backend", "tensorrt-rtx", "--strip-weights") == 1
-    assert "strips weights only where it finds a GPU, and no NVIDIA driver" in capsys.readouterr().err
 
 
 def test_tensorrt_takes_no_targets(tmp_path):

@@ -141,9 +141,35 @@ def test_the_json_of_a_card_keeps_its_keys(engine):
     data = json.loads(sidecar.path_of(engine).read_text())
     assert set(data["engine"]) == {
         *("flavour", "version", "sha256", "compute_capabilities", "profiles"),
-        *("plugin_version", "plugin_embedded", "version_compatible", "device"),
+        *("plugin_version", "plugin_embedded", "plugin_file", "plugin_sha256", "version_compatible", "device"),
+        *("profile_sharing", "tf32", "fusion", "fusion_ms", "plugins"),
     }
     assert data["engine"]["flavour"] == sidecar.read(engine).engine.backend == "tensorrt"
+
+
+@pytest.mark.parametrize(
+    ("changes", "shared"),
+    [({}, True), ({"version": "8.6.1"}, False), ({"flavour": "tensorrt-rtx", "version": "1.7.1"}, True)],
+    ids=["10", "8.6", "rtx"],
+)
+def test_a_card_of_before_a_key_says_what_the_compiler_did_then(engine, changes, shared):
+    data = json.loads(sidecar.path_of(engine).read_text())
+    for key in ("plugin_file", "plugin_sha256", "profile_sharing", "tf32", "fusion", "fusion_ms", "plugins"):
+        del data["engine"][key]
+    data["engine"] |= changes
+    sidecar.path_of(engine).write_text(json.dumps(data))
+    info = sidecar.read(engine).engine
+    assert (info.plugin_file, info.fusion, info.fusion_ms) == ("", "", {})
+    assert (info.tf32, info.profile_sharing) == (True, shared)
+
+
+@pytest.mark.parametrize("name", ["../plugin.so", "/tmp/plugin.so", "..", "a\\b.so"])
+def test_a_card_leads_to_no_library_elsewhere(engine, name):
+    data = json.loads(sidecar.path_of(engine).read_text())
+    data["engine"]["plugin_file"] = name
+    sidecar.path_of(engine).write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"plugin_file: got .*, expected a file name without folders"):
+        sidecar.read(engine)
 
 
 def test_files_that_do_not_belong_together(engine):
@@ -170,11 +196,23 @@ def test_files_that_do_not_belong_together(engine):
         ({}, "tensorrt-rtx", "1.7.1", "an engine for TensorRT, and this is TensorRT-RTX 1.7.1; use --backend tensorrt"),
         ({}, "tensorrt", "10.16.0", "built with TensorRT 10.3.0, and this is 10.16.0; build it again here, or install"),
         ({"version_compatible": True}, "tensorrt", "10.16.0", ""),
-        ({"version_compatible": True}, "tensorrt", "11.1.0", "which reaches newer versions of the same major number"),
+        ({"version_compatible": True}, "tensorrt", "11.1.0", ""),
+        ({"version_compatible": True}, "tensorrt", "12.0.0", "11 from 10, and 10 from 8; build it again here"),
         ({"version_compatible": True}, "tensorrt", "10.1.0", "which reaches newer versions of the same major number"),
+        ({"version_compatible": True, "version": "8.6.1"}, "tensorrt", "10.3.0", ""),
+        ({"version_compatible": True, "version": "8.6.1"}, "tensorrt", "11.1.0", "built with TensorRT 8.6.1, and this"),
+        (
+            {"version_compatible": True, "version": "11.1.0"},
+            "tensorrt",
+            "10.3.0",
+            "built with TensorRT 11.1.0, and",
+        ),
         ({"backend": "tensorrt-rtx", "version": "1.7.1"}, "tensorrt-rtx", "1.8.0", ""),
     ],
-    ids=["same", "backend", "newer", "compatible", "next major", "older", "rtx asks the header"],
+    ids=[
+        *("same", "backend", "newer", "compatible", "next major", "too new", "older"),
+        *("8 to 10", "8 to 11", "11 to 10", "rtx asks the header"),
+    ],
 )
 def test_libraries(changes, backend, version, message, tmp_path):
     info = dataclasses.replace(INFO, **changes)

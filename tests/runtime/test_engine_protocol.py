@@ -45,9 +45,11 @@ def test_a_job():
         ExpectedTensor("image", "uint8", (-1, 64, 64, 3)),
         (ExpectedTensor("labels", "uint8", (-1, 64, 64)),),
         profiles=(profile, profile),
-        flags=("STRIP_PLAN",),
+        flags=("FP16",),
         compute_capabilities=("8.6",),
         embed_plugin=True,
+        lean_options=("--embed-plugin",),
+        float32_nodes=("decode_head.conv_seg/Conv",),
     )
     assert protocol.decode_job(protocol.encode_job(job)) == job
 

@@ -3,15 +3,17 @@
 
 import dataclasses
 import itertools
-import logging
 import re
+import subprocess
+import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from onnx import TensorProto, helper
 
 from internimage_deploy import Segmenter
 from internimage_deploy.cli.main import LazyGroup, group
@@ -23,14 +25,16 @@ from internimage_deploy.runtime.backends.base import Backend, run_each
 from internimage_deploy.runtime.backends.fastest import sample
 from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.engine import build as build_module
-from internimage_deploy.runtime.engine import sidecar
+from internimage_deploy.runtime.engine import compile as compile_module
+from internimage_deploy.runtime.engine import sidecar, timing_cache
 from internimage_deploy.runtime.engine.build import build, default_timing_cache
 from internimage_deploy.runtime.engine.compile import compile_engine, network_flags
 from internimage_deploy.runtime.engine.compilers import Compiler, find, load_module
-from internimage_deploy.runtime.engine.prepare import BuildOptions
+from internimage_deploy.runtime.engine.layer_precision import keep_float32
+from internimage_deploy.runtime.engine.prepare import BuildOptions, make_job, prepare
 from internimage_deploy.runtime.engine.protocol import CompilerWarning
-from internimage_deploy.runtime.gpu import cuda_graph, device
-from internimage_deploy.runtime.gpu.device import Device, DeviceArray, DeviceBuffer, DeviceError, OutOfDeviceMemory
+from internimage_deploy.runtime.gpu import device
+from internimage_deploy.runtime.gpu.device import Device, DeviceBuffer, DeviceError, OutOfDeviceMemory
 from support import fake_cuda, fake_tensorrt
 from support.engine_models import DYNAMIC, exported, rtx
 from support.tiny_models import color_model, picture
@@ -39,7 +43,10 @@ from support.tiny_models import color_model, picture
 LACKS = {
     "8.6.1": ("NetworkDefinitionCreationFlag.STRONGLY_TYPED", "IProgressMonitor", "BuilderFlag.STRIP_PLAN"),
     "10.13.0": (),
-    "11.1.0": ("NetworkDefinitionCreationFlag.EXPLICIT_BATCH", "BuilderFlag.FP16", "BuilderFlag.BF16"),
+    "11.1.0": (
+        *("NetworkDefinitionCreationFlag.EXPLICIT_BATCH", "BuilderFlag.FP16", "BuilderFlag.BF16"),
+        *("BuilderFlag.OBEY_PRECISION_CONSTRAINTS", "PreviewFeature.PROFILE_SHARING_0806"),
+    ),
 }
 
 
@@ -56,8 +63,8 @@ def compile_here(monkeypatch, tmp_path):
         )
         library = tmp_path / "plugin.so"
         compiler = Compiler("tensorrt", version)
-        monkeypatch.setattr("internimage_deploy.trt_plugins.library.ctypes.CDLL", lambda *a, **k: None)
-        library.write_bytes(b"")
+        monkeypatch.setattr("internimage_deploy.trt_plugins.library.check", lambda library, tensorrt: None)
+        library.write_bytes(b"library")
         target = tmp_path / f"{version}.engine"
         options = BuildOptions(**options)
         built = build(model, target, compiler, options, on_event=events.append, find_plugin=lambda: library)
@@ -69,12 +76,14 @@ def compile_here(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("version", LACKS)
 def test_an_engine_with_the_plugin_inside(version, compile_here, tmp_path):
-    built, trt, config = compile_here(exported(*DYNAMIC), version, precision="fp16", workspace_mib=256)
+    options = {"precision": "fp16", "workspace_mib": 256, "embed_plugin": True}
+    built, trt, config = compile_here(exported(*DYNAMIC), version, **options)
     assert trt.loaded == [str(tmp_path / "plugin.so")]
     assert config.plugins_to_serialize == [str(tmp_path / "plugin.so")]
     assert config._limits == {"WORKSPACE": 256 << 20}
     # 8.6 has no strong typing, so the converted graph goes with the flag; from 9.1 on the graph's types are all.
-    assert config._flags == {"VERSION_COMPATIBLE"} | ({"FP16"} if version == "8.6.1" else set())
+    weakly_typed = {"FP16", "OBEY_PRECISION_CONSTRAINTS"} if version == "8.6.1" else set()
+    assert config._flags == {"VERSION_COMPATIBLE"} | weakly_typed
     info = sidecar.read(built.path).engine
     assert (info.version, info.plugin_version, info.plugin_embedded, info.version_compatible) == (
         version,
@@ -82,34 +91,117 @@ def test_an_engine_with_the_plugin_inside(version, compile_here, tmp_path):
         True,
         True,
     )
-    assert "--trust-engine; --no-embed-plugin keeps the plugin apart" in built.notes[0]
+    assert (info.plugin_file, len(list(tmp_path.glob("*.so")))) == ("", 1)
+    assert "loading it needs --trust-engine" in built.notes[0]
     assert [profile[0] for profile in config._profiles] == ["image"]
     assert config._profiles[0][3] == (1, 1024, 1024, 3)
 
 
-def test_a_plugin_of_its_own(compile_here):
-    built, _, config = compile_here(exported(*DYNAMIC), embed_plugin=False, optimization_level=2)
+def test_the_plugin_lies_beside_the_engine(compile_here, monkeypatch, tmp_path):
+    built, trt, config = compile_here(exported(*DYNAMIC), optimization_level=2)
     assert "plugins_to_serialize" not in config.__dict__
     assert (config._flags, config.builder_optimization_level) == (set(), 2)
     info = sidecar.read(built.path).engine
     assert (info.plugin_version, info.plugin_embedded, info.version_compatible) == ("1", False, False)
-    assert "needs the plugin library where it runs" in built.notes[0]
+    assert set(info.plugins) >= {"DCNv3Packed", "UpsampleArgmax"}
+    assert "copy the engine, its card and the library together" in built.notes[0]
+    beside = tmp_path / info.plugin_file
+    # Of the library's content, the text "library": printf library | sha256sum
+    assert beside.name == "plugin-b718f1354f72.so"
+    assert beside.read_bytes() == b"library"
+    assert info.plugin_sha256.startswith("b718f1354f72")
+
+    def load_as_in_a_new_process():
+        object.__setattr__(trt.get_plugin_registry(), "all_creators", [])
+        trt.loaded.clear()
+        return load_backend(built.path)
+
+    fake_cuda.install(monkeypatch, fake_cuda.make_driver())
+    monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
+    monkeypatch.setattr(registry, "installed", lambda entry: True)
+    load_as_in_a_new_process()
+    assert trt.loaded == [str(beside)]
+    beside.write_bytes(b"another")
+    with pytest.raises(UserError, match=r"not the plugin library that 10.13.0.engine was built with .*; copy it again"):
+        load_as_in_a_new_process()
+    beside.unlink()
+    monkeypatch.setenv("INTERNIMAGE_DEPLOY_PLUGIN", str(tmp_path / "plugin.so"))
+    load_as_in_a_new_process()
+    assert trt.loaded == [str(tmp_path / "plugin.so")]
+
+
+def test_profiles_are_shared(compile_here):
+    """TensorRT 8.6 to 9 share a profile between execution contexts only where the engine was built for it."""
+    built, _, config = compile_here(exported(*DYNAMIC), "8.6.1")
+    assert config._preview == {"PROFILE_SHARING_0806"}
+    assert sidecar.read(built.path).engine.profile_sharing
+    here, options = Path(), BuildOptions()
+    for version, asked, shared in (("8.5.3", False, False), ("9.2.0", True, True), ("10.0.1", False, True)):
+        compiler = Compiler("tensorrt", version)
+        prepared = prepare(exported(*DYNAMIC), compiler, options)
+        job = make_job(prepared, compiler, options, model=here, weights_beside=here, output=here, plugin=None)
+        assert (job.share_profiles, prepared.parser.can_share_profiles) == (asked, shared)
+
+
+def test_tf32_is_left_out_unless_asked_for(compile_here):
+    for precision in ("fp32", "fp16"):
+        built, _, config = compile_here(exported(*DYNAMIC), precision=precision)
+        assert ("TF32" in config._flags, sidecar.read(built.path).engine.tf32) == (False, False)
+    built, _, config = compile_here(exported(*DYNAMIC), tf32=True)
+    assert ("TF32" in config._flags, sidecar.read(built.path).engine.tf32) == (True, True)
+
+
+def test_what_is_kept_in_float32_stays_so_in_a_weakly_typed_network(compile_here, monkeypatch):
+    """The parser names layers after nodes; those of nodes that return float32 after the conversion are told to."""
+    networks = []
+    monkeypatch.setattr(
+        compile_module,
+        "keep_float32",
+        lambda api, network, *names: networks.append(network) or keep_float32(api, network, *names),
+    )
+    built, _, _ = compile_here(exported(*DYNAMIC), "8.6.1", precision="fp16", keep_fp32=("decode_head.conv_seg/Conv",))
+    (network,) = networks
+    told = {layer.name for layer in network._layers if layer.precision is not None}
+    layers = {layer.name: layer for layer in network._layers}
+    assert all(layers[name].precision.name == "FLOAT" and layers[name]._output_types == {0: "FLOAT"} for name in told)
+    assert {name for name in built.card.kept_fp32 if "/" in name and layers[name].type.name != "CAST"} <= told
+    assert "decode_head.conv_seg/Conv" in told
+    norms = {name for name in layers if name.endswith("/LayerNormalization")}
+    assert norms
+    assert norms <= told
+    assert not {name for name in told if name.endswith((".conv/Conv", "fc1/MatMul", "/DCNv3", "/Shape"))}
+    networks.clear()
+    compile_here(exported(*DYNAMIC), precision="fp16")
+    assert networks == []  # strongly typed: the graph's types are all
+
+
+def test_layers_are_told_apart_by_their_names():
+    trt = fake_tensorrt.make("8.6.1")
+    nodes = [helper.make_node("Mul", ["a", "b"], [name], name) for name in ("n/Mul", "n/Mul_1", "n/Mul_2")]
+    network = trt.INetworkDefinition()
+    types = dict.fromkeys(("n/Mul", "n/Mul_1", "n/Mul_2"), TensorProto.FLOAT)
+    object.__setattr__(network, "_layers", [fake_tensorrt._layer(trt, node, types) for node in nodes])
+    object.__setattr__(network, "num_layers", 3)
+    # n/Mul_1 is a node of its own; n/Mul_2 is the second layer of n/Mul.
+    assert keep_float32(trt, network, {"n/Mul"}, {"n/Mul", "n/Mul_1"}) == 2
+    assert [layer.precision is not None for layer in network._layers] == [True, False, True]
 
 
 def test_the_error_says_why_the_plugin_does_not_load(compile_here, monkeypatch, tmp_path):
     (tmp_path / "cache").mkdir()
     monkeypatch.setenv("INTERNIMAGE_DEPLOY_CACHE", str(tmp_path / "cache"))
-    built, trt, _ = compile_here(exported(*DYNAMIC), embed_plugin=False)
+    built, trt, _ = compile_here(exported(*DYNAMIC))
     object.__setattr__(trt.get_plugin_registry(), "all_creators", [])  # as in a new process
     fake_cuda.install(monkeypatch, fake_cuda.make_driver())
     monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
     monkeypatch.setattr(registry, "installed", lambda entry: True)
-    with pytest.raises(UserError, match=r"needs the plugin library; .* compiled for TensorRT 10.13.0: run"):
+    (tmp_path / built.card.engine.plugin_file).unlink()
+    with pytest.raises(UserError, match=r"library, and plugin-.*so is not beside it; .* compiled for TensorRT 10.13.0"):
         load_backend(built.path)
 
 
 def test_an_engine_without_its_plugin_inside_finds_tensorrts_own_plugins_too(compile_here, monkeypatch):
-    built, trt, _ = compile_here(exported(*DYNAMIC), embed_plugin=False)
+    built, trt, _ = compile_here(exported(*DYNAMIC))
     assert trt.own_plugins == []
     fake_cuda.install(monkeypatch, fake_cuda.make_driver())
     monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
@@ -130,19 +222,61 @@ def test_flags_are_those_of_the_version():
     assert flags("11.1.0") == {"STRONGLY_TYPED"}
 
 
-def test_an_option_that_the_version_lacks(compile_here):
-    with pytest.raises(UserError, match=r"the builder flag STRIP_PLAN needs version 10.0 or later .* this is 8.6.1"):
-        compile_here(exported(*DYNAMIC), "8.6.1", strip_weights=True)
+def test_an_option_that_the_version_lacks(compile_here, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match=r"--embed-plugin needs TensorRT 8.6 or later, this is 8.5.3; leave it out"):
+        prepare(exported(*DYNAMIC), Compiler("tensorrt", "8.5.3"), BuildOptions(embed_plugin=True))
+    monkeypatch.setitem(LACKS, "8.5.3", ("IBuilderConfig.builder_optimization_level",))
+    with pytest.raises(UserError, match=r"--optimization-level needs version 8.6 or later .* this is 8.5.3"):
+        compile_here(color_model(tmp_path / "m.onnx"), "8.5.3", optimization_level=2)
 
 
 def test_the_timing_cache(compile_here, tmp_path):
     cache = tmp_path / "deep" / "timing.cache"
-    _, _, config = compile_here(exported(*DYNAMIC), timing_cache=cache)
+    compile_here(exported(*DYNAMIC), timing_cache=cache)
     assert cache.read_bytes() == b"measured"
-    cache.write_bytes(b"foreign")  # of another GPU: TensorRT refuses it, and the build goes on with an empty one
-    _, _, config = compile_here(exported(*DYNAMIC), timing_cache=cache)
-    assert config._cache._data == b""
-    assert cache.read_bytes() == b"measured"
+    # Of another GPU TensorRT rejects it, of damaged data it makes none: the build goes on with an empty one.
+    for content in (b"foreign", b"damaged"):
+        cache.write_bytes(content)
+        compile_here(exported(*DYNAMIC), timing_cache=cache)
+        assert cache.read_bytes() == b"measured"
+
+
+def test_two_builds_at_once_keep_the_timings_of_both(compile_here, monkeypatch, tmp_path):
+    cache = tmp_path / "timing.cache"
+
+    def load(config, path, load=timing_cache.load):
+        """The other build ends after this one has read the file."""
+        taken = load(config, path)
+        path.write_bytes(b"others")
+        return taken
+
+    monkeypatch.setattr(timing_cache, "load", load)
+    compile_here(color_model(tmp_path / "m.onnx"), timing_cache=cache)
+    assert cache.read_bytes() == b"measured others"
+
+
+def test_a_timing_cache_is_written_by_one_process_at_a_time(tmp_path):
+    """Eight processes add a line each to what is there, as `save` does with TensorRT's caches."""
+    cache = tmp_path / "timing.cache"
+    program = f"""
+import sys, time
+from pathlib import Path
+from internimage_deploy.runtime.engine import timing_cache
+
+class Cache:
+    def __init__(self, data): self.data = data
+    def combine(self, other, ignore): self.data += other.data
+    def serialize(self): time.sleep(0.05); return self.data
+
+class Config:
+    def get_timing_cache(self): return Cache(sys.argv[1].encode())
+    def create_timing_cache(self, data): return Cache(data)
+
+timing_cache.save(Config(), Path({str(cache)!r}), print)
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", program, str(number)]) for number in range(8)]
+    assert [process.wait(120) for process in processes] == [0] * 8
+    assert sorted(cache.read_text()) == list("01234567")
 
 
 def test_a_timing_cache_that_cannot_be_written_costs_no_engine(compile_here, tmp_path):
@@ -157,11 +291,11 @@ def test_a_timing_cache_that_cannot_be_written_costs_no_engine(compile_here, tmp
 def test_whatever_is_kept_lies_in_the_chosen_folder(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("INTERNIMAGE_DEPLOY_CACHE", str(tmp_path / "cache"))
     assert default_timing_cache("10.1") == tmp_path / "cache" / "timing" / "tensorrt-10.1.cache"
-    kept = ort_gpu._tensorrt_options()["trt_engine_cache_path"]
+    kept = ort_gpu._tensorrt_options(0)["trt_engine_cache_path"]
     assert kept == str(tmp_path / "cache" / "onnxruntime-tensorrt")
     (tmp_path / "file").touch()
     monkeypatch.setenv("INTERNIMAGE_DEPLOY_CACHE", str(tmp_path / "file"))
-    assert ort_gpu._tensorrt_options() == {"device_id": "0"}
+    assert ort_gpu._tensorrt_options(1) == {"device_id": "1"}
     assert "engines are built anew each time: cannot write" in caplog.text
 
 
@@ -185,13 +319,13 @@ def test_the_shared_api_is_in_tensorrt_rtx(compile_here, monkeypatch, tmp_path):
         assert [name for name in names if not hasattr(getattr(real, owner), name)] == []
 
 
-def engine_of(compile_here, monkeypatch, model, *, graphs=None, gpu=None, load=Segmenter.load, **options):
+def engine_of(compile_here, monkeypatch, model, *, gpu=None, **options):
     """A `Segmenter` on a stand-in engine of `model`, and the module."""
     built, trt, _ = compile_here(model, **options)
-    fake_cuda.install(monkeypatch, gpu or fake_cuda.make_driver(), graphs)
+    fake_cuda.install(monkeypatch, gpu or fake_cuda.make_driver())
     monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
     monkeypatch.setattr(registry, "installed", lambda entry: True)
-    return load(built.path), trt
+    return Segmenter.load(built.path), trt
 
 
 def sizes(*largest):
@@ -239,95 +373,11 @@ def test_profiles_are_switched(compile_here, monkeypatch, tmp_path):
         segmenter(picture(128, 128)[0])
 
 
-def test_each_thread_has_its_own_contexts(compile_here, monkeypatch, tmp_path):
-    segmenter, trt = engine_of(compile_here, monkeypatch, color_model(tmp_path / "m.onnx"), **sizes((1, 128, 128)))
-    barrier = threading.Barrier(4)
-
-    def work(index):
-        barrier.wait()
-        image, expected = picture(32 + 32 * (index % 3), 64)
-        return all(np.array_equal(segmenter(image).labels, expected) for _ in range(5))
-
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(work, range(4))) == [True] * 4
-    assert len(trt.contexts) == 4
-
-
-def test_graphs_are_captured_once_and_replayed(compile_here, monkeypatch, tmp_path):
-    graphs = fake_cuda.make_runtime()
-    model = color_model(tmp_path / "m.onnx")
-    segmenter, trt = engine_of(compile_here, monkeypatch, model, graphs=graphs, **sizes((1, 128, 128)))
-    image, expected = picture(64, 64)
-    for _ in range(5):
-        np.testing.assert_array_equal(segmenter(image).labels, expected)
-    # The first run is a plain one, the second captures, the others replay.
-    assert (graphs.captured, graphs.launched, sum(context._runs for context in trt.contexts)) == (1, 4, 2)
-    bigger, expected = picture(128, 128)  # larger buffers: addresses inside the graph are stale
-    for _ in range(3):
-        np.testing.assert_array_equal(segmenter(bigger).labels, expected)
-    assert (graphs.captured, graphs.freed) == (2, 1)
-    segmenter.close()
-    assert graphs.freed == 2
-
-
-def test_what_cannot_be_captured_runs_without_graphs(compile_here, monkeypatch, tmp_path):
-    graphs = fake_cuda.make_runtime(capturable=False)
-    model = color_model(tmp_path / "m.onnx")
-    segmenter, _ = engine_of(compile_here, monkeypatch, model, graphs=graphs, **sizes((1, 128, 128)))
-    image, expected = picture(64, 64)
-    for _ in range(3):
-        np.testing.assert_array_equal(segmenter(image).labels, expected)
-    assert graphs.launched == 0
-
-
-def test_that_cuda_python_is_missing_is_logged_once(compile_here, monkeypatch, tmp_path, caplog):
-    cuda_graph._log_missing_package.cache_clear()
-    with caplog.at_level(logging.INFO, "internimage_deploy"):
-        segmenter, _ = engine_of(compile_here, monkeypatch, color_model(tmp_path / "m.onnx"), **sizes((1, 64, 64)))
-        assert cuda_graph.cuda_runtime() is None
-    assert segmenter.backend._cuda is None
-    assert caplog.text.count("pip install cuda-python") == 1
-
-
-def test_graphs_can_be_switched_off(compile_here, monkeypatch, tmp_path):
-    graphs = fake_cuda.make_runtime()
-
-    def load(path):
-        return Segmenter.load(path, cuda_graphs=False)
-
-    model = color_model(tmp_path / "m.onnx")
-    segmenter, _ = engine_of(compile_here, monkeypatch, model, graphs=graphs, load=load, **sizes((1, 64, 64)))
-    for _ in range(3):
-        segmenter(picture(64, 64)[0])
-    assert graphs.captured == 0
-
-
-def test_arrays_on_the_gpu_stay_there(compile_here, monkeypatch, tmp_path):
-    model = color_model(tmp_path / "m.onnx")
-    segmenter, _ = engine_of(compile_here, monkeypatch, model, **sizes((1, 64, 64)))
-    backend = segmenter.backend
-    batch = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
-    there = DeviceArray(batch.ctypes.data, batch.shape, batch.dtype, batch)  # device memory is host memory here
-    output = backend.run_on_device(there)
-    interface = output.__cuda_array_interface__
-    assert (interface["shape"], interface["typestr"], interface["version"]) == ((1, 3, 16, 16), "<f4", 3)
-    found = np.frombuffer(memory(interface["data"][0], output.nbytes), np.float32).reshape(interface["shape"])
-    np.testing.assert_array_equal(found, backend.run(batch))
-    with pytest.raises(UserError, match="the GPU array holds float32, this model takes uint8"):
-        backend.run_on_device(DeviceArray(1, (1, 64, 64, 3), "float32", None))
-
-
 def test_parts_are_timed_on_the_gpu(compile_here, monkeypatch, tmp_path):
     segmenter, _ = engine_of(compile_here, monkeypatch, color_model(tmp_path / "m.onnx"), **sizes((1, 64, 64)))
     times = segmenter.backend.measure(np.zeros((1, 64, 64, 3), np.uint8))
     assert set(times) == {"h2d_ms", "infer_ms", "d2h_ms", "enqueue_ms"}
     assert min(times.values()) > 0
-
-
-def memory(address, nbytes):
-    import ctypes
-
-    return (ctypes.c_uint8 * nbytes).from_address(address)
 
 
 def test_a_gpu_that_is_full(compile_here, monkeypatch, tmp_path):
@@ -386,7 +436,7 @@ def test_engines_that_do_not_fit(compile_here, monkeypatch, tmp_path):
 )
 def test_commands_open_an_engine_with_an_embedded_plugin(arguments, printed, compile_here, monkeypatch):
     model = exported(*DYNAMIC)
-    built, trt, _ = compile_here(model)
+    built, trt, _ = compile_here(model, embed_plugin=True)
     assert built.card.engine.plugin_embedded
     fake_cuda.install(monkeypatch, fake_cuda.make_driver())
     monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
@@ -403,16 +453,12 @@ def test_commands_open_an_engine_with_an_embedded_plugin(arguments, printed, com
     assert printed in done.output
 
 
-def test_without_pycuda_or_tensorrt(compile_here, monkeypatch, tmp_path):
+def test_without_tensorrt_or_a_gpu(compile_here, monkeypatch, tmp_path):
     built, trt, _ = compile_here(color_model(tmp_path / "m.onnx"))
     with pytest.raises(MissingDependency, match=r"running 10.13.0.engine needs the package 'tensorrt'.*\[gpu\]"):
         load_backend(built.path)
     monkeypatch.setattr(backend_module, "load_module", lambda backend: trt)
     monkeypatch.setattr(registry, "installed", lambda entry: True)
-    monkeypatch.setitem(__import__("sys").modules, "pycuda", None)
-    monkeypatch.setattr(device, "gpu_problem", lambda: "")
-    with pytest.raises(MissingDependency, match=r"needs the package 'pycuda', .*: run  pip install pycuda$"):
-        load_backend(built.path)
     monkeypatch.setattr(device, "gpu_problem", lambda: "the NVIDIA driver sees no GPU")
     with pytest.raises(UserError, match=r"running an engine needs an NVIDIA GPU: the NVIDIA driver sees no GPU$"):
         load_backend(built.path)

@@ -155,6 +155,7 @@ def test_anything_else_is_one_line(segmenter, source, message):
         ({"batch": 0}, "batch is 0"),
         ({"batch": "2"}, "batch is '2'"),
         ({"max_pixels": None}, "max_pixels is None"),
+        ({"device": -1}, "device is -1, expected the number of a GPU, from 0 on"),
         ({"window": "half"}, 'window is \'half\', expected "slide", "whole" or a Window'),
         ({"backend": "abacus"}, "no backend 'abacus'"),
     ],

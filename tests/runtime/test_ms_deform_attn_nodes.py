@@ -172,10 +172,10 @@ def test_the_parsers_take_a_plugin_or_the_function():
 @pytest.mark.parametrize(
     ("backend", "options", "message"),
     [
-        ("tensorrt", {}, "with --ms-deform-attn tensorrt give --no-embed-plugin"),
-        ("tensorrt", {"embed_plugin": False, "version_compatible": True}, "leave --version-compatible out"),
-        ("tensorrt", {"embed_plugin": False}, "has no multi-scale deformable attention; leave --ms-deform-attn out"),
-        ("tensorrt-rtx", {"embed_plugin": False}, "TensorRT-RTX takes no plugins, so --ms-deform-attn has no effect"),
+        ("tensorrt", {"embed_plugin": True}, "with --ms-deform-attn tensorrt leave --embed-plugin and"),
+        ("tensorrt", {"version_compatible": True}, "and --version-compatible out"),
+        ("tensorrt", {}, "has no multi-scale deformable attention; leave --ms-deform-attn out"),
+        ("tensorrt-rtx", {}, "TensorRT-RTX takes no plugins, so --ms-deform-attn has no effect"),
     ],
 )
 def test_options_that_do_not_fit(backend, options, message, tmp_path):

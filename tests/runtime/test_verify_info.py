@@ -251,6 +251,19 @@ def test_info_of_an_engine_is_its_card(run, tmp_path):
     assert "is not the one its card describes" in run("info", path)[2]
 
 
+def test_info_says_how_an_engine_was_built(run, tmp_path):
+    times = {"rewritten": 2.0, "plain": 1.25}
+    changes = {"plugin_file": "plugin-0123.so", "tf32": True, "fusion": "plain", "fusion_ms": times}
+    _, out, _ = run("info", write_engine(tmp_path / "m.engine", **changes))
+    for words in ("version 1, beside it: plugin-0123.so", "may be in TF32", "plain (timed: "):
+        assert words in out
+    assert "rewritten 2.000 ms" in out
+    assert "plain 1.250 ms" in out
+    _, out, _ = run("info", write_engine(tmp_path / "m.engine"))
+    assert "in a file of its own" in out
+    assert "fusion" not in out
+
+
 def test_benchmark_refuses_a_size_or_batch_that_is_not_the_models(run, tmp_path):
     fixed = color_model(tmp_path / "m.onnx", size=(64, 96), batch=2)
     code, _, err = run("benchmark", fixed, "--batch", "5", "--backend", "onnxruntime")

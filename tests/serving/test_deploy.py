@@ -63,7 +63,7 @@ def test_the_jetson_serves_the_engine_that_its_recipe_builds():
     built = build_engine.make_context("build-engine", words).params
     command = json.loads(next(rest for kind, rest in instructions("Dockerfile.jetson") if kind == "CMD"))
     assert parse(command)["model"] == built["output"]
-    assert built["no_embed_plugin"], "serve refuses code in an engine without --trust-engine"
+    assert not built["embed_plugin"], "serve refuses code in an engine without --trust-engine"
     (plugin,) = [rest for kind, rest in instructions("Dockerfile.jetson") if "build-plugin" in rest]
     build_plugin.make_context("build-plugin", shlex.split(plugin)[2:])
 

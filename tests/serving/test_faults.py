@@ -23,6 +23,7 @@ from internimage_deploy.runtime.serving.execution import pool as pool_module
 from internimage_deploy.runtime.serving.execution.pool import Pool
 from internimage_deploy.runtime.serving.http_error import HttpError
 from internimage_deploy.runtime.serving.settings import ModelSettings
+from support.dead_gpu import DEADLY, SettingsOfADeadGpu
 from support.served import WAIT_S, Served, decoded, encoded, stripes, until
 from support.tiny_models import color_model
 
@@ -188,9 +189,9 @@ def test_a_weak_token_is_rejected(color_path, tmp_path, token):
     assert len(token) < 6 or token not in result.stderr
 
 
-def with_pool(color_path, scenario, side=32):
+def with_pool(color_path, scenario, side=32, settings=ModelSettings):
     async def go():
-        model = ModelSettings(color_path, LoadOptions(threads=1, batch=4))
+        model = settings(color_path, LoadOptions(threads=1, batch=4))
         pool = Pool(model, count=1, run_s=WAIT_S)
         try:
             card = await pool.start()
@@ -239,6 +240,21 @@ def test_images_of_a_dead_worker_run_again(color_path):
         assert [labels.shape for labels in results] == [(32, 32)] * 3
 
     with_pool(color_path, scenario)
+
+
+def test_a_worker_whose_gpu_is_dead_ends_and_is_replaced(color_path):
+    """After an error such as an illegal memory access, no call to the GPU succeeds any more in that process."""
+
+    async def scenario(pool, image):
+        (before,) = worker_pids()
+        deadly = NetworkImage(np.full_like(image.pixels, DEADLY), image.geometry)
+        first, error, last = await pool.run([image, deadly, image])
+        assert (first.shape, last.shape) == ((32, 32), (32, 32))
+        assert isinstance(error, HttpError)
+        assert error.status == 503
+        assert before not in worker_pids()
+
+    with_pool(color_path, scenario, settings=SettingsOfADeadGpu)
 
 
 def test_an_error_of_one_image_is_not_the_batchs(color_path):

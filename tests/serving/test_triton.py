@@ -18,6 +18,7 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.files import sha256
 from internimage_deploy.onnx_tools.model_file import read_card
 from internimage_deploy.runtime.serving.triton import TritonOptions, export
+from internimage_deploy.trt_plugins import build
 from internimage_deploy.window import Window
 from support.tiny_models import color_model, picture
 
@@ -112,16 +113,47 @@ def test_an_engine_takes_its_plugin_along(labels_model, tmp_path):
     model = engine(tmp_path, read_card(labels_model), plugin_version="1", profiles=(profile,))
     plugin = tmp_path / "libdcnv3.so"
     plugin.write_bytes(b"library")
+    (tmp_path / "libinternimage_trt_register.so").write_bytes(b"register")
     commands = export(model, tmp_path / "r", TritonOptions("street", plugin=plugin, device="cpu"))
     parsed = config(tmp_path / "r", "street")
     assert (parsed.platform, parsed.max_batch_size) == ("tensorrt_plan", 4)
     assert parsed.instance_group[0].kind == grpc.ModelInstanceGroup.KIND_GPU
     folder = tmp_path / "r" / "street"
     assert (folder / "1" / "model.plan").read_bytes() == b"engine"
-    assert (folder / "libdcnv3.so").read_bytes() == b"library"
-    assert "-e LD_PRELOAD=/models/street/libdcnv3.so" in commands[0]
+    # The registering library looks for its neighbour of this name.
+    assert (folder / "libinternimage_trt_plugins.so").read_bytes() == b"library"
+    assert (folder / "libinternimage_trt_register.so").read_bytes() == b"register"
+    assert "--backend-config=tensorrt,plugins=/models/street/libinternimage_trt_register.so" in commands[0]
+    assert "LD_PRELOAD" not in commands[0]
     assert "--gpus all" in commands[0]
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["street"], "Triton takes every folder for a model"
+
+
+def test_the_registering_library_comes_from_the_cache_where_it_does_not_lie_beside(labels_model, tmp_path, monkeypatch):
+    model = engine(tmp_path, read_card(labels_model), plugin_version="1")
+    plugin = tmp_path / "libdcnv3.so"
+    plugin.write_bytes(b"library")
+    monkeypatch.setattr(build, "cached_libraries", list)
+    with pytest.raises(UserError, match=r"libinternimage_trt_register\.so is missing: .* build-plugin"):
+        export(model, tmp_path / "r", TritonOptions("street", plugin=plugin))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "libinternimage_trt_register.so").write_bytes(b"register")
+    monkeypatch.setattr(build, "cached_libraries", lambda: [tmp_path / "cache" / "libinternimage_trt_plugins.so"])
+    export(model, tmp_path / "r", TritonOptions("street", plugin=plugin))
+    assert (tmp_path / "r" / "street" / "libinternimage_trt_register.so").read_bytes() == b"register"
+
+
+def test_the_plugin_library_beside_the_engine_is_taken(labels_model, tmp_path):
+    plugin = tmp_path / "libinternimage_trt_plugins.so"
+    plugin.write_bytes(b"beside")
+    (tmp_path / "libinternimage_trt_register.so").write_bytes(b"register")
+    info = {"plugin_version": "1", "plugin_file": plugin.name, "plugin_sha256": sha256(plugin)}
+    model = engine(tmp_path, read_card(labels_model), **info)
+    export(model, tmp_path / "r", TritonOptions("street"))
+    assert (tmp_path / "r" / "street" / plugin.name).read_bytes() == b"beside"
+    plugin.write_bytes(b"another")
+    with pytest.raises(UserError, match=r"not the plugin library that street\.engine was built with"):
+        export(model, tmp_path / "r2", TritonOptions("street"))
 
 
 @pytest.mark.parametrize("compatible", [False, True])

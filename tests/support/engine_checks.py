@@ -14,7 +14,6 @@ from internimage_deploy.runtime.backends.fastest import sample
 from internimage_deploy.runtime.engine.compile import compile_engine, make_logger
 from internimage_deploy.runtime.engine.operators import parser_of
 from internimage_deploy.runtime.engine.protocol import ExpectedTensor, Job
-from internimage_deploy.runtime.gpu.cuda_graph import cuda_runtime
 from internimage_deploy.runtime.gpu.execution_context import ExecutionContext
 from support.dcnv3_cases import operands, pair
 
@@ -72,7 +71,7 @@ def one_node_outputs(trt, device, case, dtype, plugin, folder, runs=3):
         dtype: element type of the node.
         plugin: path of the plugin library.
         folder: where model and engine are written.
-        runs: the second captures a CUDA graph where cuda-python is installed, the others replay it.
+        runs: the second captures a CUDA graph, the others replay it.
 
     Returns:
         The operands of the node, and the output (N, Ho, Wo, G*C) of each run.
@@ -100,7 +99,7 @@ def one_node_outputs(trt, device, case, dtype, plugin, folder, runs=3):
         engine = runtime.deserialize_cuda_engine(Path(engine_path).read_bytes())
         assert engine is not None, errors
         context = ExecutionContext(
-            device, engine.create_execution_context(), ("x", "y"), "float32", cuda_runtime(), errors
+            device, engine.create_execution_context(), ("x", "y"), "float32", True, errors, has_profiles=False
         )
         outputs = []
         for _ in range(runs):

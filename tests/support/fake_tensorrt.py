@@ -11,17 +11,18 @@ import importlib.metadata
 import inspect
 import json
 import re
+import weakref
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnx
 
-from internimage_deploy.onnx_tools.graph import attribute
-from internimage_deploy.operators import contract
-from internimage_deploy.operators.onnx_function import dcnv3_function
+from internimage_deploy.onnx_tools.graph import Graph, element_types
+from internimage_deploy.trt_plugins import library
 from support.fake_cuda import STREAMS
+from support.plugin_functions import define_plugins
 
 NUMPY = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.UINT8: "UINT8", onnx.TensorProto.INT32: "INT32"}
 DTYPES = {"FLOAT": np.float32, "UINT8": np.uint8, "INT32": np.int32}
@@ -83,12 +84,14 @@ def signatures(definition):
 def make(version="10.13.0", *, without=()):
     """The module. `without` names what an older or newer version lacks: "Class.member" or "Class".
 
-    `module.used` collects the (class, member) pairs that the program touched.
+    `module.used` collects the (class, member) pairs that the program touched, `module.contexts` how many `runs` and
+    `bound` addresses each execution context had.
     """
     module = ModuleType("tensorrt")
     module.__version__ = version
     module.used = set()
     module.configs, module.loaded, module.contexts = [], [], []
+    module.alive = weakref.WeakSet()  # execution contexts that are not deleted
     for name, definition in stubs().items():
         if name not in without:
             setattr(module, name, _class(module, name, definition, without))
@@ -174,14 +177,13 @@ def _behave(trt):
 
         return put
 
-    creator = type("Creator", (), {"plugin_version": "1", "plugin_namespace": ""})
+    key = {"plugin_version": "1", "plugin_namespace": ""}
 
     @hook(trt.IPluginRegistry, "load_library")
     def load_library(self, path):
         trt.loaded.append(path)
-        found = [creator(), creator(), creator()]
-        found[0].name, found[1].name, found[2].name = "DCNv3", "TRTDCNv3", "MSDeformAttn"
-        object.__setattr__(self, "all_creators", found)
+        made = [type("Creator", (), {"name": name} | key)() for name in library.CREATORS]
+        object.__setattr__(self, "all_creators", made)
         return object()
 
     object.__setattr__(registry, "all_creators", [])
@@ -196,7 +198,8 @@ def _behave(trt):
     @hook(trt.Builder, "create_builder_config")
     def create_builder_config(self):
         config = trt.IBuilderConfig()
-        for name, value in {"_flags": set(), "_profiles": [], "_limits": {}, "_cache": None}.items():
+        state = {"_flags": {"TF32"}, "_preview": set(), "_profiles": [], "_limits": {}, "_cache": None}
+        for name, value in state.items():
             object.__setattr__(config, name, value)
         trt.configs.append(config)
         return config
@@ -213,23 +216,42 @@ def _behave(trt):
         return len(self._profiles) - 1
 
     hook(trt.IBuilderConfig, "set_flag")(lambda self, flag: self._flags.add(flag.name))
+    hook(trt.IBuilderConfig, "clear_flag")(lambda self, flag: self._flags.discard(flag.name))
+
+    @hook(trt.IBuilderConfig, "set_preview_feature")
+    def set_preview_feature(self, feature, enable):
+        (self._preview.add if enable else self._preview.discard)(feature.name)
+
     hook(trt.IBuilderConfig, "set_memory_pool_limit")(
         lambda self, pool, pool_size: self._limits.__setitem__(pool.name, pool_size)
     )
 
     @hook(trt.IBuilderConfig, "create_timing_cache")
     def create_timing_cache(self, data):
+        if bytes(data).startswith(b"damaged"):
+            return None
         cache = trt.ITimingCache()
         object.__setattr__(cache, "_data", bytes(data))
         return cache
 
     @hook(trt.IBuilderConfig, "set_timing_cache")
     def set_timing_cache(self, cache, ignore_mismatch):
+        if cache is None:
+            raise TypeError("set_timing_cache(): incompatible function arguments")
+        if cache._data.startswith(b"foreign"):
+            return False
         object.__setattr__(self, "_cache", cache)
-        return not cache._data.startswith(b"foreign")
+        return True
+
+    @hook(trt.ITimingCache, "combine")
+    def combine(self, input_cache, ignore_mismatch):
+        if input_cache._data.startswith(b"foreign"):
+            return False
+        _add_timings(self, *input_cache._data.split())
+        return True
 
     hook(trt.IBuilderConfig, "get_timing_cache")(lambda self: self._cache)
-    hook(trt.ITimingCache, "serialize")(lambda self: b"measured" + self._data[:0])
+    hook(trt.ITimingCache, "serialize")(lambda self: self._data)
 
     @hook(trt.OnnxParser, "made")
     def parser_made(self, network, logger):
@@ -243,10 +265,16 @@ def _behave(trt):
             tensors = [_tensor(trt, value) for value in values]
             object.__setattr__(self._network, f"num_{kind}s", len(tensors))
             object.__setattr__(self._network, f"_{kind}s", tensors)
-        object.__setattr__(self._network, "num_layers", len(proto.graph.node))
+        types = element_types(Graph(proto, Path()))
+        layers = [_layer(trt, node, types) for node in proto.graph.node]
+        object.__setattr__(self._network, "num_layers", len(layers))
+        object.__setattr__(self._network, "_layers", layers)
         object.__setattr__(self._network, "_model", (bytes(model), path))
         return True
 
+    hook(trt.INetworkDefinition, "get_layer")(lambda self, index: self._layers[index])
+    hook(trt.ILayer, "get_output")(lambda self, index: self._outputs[index])
+    hook(trt.ILayer, "set_output_type")(lambda self, index, dtype: self._output_types.__setitem__(index, dtype.name))
     hook(trt.INetworkDefinition, "get_input")(lambda self, index: self._inputs[index])
     hook(trt.INetworkDefinition, "get_output")(lambda self, index: self._outputs[index])
 
@@ -259,8 +287,12 @@ def _behave(trt):
                 if not monitor.step_complete("Building engine", step):
                     return None
             monitor.phase_finish("Building engine")
+        if config._cache is not None:
+            _add_timings(config._cache, b"measured")
         profiles = [[list(shape) for shape in profile[1:]] for profile in config._profiles]
-        return json.dumps({"folder": network._model[1], "profiles": profiles}).encode() + b"\n" + network._model[0]
+        sharing = "PROFILE_SHARING_0806" in config._preview
+        plan = {"folder": network._model[1], "profiles": profiles, "sharing": sharing}
+        return json.dumps(plan).encode() + b"\n" + network._model[0]
 
     @hook(trt.Runtime, "deserialize_cuda_engine")
     def deserialize_cuda_engine(self, serialized_engine):
@@ -268,26 +300,43 @@ def _behave(trt):
         engine = trt.ICudaEngine()
         object.__setattr__(engine, "_plan", json.loads(head))
         object.__setattr__(engine, "_session", session_of(model, Path(engine._plan["folder"]).parent))
+        sharing = engine._plan["sharing"] or int(trt.__version__.partition(".")[0]) >= 10
+        object.__setattr__(engine, "_sharing", sharing)
         return engine
 
     @hook(trt.ICudaEngine, "create_execution_context")
     def create_execution_context(self, strategy=None):
         context = trt.IExecutionContext()
-        for name, value in {"_engine": self, "_profile": 0, "_shapes": {}, "_addresses": {}, "_runs": 0}.items():
+        # Profile 0 is assigned by itself, without profile sharing to the first execution context only.
+        first = not any(other._engine is self for other in trt.alive)
+        profile = 0 if self._sharing or first or not self._plan["profiles"] else None
+        counts = SimpleNamespace(runs=0, bound=0)
+        state = {"_engine": self, "_profile": profile, "_shapes": {}, "_addresses": {}, "_counts": counts}
+        for name, value in state.items():
             object.__setattr__(context, name, value)
-        trt.contexts.append(context)
+        trt.alive.add(context)
+        trt.contexts.append(counts)
         return context
 
     @hook(trt.IExecutionContext, "set_optimization_profile_async")
     def set_optimization_profile_async(self, profile_index, stream_handle):
+        # NVIDIA's binding raises where the C++ method answers false (python/src/infer/pyCore.cpp).
+        taken = any(
+            other is not self and other._engine is self._engine and other._profile == profile_index
+            for other in trt.alive
+        )
+        if (taken and not self._engine._sharing) or profile_index >= max(len(self._engine._plan["profiles"]), 1):
+            raise RuntimeError("Error in set optimization profile async.")
         object.__setattr__(self, "_profile", profile_index)
         self._shapes.clear()
-        return profile_index < max(len(self._engine._plan["profiles"]), 1)
+        return True
 
     @hook(trt.IExecutionContext, "set_input_shape")
     def set_input_shape(self, name, shape):
         profiles = self._engine._plan["profiles"]
         if profiles:
+            if self._profile is None:
+                return False
             smallest, _, largest = profiles[self._profile]
             if not all(low <= side <= high for low, side, high in zip(smallest, shape, largest, strict=True)):
                 return False
@@ -303,7 +352,8 @@ def _behave(trt):
     @hook(trt.IExecutionContext, "set_tensor_address")
     def set_tensor_address(self, name, memory):
         self._addresses[name] = memory
-        return memory != 0
+        self._counts.bound += 1
+        return memory != 0 and memory % 256 == 0
 
     @hook(trt.IExecutionContext, "execute_async_v3")
     def execute_async_v3(self, stream_handle):
@@ -316,7 +366,7 @@ def _behave(trt):
             output = _compute(self, batch)
             ctypes.memmove(target, output.ctypes.data, output.nbytes)
 
-        object.__setattr__(self, "_runs", self._runs + 1)
+        self._counts.runs += 1
         STREAMS[stream_handle].put(work)
         return True
 
@@ -326,15 +376,8 @@ def session_of(model, folder):
     import onnxruntime as ort
 
     proto = onnx.load_from_string(model)
-    plugin_nodes = [node for node in proto.graph.node if node.op_type == contract.OP_TYPE]
-    if plugin_nodes and not proto.functions:
-        for node in plugin_nodes:
-            kept = [entry for entry in node.attribute if not entry.name.startswith("plugin_")]
-            del node.attribute[:]
-            node.attribute.extend(kept)
-        opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-        (softmax,) = {attribute(node, "mask_softmax", 0) for node in plugin_nodes}
-        proto.functions.append(dcnv3_function(opset, mask_softmax=bool(softmax)))
+    if not proto.functions:
+        define_plugins(proto)
     options = ort.SessionOptions()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -346,6 +389,30 @@ def _tensor(trt, value):
     object.__setattr__(tensor, "dtype", getattr(trt.DataType, NUMPY[value.type.tensor_type.elem_type]))
     object.__setattr__(tensor, "shape", [dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim])
     return tensor
+
+
+def _add_timings(cache, *timings):
+    """Put timings, which are words, into a timing cache."""
+    object.__setattr__(cache, "_data", b" ".join(sorted({*cache._data.split(), *timings})))
+
+
+def _layer(trt, node, types):
+    """The layer of a node. In a weakly typed network every floating-point tensor is FLOAT before the build."""
+    layer = trt.ILayer()
+    outputs = []
+    for name in node.output:
+        tensor = trt.ITensor()
+        kind = types[name]
+        kind = onnx.TensorProto.FLOAT if kind == onnx.TensorProto.FLOAT16 else kind
+        object.__setattr__(tensor, "dtype", getattr(trt.DataType, NUMPY.get(kind, "INT32")))
+        object.__setattr__(tensor, "is_shape_tensor", False)
+        outputs.append(tensor)
+    kinds = {"Cast": "CAST", "Constant": "CONSTANT", "Softmax": "SOFTMAX", "Shape": "SHAPE"}
+    kind = getattr(trt.LayerType, "PLUGIN_V2" if node.domain else kinds.get(node.op_type, "ELEMENTWISE"))
+    state = {"name": node.name, "type": kind, "num_outputs": len(outputs), "_outputs": outputs, "_output_types": {}}
+    for name, value in state.items():
+        object.__setattr__(layer, name, value)
+    return layer
 
 
 def _in(context):

@@ -14,7 +14,7 @@ from internimage_deploy.cache import (
     fingerprint,
     run_compiler,
 )
-from internimage_deploy.trt_plugins import build, host
+from internimage_deploy.trt_plugins import build, host_operators
 from internimage_deploy.trt_plugins.build import SOURCES
 from internimage_deploy.trt_plugins.toolchain import find_headers, find_nvcc
 from support.plugin_driver import driving
@@ -25,11 +25,11 @@ if CACHE_VARIABLE not in os.environ:
 
 # test_sanitizers.py runs these tests once more in a process that has the sanitizers' runtime.
 SANITIZE = (
-    ("-g", "-fsanitize=address", "-fsanitize=undefined", "-fno-sanitize-recover=all")
+    ("-O1", "-g", "-fsanitize=address", "-fsanitize=undefined", "-fno-sanitize-recover=all")
     if os.environ.get("PLUGIN_TEST_SANITIZERS")
     else ()
 )
-host.FLAGS = (*host.FLAGS, *SANITIZE)
+host_operators.FLAGS = (*host_operators.FLAGS, *SANITIZE)
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +57,7 @@ def plugin(plan):
 
 # The plugin without what needs a GPU, and the kernels' host versions in its place.
 DRIVER_SOURCES = tuple(name for name in build.PLUGIN_SOURCES if not name.startswith("plugin/plugin_v")) + tuple(
-    f"kernel/{name}" for name in host.HOST_SOURCES
+    f"kernel/{name}" for name in host_operators.HOST_SOURCES
 )
 
 

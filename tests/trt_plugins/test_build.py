@@ -46,7 +46,7 @@ def needed(path):
 
 
 def test_library_exports_the_entry_points_and_links_neither_tensorrt_nor_cuda(plugin):
-    assert exported(plugin) == {"setLoggerFinder", "getCreators"}
+    assert exported(plugin) == {"setLoggerFinder", "getCreators", "internimage_plugin_built_for"}
     assert needed(plugin) <= {
         "libstdc++",
         "libm",
@@ -73,8 +73,15 @@ def test_command_copies_the_cached_library_and_prints_what_it_found(plan, plugin
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(target)
     assert target.read_bytes() == plugin.read_bytes()
+    register = tmp_path / "libinternimage_trt_register.so"
+    assert register.read_bytes() == build.find_register_library(plugin).read_bytes()
+    assert f"{register}, for programs" in result.stderr
+    assert "looks beside itself for libinternimage_trt_plugins.so, or takes $INTERNIMAGE" in result.stderr
+    result = CliRunner().invoke(build_plugin, ["--compute-capability", "8.7", "-o", str(register)])
+    assert isinstance(result.exception, UserError)
+    assert "the registering library gets that name" in str(result.exception)
     found = (str(plan.nvcc.path), plan.nvcc.version, plan.headers.version)
-    for text in (*found, "IPluginV3", "compute capability 8.7", "from the cache"):
+    for text in (*found, "IPluginV3", "TensorRT 10 and later", "compute capability 8.7", "from the cache"):
         assert text in result.stderr
 
 
@@ -259,7 +266,7 @@ def test_no_compiler_says_what_to_install(monkeypatch, tmp_path):
 
 def test_cmake_lists_the_same_sources():
     listed = re.findall(r"csrc/(\S+\.(?:cpp|cu))", (ROOM / "CMakeLists.txt").read_text())
-    assert sorted(listed) == sorted((*build.KERNEL_SOURCES, *build.PLUGIN_SOURCES))
+    assert sorted(listed) == sorted((*build.KERNEL_SOURCES, *build.PLUGIN_SOURCES, build.REGISTER_SOURCE))
 
 
 def test_wheel_holds_every_source(tmp_path):
@@ -295,6 +302,7 @@ def test_of_cached_libraries_the_one_for_most_gpus_comes_first(plan, empty_cache
         folder.mkdir(parents=True)
         (folder / build.LIBRARY).write_text("")
         record = {"sources": build.sources_key(), "machine": platform.machine(), "tensorrt": "10.14.1"}
+        record["interface"] = "v3"
         (folder / build.RECORD).write_text(json.dumps(record | {"architectures": architectures}))
         os.utime(folder / build.LIBRARY, (number, number))
     (empty_cache / "plugin" / "half").mkdir()
@@ -305,20 +313,100 @@ def test_of_cached_libraries_the_one_for_most_gpus_comes_first(plan, empty_cache
         library.find_library(tensorrt="8.6.1")
 
 
-@pytest.mark.parametrize(
-    ("tensorrt", "expected"), [("11.4.0", "v3"), ("10.3.0", "v3"), ("8.6.1", "v2"), ("8.5.2", "v2")]
-)
-def test_without_headers_of_its_version_the_interface_decides(empty_cache, tensorrt, expected):
-    for interface in ("v2", "v3"):
-        folder = empty_cache / "plugin" / interface
-        folder.mkdir(parents=True)
-        (folder / build.LIBRARY).write_text("")
-        built = {"machine": platform.machine(), "tensorrt": "9.0.0", "architectures": [87], "interface": interface}
-        (folder / build.RECORD).write_text(json.dumps({"sources": build.sources_key(), **built}))
-    assert library.find_library(tensorrt=tensorrt).parent.name == expected
-    (empty_cache / "plugin" / expected / build.LIBRARY).unlink()
-    with pytest.raises(UserError, match=f"has not been compiled for TensorRT {tensorrt}: .* --tensorrt-include"):
-        library.find_library(tensorrt=tensorrt)
+# Headers and interface of a library, and of the TensorRT versions 8.5.2, 8.6.1, 9.2.0, 10.3.0 and 11.4.0 those that
+# can take it: the classes of all others differ in memory.
+SERVED = {
+    ("8.5.1", "v2"): {"8.5.2"},
+    ("8.6.0", "v2"): {"8.6.1"},
+    ("9.0.1", "v2"): {"9.2.0"},
+    ("10.14.1", "v2"): {"10.3.0"},
+    ("10.14.1", "v3"): {"10.3.0", "11.4.0"},
+    ("11.1.0", "v3"): {"10.3.0", "11.4.0"},
+    ("11.1.0", "v2"): {"11.4.0"},
+}
+
+
+@pytest.mark.parametrize(("built", "interface"), SERVED)
+@pytest.mark.parametrize("tensorrt", ["8.5.2", "8.6.1", "9.2.0", "10.3.0", "11.4.0"])
+def test_a_library_is_offered_only_to_a_tensorrt_of_its_classes(empty_cache, built, interface, tensorrt):
+    folder = empty_cache / "plugin" / "one"
+    folder.mkdir(parents=True)
+    (folder / build.LIBRARY).write_text("")
+    record = {"sources": build.sources_key(), "machine": platform.machine(), "tensorrt": built, "architectures": [87]}
+    (folder / build.RECORD).write_text(json.dumps(record | {"interface": interface}))
+    if tensorrt in SERVED[built, interface]:
+        assert library.find_library(tensorrt=tensorrt).parent.name == "one"
+    else:
+        with pytest.raises(UserError, match=f"has not been compiled for TensorRT {tensorrt}: run ") as caught:
+            library.find_library(tensorrt=tensorrt)
+        assert ("--tensorrt-include" in str(caught.value)) == (toolchain.major(tensorrt) < 10)
+
+
+@pytest.mark.parametrize(("tensorrt", "release"), [("8.5.2", "8.5"), ("8.6.1", "8.6"), ("9.2.0", "9")])
+def test_an_old_tensorrt_asks_for_its_own_headers(tmp_path, monkeypatch, empty_cache, tensorrt, release):
+    for folder in toolchain.SYSTEM_FOLDERS:
+        if toolchain.headers_version(Path(folder)):
+            pytest.skip(f"TensorRT's headers are installed in {folder}")
+    monkeypatch.setattr(toolchain, "_download_headers", None)  # never called
+    with pytest.raises(UserError) as caught:
+        library.find_library(tensorrt=tensorrt, build=True)
+    message = str(caught.value)
+    assert f"a plugin for TensorRT {tensorrt} needs the headers of TensorRT {release}, and those on PyPI are" in message
+    for text in ("NVIDIA's public TensorRT repository", "libnvinfer-headers-dev", "--tensorrt-include DIR"):
+        assert text in message
+    assert "\n" not in message
+    monkeypatch.setenv("TENSORRT_ROOT", str(tmp_path / "root"))
+    fake_headers(tmp_path / "root" / "include", "11.1.0")
+    with pytest.raises(UserError, match=r"those in .*/root/include are 11\.1\.0"):
+        toolchain.find_headers(tensorrt=tensorrt)
+    own = fake_headers(tmp_path / "own", "8.6.1")
+    if release == "8.6":
+        assert toolchain.find_headers(own, tensorrt=tensorrt).version == "8.6.1"
+    # The command asks for the TensorRT that is installed, unless headers are named.
+    monkeypatch.delenv("TENSORRT_ROOT")
+    monkeypatch.setattr(toolchain, "installed_tensorrt", lambda: tensorrt)
+    refused = CliRunner().invoke(build_plugin, [])
+    assert isinstance(refused.exception, UserError)
+    assert str(refused.exception) == message
+
+
+def test_the_version_of_the_installed_tensorrt(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "tensorrt_cu12-8.6.1.dist-info").mkdir()
+    (tmp_path / "tensorrt_cu12-8.6.1.dist-info" / "METADATA").write_text("Name: tensorrt-cu12\nVersion: 8.6.1\n")
+    assert toolchain.installed_tensorrt() == "8.6.1"
+
+
+def test_the_v3_plugin_is_empty_for_the_other_interface(headers, nvcc, tmp_path):
+    """So that it compiles with headers that do not know IPluginV3; `make plugin-headers` takes real ones."""
+    for interface in ("2", "3"):
+        target = tmp_path / f"v{interface}.o"
+        command = [nvcc.path, "-std=c++17", "-c", f"-DPLUGIN_INTERFACE={interface}", f"-I{build.SOURCES}"]
+        command += ["-isystem", headers.path, build.SOURCES / "plugin" / "plugin_v3.cpp", "-o", target]
+        subprocess.run(command, check=True)
+    symbols = [subprocess.run(["nm", tmp_path / f"v{n}.o"], capture_output=True, text=True).stdout for n in "23"]
+    assert ["PluginV3" in text for text in symbols] == [False, True]
+
+
+def test_headers_are_checked_against_what_the_plugin_says_of_them(headers, tmp_path):
+    def check(folder):
+        command = [sys.executable, "tools/plugin_headers.py", folder]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+    done = check(headers.path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(rf"TensorRT {headers.version} +v2 ok, v3 ok, layout ok", done.stdout)
+    # One more function before loadLibrary() moves it.
+    other = shutil.copytree(headers.path, tmp_path / "other")
+    for name in ("NvInferRuntime.h", "NvInferRuntimeCommon.h"):
+        text = (other / name).read_text()
+        added = "virtual void added() = 0;\n    virtual PluginLibraryHandle loadLibrary("
+        (other / name).write_text(text.replace("virtual PluginLibraryHandle loadLibrary(", added))
+    done = check(other)
+    assert done.returncode == 1
+    assert "layout FAILS" in done.stdout
+    assert "IPluginRegistry::loadLibrary is at" in done.stdout
+    assert "expected the include" in check(tmp_path).stderr
 
 
 def test_importing_compiles_nothing(tmp_path):
@@ -336,14 +424,14 @@ def test_ptxas_has_no_spills_and_no_more_registers():
     command = [sys.executable, "benchmarks/ptxas.py", "--arch", "87", "--check"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "sm_87   52 kernels" in done.stdout
+    assert "sm_87   79 kernels" in done.stdout
 
 
 def test_ptxas_table_covers_every_architecture_and_variant():
     table = json.loads((REPOSITORY / "benchmarks/results/ptxas.json").read_text())["kernels"]
     assert set(table) == {f"sm_{n}" for n in (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)}
     for kernels in table.values():
-        assert len(kernels) == 52
+        assert len(kernels) == 79
         assert all(k["stack"] == k["spill_stores"] == k["spill_loads"] == 0 for k in kernels.values())
 
 
@@ -354,19 +442,21 @@ def test_ptxas_check_sees_a_worse_kernel():
     finally:
         sys.path.pop(0)
     log = (
-        "ptxas info    : Compiling entry function '_ZN11internimage12dcnv3_kernelINS_7VariantINS_4HalfELi8ELi2ELi16ELb1"
-        "EEEEEvNS_11Dcnv3ParamsENS_8GeometryE' for 'sm_87'\n"
+        "ptxas info    : Compiling entry function '_ZN11internimage6kernelINS_12Dcnv3VariantINS_4HalfELi8ELi2ELi16ELb1"
+        "ELNS_4BodyE2EEENS_11Dcnv3ParamsENS_13Dcnv3GeometryEEEvT0_T1_' for 'sm_87'\n"
         "    8 bytes stack frame, 12 bytes spill stores, 4 bytes spill loads\n"
         "ptxas info    : Used 81 registers, used 0 barriers\n"
     )
     table = ptxas.parse(log)
-    name = "float16 C16 8x2 softmax"
+    name = "float16 C16 8x2 softmax half"
     assert table == {"sm_87": {name: {"registers": 81, "stack": 8, "spill_stores": 12, "spill_loads": 4}}}
     kept = {"sm_87": {name: {"registers": 80}}}
     assert len(ptxas.worse(table, kept, same_compiler=True)) == 4
     assert len(ptxas.worse(table, kept, same_compiler=False)) == 3
-    other = "_ZN11internimage21ms_deform_attn_kernelINS_19MsDeformAttnVariantIfLi4ELi2ELi4EEEEEvNS_18MsDeformAttn"
+    other = "_ZN11internimage6kernelINS_19MsDeformAttnVariantIfLi4ELi2ELi4EEENS_18MsDeformAttnParamsENS_4GridEEEvT0_T1_"
     assert ptxas.variant_name(other) == "MSDeformAttn float32 P4 4x2"
+    last = "_ZN11internimage6kernelINS_21UpsampleArgmaxVariantIfLi4EEENS_20UpsampleArgmaxParamsENS_4GridEEEvT0_T1_"
+    assert ptxas.variant_name(last) == "UpsampleArgmax float32 4x4"
     table["sm_87"][name] |= {"stack": 0, "spill_stores": 0, "spill_loads": 0, "registers": 80}
     assert ptxas.worse(table, kept, same_compiler=True) == []
     assert ptxas.worse(table, {"sm_87": {**kept["sm_87"], "lost": {}}}, same_compiler=True) != []
@@ -379,8 +469,8 @@ def test_the_document_states_the_contract():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| `") and len(cells) == 4 and cells[1] in ("int", "float"):
             rows |= dict.fromkeys(re.findall(r"`(\w+)`", cells[0]), cells[1:])
-    assert set(rows) == {a.name for a in contract.ATTRIBUTES}
-    for attribute in contract.ATTRIBUTES:
+    assert set(rows) == {a.name for a in contract.PLUGIN_ATTRIBUTES}
+    for attribute in contract.PLUGIN_ATTRIBUTES:
         kind, default, domain = rows[attribute.name]
         assert kind == attribute.type
         assert default == ("required" if attribute.default is None else str(attribute.default))
@@ -401,22 +491,3 @@ def test_the_document_states_the_contract_of_attention():
     assert tuple(rows) == tuple(stated) == ms_deform_attn.INPUTS
     assert rows == stated
     assert ms_deform_attn.TENSORRT_OP_TYPE in section
-
-
-def test_gpu_benchmark_lists_its_cases_without_a_gpu():
-    command = [sys.executable, "benchmarks/gpu/dcnv3.py"]
-    listed = subprocess.run([*command, "--dry-run"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    lines = listed.stdout.splitlines()
-    assert len(lines) == 4 * 2 * 4 * 3 * 2  # models, sizes, stages, batches, types
-    # 8 images of 128x128 pixels, 4 groups of 16 channels in and out, 27 offsets and weights, 2 bytes
-    megabytes = 8 * 128 * 128 * 4 * (16 + 16 + 27) * 2 / 1e6
-    assert any(line.startswith("t/512x512/stage1/b8/float16 ") and f"{megabytes:.1f} MB" in line for line in lines)
-
-
-def test_gpu_benchmark_claims_nothing_without_a_gpu():
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "benchmarks/gpu/dcnv3.py"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
-    assert done.returncode == 1
-    assert "nothing was measured" in done.stderr
-    assert done.stdout == ""

@@ -71,7 +71,11 @@ def test_cross_compiles_for_jetson(jetson_build, nvcc):
     library = jetson_build / "libinternimage_trt_plugins.so"
     header = subprocess.run(["readelf", "-h", library], capture_output=True, text=True, check=True).stdout
     assert "AArch64" in header
-    assert exported(library) == {"setLoggerFinder", "getCreators", "getPluginCreators"}
+    own = "internimage_plugin_built_for"
+    assert exported(library) == {"setLoggerFinder", "getCreators", "getPluginCreators", own}
+    register = jetson_build / "libinternimage_trt_register.so"
+    assert exported(register) == set()
+    assert needed(register) <= {"libstdc++", "libm", "libgcc_s", "libc", "ld-linux-aarch64", "libdl"}
     assert needed(library) <= {
         "libstdc++",
         "libm",

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_kernel import LAST_TACTIC
 
 from internimage_deploy.errors import UserError
 from internimage_deploy.trt_plugins import host
+from internimage_deploy.trt_plugins.host_operators import tactics
+from support.memory import shifted
 from support.ms_deform_attn_cases import GOLDEN, NUMPY, UNIT, draw, golden_case, reference, stored
 
 TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -178,7 +179,7 @@ def test_images_beyond_32_bits():
     far[:, -6:] = value
     params, output, held = host.make_ms_deform_attn_params(far, shapes, [keys - 6], locations, weights)
     assert held[0] is far
-    assert host.run_ms_deform_attn(params, "float16").points == 0
+    assert host.MS_DEFORM_ATTN.run(params, "float16").points == 0
     np.testing.assert_array_equal(output, host.ms_deform_attn(value, shapes, starts, locations, weights))
     # And a map of two rows that reaches across: every point on its last cell.
     locations[..., 0] = (2**20 - 0.5) / 2**20
@@ -188,15 +189,6 @@ def test_images_beyond_32_bits():
     np.testing.assert_array_equal(across, host.ms_deform_attn(*corner))
 
 
-def shifted(array, elements):
-    """A copy of `array` that starts `elements` elements after a 64-byte boundary."""
-    memory = np.empty(array.nbytes + 64 + array.itemsize * elements, np.uint8)
-    start = -memory.ctypes.data % 64 + array.itemsize * elements
-    view = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    view[:] = array
-    return view
-
-
 def serve(operands, dtype, *, tactic=0, shift=0):
     """Run one call with all arrays aligned but `value`; returns the variant that served it and its error."""
     value, shapes, starts, locations, weights = stored(operands, dtype)
@@ -204,7 +196,7 @@ def serve(operands, dtype, *, tactic=0, shift=0):
     params, output, held = host.make_ms_deform_attn_params(*arrays)
     aligned = shifted(output, 0)
     params.output = aligned.ctypes.data
-    variant = host.run_ms_deform_attn(params, dtype, tactic=tactic)
+    variant = host.MS_DEFORM_ATTN.run(params, dtype, tactic=tactic)
     assert params.value == held[0].ctypes.data == arrays[0].ctypes.data
     return variant, error(aligned, reference(*arrays))
 
@@ -215,12 +207,12 @@ def test_every_variant_is_reached_and_right():
         tolerance = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 2e-2}[dtype]
         for channels in (32, 16, 8, 4, 2, 1, 3, 24):
             for points in (4, 3):
-                for tactic in range(host.tactics() + 1):
+                for tactic in range(tactics() + 1):
                     operands = draw(2, channels=channels, points=points, shapes=((3, 4), (2, 2)))
                     variant, worst = serve(operands, dtype, tactic=tactic)
                     assert worst < tolerance, (variant, tactic)
                     reached.add(variant)
-    assert reached == set(host.ms_deform_attn_variants())
+    assert reached == set(host.MS_DEFORM_ATTN.variants())
 
 
 @pytest.mark.parametrize(
@@ -234,7 +226,7 @@ def test_choice_follows_channels_points_and_alignment(channels, points, shift, w
     assert worst < 2e-3
 
 
-@pytest.mark.parametrize("tactic", range(13))
+@pytest.mark.parametrize("tactic", range(LAST_TACTIC + 1))
 @pytest.mark.parametrize("heads", [1, 7, 40], ids=lambda m: f"M{m}")
 def test_geometry_covers_every_element_once(heads, tactic):
     # Unwritten elements stay NaN; a wrong position would change the value.
@@ -243,10 +235,8 @@ def test_geometry_covers_every_element_once(heads, tactic):
 
 def test_distinct_tactics_are_offered_once():
     params, _, _ = host.make_ms_deform_attn_params(*stored(draw(1, channels=32, queries=500), "float16"))
-    distinct = host.library().ms_deform_attn_host_is_distinct
     # Queries lie in one row, so that tiles of one and of four rows are the same.
-    flags = [distinct(ctypes.byref(params), 1, tactic) for tactic in range(1, host.tactics() + 1)]
-    assert flags == [1, 0] * 6
+    assert host.MS_DEFORM_ATTN.distinct_tactics(params, "float16") == [1, 3, 5, 7, 9, 11]
 
 
 def test_coordinates_are_float32_whatever_the_values_are():
@@ -292,10 +282,10 @@ def test_the_kernel_refuses_what_it_cannot_index():
         changed = host.MsDeformAttnParams.from_buffer_copy(params)
         setattr(changed, name, value)
         with pytest.raises(UserError, match=message):
-            host.run_ms_deform_attn(changed, "float32")
-    for tactic in (-1, 13):
+            host.MS_DEFORM_ATTN.run(changed, "float32")
+    for tactic in (-1, tactics() + 1):
         with pytest.raises(UserError, match="no such tactic"):
-            host.run_ms_deform_attn(params, "float32", tactic=tactic)
+            host.MS_DEFORM_ATTN.run(params, "float32", tactic=tactic)
 
 
 def test_without_keys_the_output_is_zero():
@@ -318,7 +308,7 @@ def test_without_keys_the_output_is_zero():
         }
     ),
     st.sampled_from(list(NUMPY)),
-    st.integers(0, 12),
+    st.integers(0, LAST_TACTIC),
     st.integers(0, 2**32 - 1),
 )
 def test_random_settings_agree_with_the_definition(sizes, dtype, tactic, seed):

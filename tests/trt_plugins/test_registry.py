@@ -15,7 +15,7 @@ from internimage_deploy.operators import ms_deform_attn as ms_deform_attn_contra
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="needs NVIDIA's registry: pip install tensorrt_rtx_cu13_bindings")
 
-ATTRIBUTES = {a.name for a in contract.ATTRIBUTES}
+ATTRIBUTES = {a.name for a in contract.PLUGIN_ATTRIBUTES}
 
 PROLOGUE = """
 import ctypes, json, sys
@@ -74,12 +74,12 @@ def test_lists_the_creators_with_every_attribute(plugin):
     assert found["before"]
     assert found["first"] == str(plugin)
     assert found["again"] is None
-    assert set(found["fields"]["DCNv3"]) == ATTRIBUTES
+    assert set(found["fields"]["DCNv3"]) == set(found["fields"]["DCNv3Packed"]) == ATTRIBUTES
     assert set(found["fields"]["TRTDCNv3"]) == ATTRIBUTES | {"im2col_step"}
-    assert found["fields"].pop("MSDeformAttn") == []
-    assert set(found["fields"]) == {"DCNv3", "TRTDCNv3"}
-    assert found["versions"] == [contract.PLUGIN_VERSION] * 3
-    assert found["namespaces"] == [contract.PLUGIN_NAMESPACE] * 3
+    assert found["fields"].pop("MSDeformAttn") == found["fields"].pop("UpsampleArgmax") == []
+    assert set(found["fields"]) == {"DCNv3", "DCNv3Packed", "TRTDCNv3"}
+    assert found["versions"] == [contract.PLUGIN_VERSION] * 5
+    assert found["namespaces"] == [contract.PLUGIN_NAMESPACE] * 5
 
 
 PROBE = """
@@ -150,7 +150,7 @@ def test_creates_and_clones(plugin, probe):
         fields = collect(group=(4, "int32"), group_channels=(16, "int64"), stride_h=(200, "int32"),
                          offset_scale=(2.0, "float32"), mask_softmax=(1, "int32"))
         result = {{}}
-        for name in ("DCNv3", "TRTDCNv3"):
+        for name in ("DCNv3", "DCNv3Packed", "TRTDCNv3"):
             for phase in (trt.TensorRTPhase.BUILD, trt.TensorRTPhase.RUNTIME):
                 plugin = library.find_creator(trt, name).create_plugin("layer", fields, phase)
                 parts = [plugin.get_capability_interface(kind) for kind in (
@@ -163,7 +163,9 @@ def test_creates_and_clones(plugin, probe):
     # kernel 3 + 3, stride 200 + 1, pad 1 + 1, dilation 1 + 1, group 4, channels 16, softmax 1
     total = 232
     assert made == {
-        f"{name} {phase}": [True, total] for name in ("DCNv3", "TRTDCNv3") for phase in ("BUILD", "RUNTIME")
+        f"{name} {phase}": [True, total]
+        for name in ("DCNv3", "DCNv3Packed", "TRTDCNv3")
+        for phase in ("BUILD", "RUNTIME")
     }
 
 

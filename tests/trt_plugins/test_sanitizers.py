@@ -37,7 +37,8 @@ def sanitized(*arguments):
 @pytest.mark.timeout(1800)
 def test_kernels_and_plugins_are_clean():
     chosen = "not beyond_32 and not side_limit and not random_settings and not 4096"
-    names = ("kernel", "variants", "plugin", "ms_deform_attn_kernel", "ms_deform_attn_plugin")
+    names = ("kernel", "variants", "plugin", "ms_deform_attn_kernel", "ms_deform_attn_plugin", "every_plugin")
+    names += ("upsample_argmax_kernel", "upsample_argmax_plugin")
     files = [str(HERE / f"test_{name}.py") for name in names]
     done = sanitized("-k", chosen, *files)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
@@ -52,7 +53,7 @@ OUTSIDE = {
         "    settings = dict(kernel=3, stride=1, pad=1, dilation=1, group=4, offset_scale=1.0)\n"
         "    params, output = host.make_params(*arrays, **settings)\n"
         "    params.input_strides.row *= 2\n"
-        "    host.run(params, 'float32')\n"
+        "    host.DCNV3.run(params, 'float32')\n"
     ),
     "MSDeformAttn": (
         "    value, places = np.ones((1, 64, 2, 32), np.float32), (1, 64, 2, 1, 4)\n"
@@ -60,7 +61,7 @@ OUTSIDE = {
         "    weights = np.ones(places, np.float32)\n"
         "    params, output, held = host.make_ms_deform_attn_params(value, [[8, 9]], [0], locations, weights)\n"
         "    params.keys *= 2\n"
-        "    host.run_ms_deform_attn(params, 'float32')\n"
+        "    host.MS_DEFORM_ATTN.run(params, 'float32')\n"
     ),
 }
 

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.gpu.device import DeviceError
 from internimage_deploy.runtime.imaging.pipeline import NetworkImage, images_per_run
 from internimage_deploy.runtime.imaging.postprocess import Labels
 from internimage_deploy.runtime.segmenter import Segmenter
@@ -44,10 +46,15 @@ def run(segmenter: Segmenter, images: Sequence[NetworkImage]) -> list[Labels]:
 
 
 def run_each(segmenter: Segmenter, images: Sequence[NetworkImage]) -> list[Labels | Exception]:
-    """As `run`; if the batch fails as a whole, each image runs alone, so that one cannot spoil the others."""
+    """As `run`; if the batch fails as a whole, each image runs alone, so that one cannot spoil the others.
+
+    Where the GPU cannot be used any more by this process, the process ends: whoever started it replaces it.
+    """
     try:
         return list(run(segmenter, images))
     except Exception as error:
+        if isinstance(error, DeviceError) and error.sticky:
+            _end_process(error)
         if len(images) == 1:
             if isinstance(error, UserError):
                 return [error]
@@ -56,3 +63,9 @@ def run_each(segmenter: Segmenter, images: Sequence[NetworkImage]) -> list[Label
             log.exception("an image of network size %s failed", images[0].size)
             return [RuntimeError(f"{type(error).__name__}: {error}")]  # the original may not survive pickling
     return [run_each(segmenter, [image])[0] for image in images]
+
+
+def _end_process(error: DeviceError) -> None:
+    log.critical("this process ends, because the GPU takes no more calls from it: %s", error)
+    logging.shutdown()
+    os._exit(1)  # an orderly end would destroy the engine, and its destructors may hang on a dead CUDA context

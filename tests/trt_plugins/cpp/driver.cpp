@@ -13,7 +13,10 @@
 #include "kernel/dcnv3_launch.h"
 #include "kernel/ms_deform_attn_host.h"
 #include "kernel/ms_deform_attn_launch.h"
+#include "kernel/upsample_argmax_host.h"
+#include "kernel/upsample_argmax_launch.h"
 #include "plugin/plugin_registration.h"
+#include "register/tensorrt_layout.h"
 
 extern "C" void setLoggerFinder(nvinfer1::ILoggerFinder* finder);
 extern "C" nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count);
@@ -39,6 +42,10 @@ cudaError_t launch_ms_deform_attn(const MsDeformAttnParams& p, DType dtype, int3
     return launch_on_host(p, dtype, tactic);
 }
 
+cudaError_t launch_upsample_argmax(const UpsampleArgmaxParams& p, DType dtype, int32_t tactic, cudaStream_t) {
+    return launch_on_host(p, dtype, tactic);
+}
+
 }  // namespace internimage
 
 using namespace nvinfer1;
@@ -53,6 +60,26 @@ struct Logger : ILogger {
 struct Finder : ILoggerFinder {
     ILogger* findLogger() override { return &g_logger; }
 } g_finder;
+
+// The same as TensorRT 11 has them.
+template <typename Base>
+struct Versioned : Base {
+    static void unexpected() { g_logger.messages += "a function of IVersionedInterface was called\n"; }
+    void getAPILanguage() override { unexpected(); }
+    void getInterfaceInfo() override { unexpected(); }
+    void destructor() override { unexpected(); }
+    void deleting_destructor() override { unexpected(); }
+};
+
+struct NewLogger : Versioned<internimage::Logger11> {
+    void log(int32_t, const char* message) noexcept override { g_logger.messages += std::string(message) + "\n"; }
+} g_new_logger;
+
+struct NewFinder : Versioned<internimage::LoggerFinder11> {
+    void* findLogger() override { return &g_new_logger; }
+} g_new_finder;
+
+int32_t g_version = NV_TENSORRT_MAJOR * 10000;
 
 // An expression over the input's dimensions; variables are not constants, as with dynamic shapes.
 struct Expression : IDimensionExpr, apiv::VDimensionExpr {
@@ -97,7 +124,9 @@ struct Builder : IExprBuilder, apiv::VExprBuilder {
         made.push_back(std::make_unique<Expression>(kind));
         return made.back().get();
     }
+    // TensorRT promises nothing about negative ones.
     const IDimensionExpr* constant(int64_t value) override {
+        if (value < 0) g_logger.messages += "a negative constant\n";
         Expression* e = add(Expression::kConstant);
         e->value = value;
         return e;
@@ -178,7 +207,16 @@ Plugin* create(const char* name, const PluginFieldCollection* fields) {
 
 #define DRIVER extern "C" __attribute__((visibility("default")))
 
+// The plugin asks the library that its logger comes from, which is this one.
+DRIVER int32_t getInferLibVersion() { return g_version; }
+
 DRIVER void driver_start() { setLoggerFinder(&g_finder); }
+
+// Start again as TensorRT `major`.
+DRIVER void driver_start_as(int32_t major) {
+    g_version = major < 10 ? major * 1000 : major * 10000;
+    setLoggerFinder(major < 11 ? &g_finder : reinterpret_cast<ILoggerFinder*>(&g_new_finder));
+}
 
 DRIVER const char* driver_take_log() {
     static std::string taken;

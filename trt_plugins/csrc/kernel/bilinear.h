@@ -3,9 +3,11 @@
 // runs on the device and, for the tests, on the host.
 #pragma once
 
+#include <cmath>
 #include <type_traits>
 
-#include "scalar.h"
+#include "grid.h"
+#include "half_pairs.h"
 
 namespace internimage {
 
@@ -62,19 +64,42 @@ struct Source {
     uint32_t width;
 };
 
-// sums += weight * bilinear(map, y, x), zero outside the map.
-template <typename T, int kWidth, int kVectors, typename Index>
-KERNEL_HD void add_point(const Source<Index>& source, Place y, Place x, float weight,
-                         float (&sums)[kVectors * kWidth]) {
-    using Vector = Pack<T, kWidth>;
+// The shares of `weight` of the corners (low, low), (low, low + 1), (low + 1, low), (low + 1, low + 1) in (y, x).
+KERNEL_HD void corner_weights(float weight, Place y, Place x, float (&weights)[4]) {
     const float bottom = weight * y.fraction;
     const float top = weight - bottom;
-    float weights[4];
     weights[1] = top * x.fraction;
     weights[0] = top - weights[1];
     weights[3] = bottom * x.fraction;
     weights[2] = bottom - weights[3];
+}
 
+// sums += sum over i of weights[i] * values[i].
+template <typename T, int kWidth, int kVectors>
+KERNEL_HD void add_corners(const Pack<T, kWidth> (&values)[4][kVectors], const float (&weights)[4],
+                           float (&sums)[kVectors * kWidth]) {
+    KERNEL_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        KERNEL_UNROLL
+        for (int v = 0; v < kVectors; ++v) {
+            float corner[kWidth];
+            unpack(values[i][v], corner);
+            KERNEL_UNROLL
+            for (int c = 0; c < kWidth; ++c) {
+                float& sum = sums[v * kWidth + c];
+                sum = fmaf(weights[i], corner[c], sum);
+            }
+        }
+    }
+}
+
+// Body::kBranching.
+template <typename T, int kWidth, int kVectors, typename Index>
+KERNEL_HD void add_point_branching(const Source<Index>& source, Place y, Place x, float weight,
+                                   float (&sums)[kVectors * kWidth]) {
+    using Vector = Pack<T, kWidth>;
+    float weights[4];
+    corner_weights(weight, y, x, weights);
     const Index at = steps(y.low, source.row) + steps(x.low, source.pixel) + source.channel;
     const Index corners[4] = {at, at + source.pixel, at + source.row, at + source.row + source.pixel};
     Vector values[4][kVectors];
@@ -98,18 +123,67 @@ KERNEL_HD void add_point(const Source<Index>& source, Place y, Place x, float we
             }
         }
     }
+    add_corners<T, kWidth, kVectors>(values, weights, sums);
+}
+
+KERNEL_HD uint32_t clamp_to(uint32_t low, uint32_t side) {
+    const auto signed_low = static_cast<int32_t>(low);
+    const auto last = static_cast<int32_t>(side - 1);
+    return static_cast<uint32_t>(signed_low < 0 ? 0 : signed_low < last ? signed_low : last);
+}
+
+// Body::kBranchFree and Body::kHalf. A corner outside the map reads the nearest pixel with weight zero, so an infinite
+// or NaN pixel on the border also shows in points beyond that border.
+template <typename T, int kWidth, int kVectors, bool kInHalves, typename Index>
+KERNEL_HD void add_point_branch_free(const Source<Index>& source, Place y, Place x, float weight,
+                                     float (&sums)[kVectors * kWidth]) {
+    using Vector = Pack<T, kWidth>;
+    // In halves the corners' weights leave out the point's own: their sum is at most 1.
+    float weights[4];
+    corner_weights(kInHalves ? 1.0f : weight, y, x, weights);
+    Vector values[4][kVectors];
     KERNEL_UNROLL
     for (int i = 0; i < 4; ++i) {
+        const uint32_t row = y.low + (i >> 1);
+        const uint32_t column = x.low + (i & 1);
+        weights[i] = row < source.height && column < source.width ? weights[i] : 0.0f;
+        const Index at = Index(clamp_to(row, source.height)) * source.row +
+                         Index(clamp_to(column, source.width)) * source.pixel + source.channel;
+        KERNEL_UNROLL
+        for (int v = 0; v < kVectors; ++v) values[i][v] = load<Vector>(source.map + at + v * sizeof(Vector));
+    }
+    if constexpr (kInHalves) {
+        HalfPair pairs[4];
+        KERNEL_UNROLL
+        for (int i = 0; i < 4; ++i) pairs[i] = pair_of(weights[i]);
         KERNEL_UNROLL
         for (int v = 0; v < kVectors; ++v) {
-            float corner[kWidth];
-            unpack(values[i][v], corner);
+            Vector point;
             KERNEL_UNROLL
-            for (int c = 0; c < kWidth; ++c) {
-                float& sum = sums[v * kWidth + c];
-                sum = fmaf(weights[i], corner[c], sum);
+            for (int w = 0; w < Vector::kWords; ++w) {
+                HalfPair value = mul_pairs(pairs[0], {values[0][v].word[w]});
+                KERNEL_UNROLL
+                for (int i = 1; i < 4; ++i) value = fma_pairs(pairs[i], {values[i][v].word[w]}, value);
+                point.word[w] = value.bits;
             }
+            float wide[kWidth];
+            unpack(point, wide);
+            KERNEL_UNROLL
+            for (int c = 0; c < kWidth; ++c) sums[v * kWidth + c] = fmaf(weight, wide[c], sums[v * kWidth + c]);
         }
+    } else {
+        add_corners<T, kWidth, kVectors>(values, weights, sums);
+    }
+}
+
+// sums += weight * bilinear(map, y, x), zero outside the map.
+template <typename T, int kWidth, int kVectors, Body kBody = Body::kBranching, typename Index>
+KERNEL_HD void add_point(const Source<Index>& source, Place y, Place x, float weight,
+                         float (&sums)[kVectors * kWidth]) {
+    if constexpr (kBody == Body::kBranching) {
+        add_point_branching<T, kWidth, kVectors>(source, y, x, weight, sums);
+    } else {
+        add_point_branch_free<T, kWidth, kVectors, kBody == Body::kHalf>(source, y, x, weight, sums);
     }
 }
 

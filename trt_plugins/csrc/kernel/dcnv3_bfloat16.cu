@@ -1,4 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "dcnv3_kernel.cuh"
+#include "dcnv3_math.h"
+#include "kernel.cuh"
 
-DCNV3_DEFINE_LAUNCH(DCNV3_VARIANTS_16, internimage::BFloat16)
+namespace internimage {
+template cudaError_t launch_variant<BFloat16>(const Dcnv3Params&, const Dcnv3Choice&, const Dcnv3Geometry&,
+                                              cudaStream_t);
+}

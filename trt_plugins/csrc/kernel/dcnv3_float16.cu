@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "dcnv3_kernel.cuh"
+#include "dcnv3_math.h"
+#include "kernel.cuh"
 
-DCNV3_DEFINE_LAUNCH(DCNV3_VARIANTS_16, internimage::Half)
+namespace internimage {
+template cudaError_t launch_variant<Half>(const Dcnv3Params&, const Dcnv3Choice&, const Dcnv3Geometry&, cudaStream_t);
+}

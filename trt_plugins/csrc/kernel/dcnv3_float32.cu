@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "dcnv3_kernel.cuh"
+#include "dcnv3_math.h"
+#include "kernel.cuh"
 
-DCNV3_DEFINE_LAUNCH(DCNV3_VARIANTS_32, float)
+namespace internimage {
+template cudaError_t launch_variant<float>(const Dcnv3Params&, const Dcnv3Choice&, const Dcnv3Geometry&, cudaStream_t);
+}

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// DCNv3's arithmetic for one thread: `Variant::kVectors` vectors of channels of one group at one output pixel.
+// DCNv3's arithmetic for one thread: `V::kVectors` vectors of channels of one group at one output pixel.
 // The same source runs on the device and, for the tests, on the host.
 #pragma once
 
@@ -77,7 +77,7 @@ KERNEL_HD float sum_points_3x3(const Source<typename V::Index>& source, const Ax
         unpack(offsets[k], offset_xy);
         const Place y = locate(y_axis.displacement_of_3(k % 3, offset_xy[1]), y_axis.origin);
         const Place x = locate(x_axis.displacement_of_3(k / 3, offset_xy[0]), x_axis.origin);
-        add_point<T, V::kWidth, V::kVectors>(source, y, x, weight, sums);
+        add_point<T, V::kWidth, V::kVectors, V::kBody>(source, y, x, weight, sums);
     }
     return total;
 }
@@ -117,7 +117,7 @@ KERNEL_HD float sum_points_any(const Dcnv3Params& p, const Source<typename V::In
 
 // Channels [channel, channel + kChannels) of output pixel (n, ho, wo); they belong to one group.
 template <typename V>
-KERNEL_HD void compute_channels(const Dcnv3Params& p, const Geometry& g, int32_t n, int32_t ho, int32_t wo,
+KERNEL_HD void compute_channels(const Dcnv3Params& p, const Dcnv3Geometry& g, int32_t n, int32_t ho, int32_t wo,
                                 int32_t channel) {
     using T = typename V::Scalar;
     using Index = typename V::Index;
@@ -161,7 +161,7 @@ KERNEL_HD void compute_channels(const Dcnv3Params& p, const Geometry& g, int32_t
 
 // The work of thread (x, y, z) of block `block`.
 template <typename V>
-KERNEL_HD void run_thread(const Dcnv3Params& p, const Geometry& geometry, uint32_t block, int32_t x, int32_t y,
+KERNEL_HD void run_thread(V, const Dcnv3Params& p, const Dcnv3Geometry& geometry, uint32_t block, int32_t x, int32_t y,
                           int32_t z) {
     const Position at = geometry.grid.position(block, x, y, z);
     const int32_t channel = at.step * V::kChannels;

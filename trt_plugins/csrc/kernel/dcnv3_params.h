@@ -43,6 +43,7 @@ struct Dcnv3Params {
     int32_t dilation_w;
     float offset_scale;    // scales the whole sampling grid, offsets included
     int32_t mask_softmax;  // 0 or 1
+    int32_t allow_half;    // 0 or 1: kernels that interpolate float16 values in float16 are allowed
 };
 
 inline int64_t output_side(int64_t side, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {

@@ -26,7 +26,7 @@ bool fits_32_bits(const Dcnv3Params& p, int64_t bytes) {
 
 }  // namespace
 
-Choice choose_variant(const Dcnv3Params& p, DType dtype, int32_t vectors) {
+Dcnv3Choice choose_variant(const Dcnv3Params& p, DType dtype, const LaunchConfig& config) {
     const int64_t bytes = scalar_bytes(dtype);
     int32_t width = static_cast<int32_t>(16 / bytes);
     const auto fits = [&](int32_t w) {
@@ -38,22 +38,24 @@ Choice choose_variant(const Dcnv3Params& p, DType dtype, int32_t vectors) {
 
     const bool released = p.kernel_h == 3 && p.kernel_w == 3 && (p.group_channels == 16 || p.group_channels == 32);
     const bool pairs = aligned(p.offset, 2 * bytes) && all_multiples(p.offset_strides, 2);
-    if (!released || width != widest || !pairs || !fits_32_bits(p, bytes)) return {dtype, width, 1, 0, false};
-    return {dtype, width, std::min<int32_t>(vectors, 2), p.group_channels, p.mask_softmax != 0};
+    if (!released || width != widest || !pairs || !fits_32_bits(p, bytes)) {
+        return {dtype, width, 1, 0, false, Body::kBranching};
+    }
+    const bool tuned = p.mask_softmax != 0;
+    const int32_t most = tuned && bytes == 2 && p.group_channels == 32 ? 4 : 2;
+    const bool granted = config.body != Body::kHalf || (dtype == DType::kFloat16 && p.allow_half != 0);
+    return {dtype,
+            width,
+            std::min(config.vectors, most),
+            p.group_channels,
+            tuned,
+            tuned && granted ? config.body : Body::kBranching};
 }
 
-Geometry make_geometry(const Dcnv3Params& p, const Choice& choice, const LaunchConfig& config) {
+Dcnv3Geometry make_geometry(const Dcnv3Params& p, const Dcnv3Choice& choice, const LaunchConfig& config) {
     const int64_t steps = int64_t{p.groups} * p.group_channels / (choice.width * choice.vectors);
     return {make_grid({p.batch, p.out_height, p.out_width, steps}, config),
             static_cast<float>(p.dilation_h) * p.offset_scale, static_cast<float>(p.dilation_w) * p.offset_scale};
-}
-
-bool config_is_distinct(const Dcnv3Params& p, DType dtype, int32_t index) {
-    return config_is_distinct(index, [&](const LaunchConfig& config) {
-        const Choice choice = choose_variant(p, dtype, config.vectors);
-        const Grid g = make_geometry(p, choice, config).grid;
-        return Layout{choice.vectors, g.block_x, g.block_y, g.block_z};
-    });
 }
 
 int64_t output_bytes(const Dcnv3Params& p, DType dtype) {

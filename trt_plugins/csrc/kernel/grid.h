@@ -2,27 +2,43 @@
 // How the threads of a launch are laid over an output of images, rows, columns and channels, for every kernel here.
 #pragma once
 
-#include <array>
 #include <cstdint>
 
 #include "scalar.h"
 
 namespace internimage {
 
+// How a sampling kernel computes a point. Operators without such kernels have kBranching alone.
+enum class Body : int32_t {
+    kBranching,   // one test for "all four corners are inside", and a slower path for the others
+    kBranchFree,  // clamped addresses and zeroed weights: loads of one point need not wait for another's sums
+    kHalf,        // branch-free, and the four corners' weights and sums are pairs of halves
+};
+
 struct LaunchConfig {
     int32_t threads;    // per block, at most
-    int32_t vectors;    // accesses per thread and corner
+    int32_t vectors;    // accesses per thread and corner, at most
     int32_t tile_rows;  // output rows that a block covers, at most: tall tiles share more input, flat ones write runs
+    Body body = Body::kBranching;
 };
 
 // TensorRT times these on the user's GPU; tactic i + 1 is kLaunchConfigs[i]. The order is part of the timing cache's
 // key: append, or raise kTacticsRevision.
+// clang-format off
 constexpr LaunchConfig kLaunchConfigs[] = {
     {64, 1, 1}, {64, 1, 4}, {128, 1, 1}, {128, 1, 4}, {256, 1, 1}, {256, 1, 4},
     {64, 2, 1}, {64, 2, 4}, {128, 2, 1}, {128, 2, 4}, {256, 2, 1}, {256, 2, 4},
+    {64, 4, 4}, {128, 4, 4}, {256, 4, 4},
+    {64, 1, 1, Body::kBranchFree}, {128, 1, 4, Body::kBranchFree}, {256, 1, 4, Body::kBranchFree},
+    {64, 2, 1, Body::kBranchFree}, {128, 2, 4, Body::kBranchFree}, {256, 2, 4, Body::kBranchFree},
+    {128, 4, 4, Body::kBranchFree}, {256, 4, 4, Body::kBranchFree},
+    {64, 1, 1, Body::kHalf}, {128, 1, 4, Body::kHalf}, {256, 1, 4, Body::kHalf},
+    {64, 2, 1, Body::kHalf}, {128, 2, 4, Body::kHalf}, {256, 2, 4, Body::kHalf},
+    {128, 4, 4, Body::kHalf}, {256, 4, 4, Body::kHalf},
 };
+// clang-format on
 constexpr int32_t kTactics = sizeof(kLaunchConfigs) / sizeof(kLaunchConfigs[0]);
-constexpr int32_t kTacticsRevision = 1;
+constexpr int32_t kTacticsRevision = 2;
 constexpr int32_t kMaxThreads = 256;
 
 // The configuration where nobody timed any: small outputs get small blocks, so that every multiprocessor has work.
@@ -86,17 +102,7 @@ struct Grid {
 
 Grid make_grid(const Extent& extent, const LaunchConfig& config);
 
-// What tells two launches apart: accesses per thread and the block's shape.
-using Layout = std::array<int32_t, 4>;
-
-// Whether configuration `index` comes to another launch than every earlier one. `layout`: LaunchConfig -> Layout.
-template <typename LayoutOf>
-bool config_is_distinct(int32_t index, LayoutOf layout) {
-    const Layout own = layout(kLaunchConfigs[index]);
-    for (int32_t i = 0; i < index; ++i) {
-        if (layout(kLaunchConfigs[i]) == own) return false;
-    }
-    return true;
-}
+// Of what make_geometry() returns for operators that need no more than a grid.
+inline const Grid& grid_of(const Grid& grid) { return grid; }
 
 }  // namespace internimage

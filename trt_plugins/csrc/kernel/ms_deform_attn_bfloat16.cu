@@ -1,4 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "ms_deform_attn_kernel.cuh"
+#include "kernel.cuh"
+#include "ms_deform_attn_math.h"
 
-MS_DEFORM_ATTN_DEFINE_LAUNCH(MS_DEFORM_ATTN_VARIANTS_16, internimage::BFloat16)
+namespace internimage {
+template cudaError_t launch_variant<BFloat16>(const MsDeformAttnParams&, const MsDeformAttnChoice&, const Grid&,
+                                              cudaStream_t);
+}

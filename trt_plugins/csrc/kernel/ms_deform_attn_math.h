@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// MSDeformAttn's arithmetic for one thread: `Variant::kVectors` vectors of channels of one head of one query.
+// MSDeformAttn's arithmetic for one thread: `V::kVectors` vectors of channels of one head of one query.
 #pragma once
 
 #include <cmath>
@@ -101,7 +101,7 @@ KERNEL_HD void compute_channels(const MsDeformAttnParams& p, int32_t n, int32_t 
 
 // The work of thread (x, y, z) of block `block`.
 template <typename V>
-KERNEL_HD void run_thread(const MsDeformAttnParams& p, const Grid& grid, uint32_t block, int32_t x, int32_t y,
+KERNEL_HD void run_thread(V, const MsDeformAttnParams& p, const Grid& grid, uint32_t block, int32_t x, int32_t y,
                           int32_t z) {
     const Position at = grid.position(block, x, y, z);
     const int32_t channel = at.step * V::kChannels;

@@ -5,7 +5,7 @@
 
 namespace internimage {
 
-MsDeformAttnChoice choose_variant(const MsDeformAttnParams& p, DType dtype, int32_t vectors) {
+MsDeformAttnChoice choose_variant(const MsDeformAttnParams& p, DType dtype, const LaunchConfig& config) {
     const int64_t bytes = scalar_bytes(dtype);
     int32_t width = static_cast<int32_t>(16 / bytes);
     const auto fits = [&](int32_t w) {
@@ -17,20 +17,12 @@ MsDeformAttnChoice choose_variant(const MsDeformAttnParams& p, DType dtype, int3
     const bool fours = p.points == 4 && aligned(p.sampling_locations, 16) && aligned(p.attention_weights, 4 * bytes);
     const int64_t image_bytes = int64_t{p.keys} * p.heads * p.head_channels * bytes;
     if (!fours || width != widest || image_bytes >= int64_t{1} << 32) return {dtype, width, 1, 0};
-    return {dtype, width, vectors > 1 && p.head_channels % (2 * width) == 0 ? 2 : 1, 4};
+    return {dtype, width, config.vectors > 1 && p.head_channels % (2 * width) == 0 ? 2 : 1, 4};
 }
 
-Grid make_grid(const MsDeformAttnParams& p, const MsDeformAttnChoice& choice, const LaunchConfig& config) {
+Grid make_geometry(const MsDeformAttnParams& p, const MsDeformAttnChoice& choice, const LaunchConfig& config) {
     const int64_t steps = int64_t{p.heads} * p.head_channels / (choice.width * choice.vectors);
     return make_grid({p.batch, 1, p.queries, steps}, config);
-}
-
-bool config_is_distinct(const MsDeformAttnParams& p, DType dtype, int32_t index) {
-    return config_is_distinct(index, [&](const LaunchConfig& config) {
-        const MsDeformAttnChoice choice = choose_variant(p, dtype, config.vectors);
-        const Grid g = make_grid(p, choice, config);
-        return Layout{choice.vectors, g.block_x, g.block_y, g.block_z};
-    });
 }
 
 int64_t output_bytes(const MsDeformAttnParams& p, DType dtype) {

@@ -6,11 +6,22 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "grid.h"
 #include "ms_deform_attn_params.h"
-#include "scalar.h"
+#include "variants.h"
 
 namespace internimage {
+
+// What selects a variant at run time.
+struct MsDeformAttnChoice {
+    DType dtype;
+    int32_t width;
+    int32_t vectors;
+    int32_t points;
+
+    bool operator==(const MsDeformAttnChoice& o) const {
+        return dtype == o.dtype && width == o.width && vectors == o.vectors && points == o.points;
+    }
+};
 
 // T: storage type.  width: channels per load or store.  vectors: loads per thread and corner.
 // points: points per level known at compile time, with 32-bit indices; 0 for any number and size.
@@ -23,32 +34,26 @@ struct MsDeformAttnVariant {
     static constexpr int kChannels = width * vectors;
     static constexpr int kPoints = points;
     static_assert(width * sizeof(T) <= 16, "the widest access has 16 bytes");
+
+    static constexpr MsDeformAttnChoice choice() { return {dtype_of<T>(), width, vectors, points}; }
 };
 
-// clang-format off
-// Every kernel that is compiled for a 16-bit type and for float: X(T, width, vectors, points).
-#define MS_DEFORM_ATTN_VARIANTS_16(X, T) \
-    X(T, 8, 1, 4) X(T, 8, 2, 4) X(T, 8, 1, 0) X(T, 4, 1, 0) X(T, 2, 1, 0) X(T, 1, 1, 0)
-#define MS_DEFORM_ATTN_VARIANTS_32(X, T) \
-    X(T, 4, 1, 4) X(T, 4, 2, 4) X(T, 4, 1, 0) X(T, 2, 1, 0) X(T, 1, 1, 0)
-// clang-format on
+template <typename T>
+struct VariantsOf<MsDeformAttnParams, T> {
+    template <int width, int vectors, int points>
+    using V = MsDeformAttnVariant<T, width, vectors, points>;
+    static constexpr int kWidest = 16 / sizeof(T);
 
-// What selects a variant at run time.
-struct MsDeformAttnChoice {
-    DType dtype;
-    int32_t width;
-    int32_t vectors;
-    int32_t points;
+    using Any = VariantList<V<4, 1, 0>, V<2, 1, 0>, V<1, 1, 0>>;
+    using Widest = std::conditional_t<sizeof(T) == 2, VariantList<V<kWidest, 1, 0>>, VariantList<>>;
+    using List = decltype(VariantList<V<kWidest, 1, 4>, V<kWidest, 2, 4>>{} + Widest{} + Any{});
 };
 
-// The variant for these parameters. `vectors` is a wish, granted where a head's channels allow it.
-MsDeformAttnChoice choose_variant(const MsDeformAttnParams& p, DType dtype, int32_t vectors);
+// The variant for these parameters. The configuration's vectors are a wish, granted where a head's channels allow it.
+MsDeformAttnChoice choose_variant(const MsDeformAttnParams& p, DType dtype, const LaunchConfig& config);
 
 // Queries are the grid's columns.
-Grid make_grid(const MsDeformAttnParams& p, const MsDeformAttnChoice& choice, const LaunchConfig& config);
-
-// Whether configuration `index` differs for these parameters from every earlier one.
-bool config_is_distinct(const MsDeformAttnParams& p, DType dtype, int32_t index);
+Grid make_geometry(const MsDeformAttnParams& p, const MsDeformAttnChoice& choice, const LaunchConfig& config);
 
 int64_t output_bytes(const MsDeformAttnParams& p, DType dtype);
 

@@ -32,6 +32,12 @@ struct BFloat16 {
     uint16_t bits;
 };
 
+template <typename T>
+constexpr DType dtype_of() {
+    if (std::is_same_v<T, float>) return DType::kFloat32;
+    return std::is_same_v<T, Half> ? DType::kFloat16 : DType::kBFloat16;
+}
+
 template <typename To, typename From>
 KERNEL_HD To bit_cast(const From& from) {
     static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");

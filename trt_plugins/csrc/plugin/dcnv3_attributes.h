@@ -23,6 +23,7 @@ struct Attributes {
     int32_t group_channels;
     float offset_scale;
     int32_t mask_softmax;
+    int32_t allow_half;  // not in the ONNX operator: whether float16 values may be interpolated in float16
 };
 
 // One row per integer attribute; `offset_scale` is the one float.
@@ -50,6 +51,7 @@ constexpr IntegerAttribute kIntegerAttributes[] = {
     {"group", &Attributes::group, 0, 1, kMaxAttribute, true},
     {"group_channels", &Attributes::group_channels, 0, 1, kMaxAttribute, true},
     {"mask_softmax", &Attributes::mask_softmax, 0, 0, 1, false},
+    {"allow_half", &Attributes::allow_half, 0, 0, 1, false},
 };
 constexpr const char* kOffsetScale = "offset_scale";
 constexpr float kDefaultOffsetScale = 1.0f;

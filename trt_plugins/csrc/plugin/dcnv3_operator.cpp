@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "dcnv3_operator.h"
 
+#include <cstdlib>
 #include <cstring>
 
 #include "dcnv3_attributes.h"
@@ -21,19 +22,23 @@ using nvinfer1::PluginFieldCollection;
 
 enum Input : int32_t { kInputIdx, kOffsetIdx, kMaskIdx };
 constexpr TensorInfo kInputs[] = {{"input", 4}, {"offset", 4}, {"mask", 4}};
+// The packed operator: channels [0, G*K*2) of the second input are the offsets, [G*K*2, G*K*3) the mask.
+constexpr TensorInfo kPackedInputs[] = {{"input", 4}, {"offset_mask", 4}};
 
 // What an engine of IPluginV2 holds. The tag tells a foreign or truncated blob from ours.
 struct Blob {
     uint32_t tag;
     Attributes attributes;
 };
-constexpr uint32_t kTag = 0x33564344;  // "DCV3", first layout
+constexpr uint32_t kTag = 0x34564344;  // "DCV4", second layout
 
 const IDimensionExpr* output_expr(const IDimensionExpr& side, int64_t kernel, int64_t stride, int64_t pad,
                                   int64_t dilation, IExprBuilder& builder) {
-    // floor((side + 2 * pad - extent) / stride) + 1, with one constant for what is known.
-    const int64_t extent = dilation * (kernel - 1) + 1;
-    const auto* room = builder.operation(DimensionOperation::kSUM, side, *builder.constant(2 * pad - extent));
+    // floor((side + 2 * pad - extent) / stride) + 1, with one constant for what is known. TensorRT promises nothing
+    // about negative constants, so the sign is in the operation.
+    const int64_t shrink = dilation * (kernel - 1) + 1 - 2 * pad;
+    const auto sign = shrink > 0 ? DimensionOperation::kSUB : DimensionOperation::kSUM;
+    const auto* room = builder.operation(sign, side, *builder.constant(std::abs(shrink)));
     const auto* strides = builder.operation(DimensionOperation::kFLOOR_DIV, *room, *builder.constant(stride));
     return builder.operation(DimensionOperation::kSUM, *strides, *builder.constant(1));
 }
@@ -55,7 +60,8 @@ class Dcnv3Operator final : public Operator {
     }
 
     std::string timing_id() const override {
-        std::string id = "internimage-dcnv3-" + std::to_string(kTacticsRevision);
+        std::string id =
+            "internimage-dcnv3-" + std::string(packed() ? "packed-" : "") + std::to_string(kTacticsRevision);
         for (const IntegerAttribute& attribute : kIntegerAttributes) {
             id += "_" + std::to_string(attributes_.*attribute.member);
         }
@@ -94,15 +100,18 @@ class Dcnv3Operator final : public Operator {
                        const char*& refused) const override {
         Dcnv3Params p = make_params(call.inputs[kInputIdx].dims);
         p.input = inputs[kInputIdx];
-        p.offset = inputs[kOffsetIdx];
-        p.mask = inputs[kMaskIdx];
-        p.output = output;
         const DType dtype = dtype_of(call.inputs[kInputIdx].type);
+        p.offset = inputs[kOffsetIdx];
+        p.mask = packed() ? static_cast<const char*>(p.offset) + 2 * points() * scalar_bytes(dtype) : inputs[kMaskIdx];
+        p.output = output;
         refused = parameter_error(p, dtype);
         return refused ? cudaErrorInvalidValue : launch_dcnv3(p, dtype, tactic, stream);
     }
 
   private:
+    bool packed() const { return type().inputs == kPackedInputs; }
+    // Of all groups.
+    int64_t points() const { return int64_t{attributes_.group} * attributes_.kernel_h * attributes_.kernel_w; }
     Dcnv3Params make_params(const Dims& input) const;
 
     Attributes attributes_;
@@ -111,7 +120,6 @@ class Dcnv3Operator final : public Operator {
 std::string Dcnv3Operator::mismatch(const Call& call) const {
     const Attributes& a = attributes_;
     const int64_t channels = int64_t{a.group} * a.group_channels;
-    const int64_t points = int64_t{a.group} * a.kernel_h * a.kernel_w;
     const Dims& input = call.inputs[kInputIdx].dims;
     std::string error = compare("input", input, {kUnknown, kUnknown, kUnknown, channels});
     int64_t sides[2] = {kUnknown, kUnknown};
@@ -135,8 +143,8 @@ std::string Dcnv3Operator::mismatch(const Call& call) const {
     const auto check = [&](const char* name, const Dims& dims, int64_t depth) {
         if (error.empty()) error = compare(name, dims, {input.d[0], sides[0], sides[1], depth});
     };
-    check("offset", call.inputs[kOffsetIdx].dims, points * 2);
-    check("mask", call.inputs[kMaskIdx].dims, points);
+    check(type().inputs[kOffsetIdx].name, call.inputs[kOffsetIdx].dims, points() * (packed() ? 3 : 2));
+    if (!packed()) check("mask", call.inputs[kMaskIdx].dims, points());
     check("output", call.outputs[0].dims, channels);
     return error;
 }
@@ -161,7 +169,9 @@ Dcnv3Params Dcnv3Operator::make_params(const Dims& input) const {
     p.dilation_w = a.dilation_w;
     p.offset_scale = a.offset_scale;
     p.mask_softmax = a.mask_softmax;
+    p.allow_half = a.allow_half;
     set_dense_strides(p);
+    if (packed()) p.offset_strides = p.mask_strides = dense_strides(p.out_height, p.out_width, points() * 3);
     return p;
 }
 
@@ -192,6 +202,7 @@ const PluginFieldCollection* official_names() { return attribute_names(true); }
 }  // namespace
 
 const OperatorType kDcnv3 = {"DCNv3", kInputs, 3, 4, own_names, create, deserialize};
+const OperatorType kPackedDcnv3 = {"DCNv3Packed", kPackedInputs, 2, 4, own_names, create, deserialize};
 const OperatorType kOfficialDcnv3 = {"TRTDCNv3", kInputs, 3, 4, official_names, create, deserialize};
 
 }  // namespace internimage

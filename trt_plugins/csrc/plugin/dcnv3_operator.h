@@ -7,6 +7,7 @@
 namespace internimage {
 
 extern const OperatorType kDcnv3;
+extern const OperatorType kPackedDcnv3;    // offsets and mask in one tensor, as one product computes them
 extern const OperatorType kOfficialDcnv3;  // under the name that InternImage's own exporter writes
 
 }  // namespace internimage

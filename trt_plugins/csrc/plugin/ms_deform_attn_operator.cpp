@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ms_deform_attn_operator.h"
 
-#include <cstring>
-
 #include "kernel/ms_deform_attn_launch.h"
-#include "plugin_log.h"
+#include "plain_operator.h"
 
 namespace internimage {
 namespace {
@@ -14,26 +12,18 @@ using nvinfer1::DimensionOperation;
 using nvinfer1::Dims;
 using nvinfer1::DimsExprs;
 using nvinfer1::IExprBuilder;
-using nvinfer1::PluginFieldCollection;
 
 enum Input : int32_t { kValueIdx, kShapesIdx, kStartIdx, kLocationsIdx, kWeightsIdx };
 constexpr TensorInfo kInputs[] = {
     {"value", 4}, {"spatial_shapes", 2}, {"level_start_index", 1}, {"sampling_locations", 6}, {"attention_weights", 5}};
 
-// What an engine of IPluginV2 holds: there are no attributes, and the tag tells a foreign blob from ours.
-constexpr uint32_t kTag = 0x3141534d;  // "MSA1", first layout
-
 int64_t known(int64_t dimension, int64_t otherwise) { return dimension >= 0 ? dimension : otherwise; }
 
-class MsDeformAttnOperator final : public Operator {
+class MsDeformAttnOperator final : public PlainOperator<MsDeformAttnOperator> {
   public:
-    using Operator::Operator;
+    using PlainOperator::PlainOperator;
 
-    std::unique_ptr<Operator> clone() const override { return std::make_unique<MsDeformAttnOperator>(type(), layer()); }
-
-    std::vector<nvinfer1::PluginField> fields() const override { return {}; }
-
-    std::string serialize() const override { return std::string(reinterpret_cast<const char*>(&kTag), sizeof(kTag)); }
+    static constexpr uint32_t kTag = 0x3141534d;  // "MSA1", first layout
 
     std::string timing_id() const override { return "internimage-ms-deform-attn-" + std::to_string(kTacticsRevision); }
 
@@ -111,33 +101,16 @@ class MsDeformAttnOperator final : public Operator {
     }
 };
 
-std::unique_ptr<Operator> create(const OperatorType& type, const char* layer, const PluginFieldCollection* fields) {
-    // No collection at all is as good as one without fields.
-    const int32_t count = fields != nullptr && fields->fields != nullptr ? fields->nbFields : 0;
-    for (int32_t i = 0; i < count; ++i) {
-        const std::string name = fields->fields[i].name != nullptr ? fields->fields[i].name : "";
-        if (!is_plugin_field(name)) {
-            log_error(named(type, layer, "unknown attribute '" + name + "': expected none"));
-            return nullptr;
-        }
-    }
-    return std::make_unique<MsDeformAttnOperator>(type, layer != nullptr ? layer : "");
-}
-
-std::unique_ptr<Operator> deserialize(const OperatorType& type, const char* layer, const void* data, size_t size) {
-    if (data == nullptr || size != sizeof(kTag) || memcmp(data, &kTag, sizeof(kTag)) != 0) {
-        return refuse_bytes(type, layer, size);
-    }
-    return create(type, layer, nullptr);
-}
-
-const PluginFieldCollection* field_names() {
-    static const PluginFieldCollection none{0, nullptr};
-    return &none;
-}
-
 }  // namespace
 
-const OperatorType kMsDeformAttn = {"MSDeformAttn", kInputs, 5, 3, field_names, create, deserialize};
+const OperatorType kMsDeformAttn = {
+    "MSDeformAttn",
+    kInputs,
+    5,
+    3,
+    MsDeformAttnOperator::field_names,
+    MsDeformAttnOperator::create,
+    MsDeformAttnOperator::deserialize,
+};
 
 }  // namespace internimage

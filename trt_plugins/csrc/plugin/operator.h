@@ -21,7 +21,7 @@ struct TensorInfo {
     int32_t rank;
 };
 
-// An operator as its creator needs it. There is one output, "output", of the type of input 0.
+// An operator as its creator needs it. There is one output, "output".
 struct OperatorType {
     const char* name;  // the plugin's
     const TensorInfo* inputs;
@@ -61,6 +61,9 @@ class Operator {
 
     // What timings depend on besides shapes and formats.
     virtual std::string timing_id() const = 0;
+
+    // The output's type where input 0 is of `first`.
+    virtual nvinfer1::DataType output_type(nvinfer1::DataType first) const { return first; }
 
     // Sets the output's dimensions, as expressions of the inputs'. Returns an empty text, or what is wrong.
     std::string output_shape(const nvinfer1::DimsExprs* inputs, int32_t input_count, nvinfer1::IExprBuilder& builder,

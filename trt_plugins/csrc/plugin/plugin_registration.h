@@ -12,7 +12,11 @@
 
 // 2: IPluginV2DynamicExt, 3: IPluginV3. CMake's option of the same name sets it.
 #ifndef PLUGIN_INTERFACE
-#define PLUGIN_INTERFACE (PLUGIN_TENSORRT_AT_LEAST(10, 0) ? 3 : 2)
+#if PLUGIN_TENSORRT_AT_LEAST(10, 0)
+#define PLUGIN_INTERFACE 3
+#else
+#define PLUGIN_INTERFACE 2
+#endif
 #endif
 
 namespace internimage {

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "plugin_v2.h"
+// Empty for interface 3, as plugin_v3.cpp is for interface 2: one list of sources serves every TensorRT.
+#include "plugin_registration.h"
 
+#if PLUGIN_INTERFACE == 2
 #include <cstring>
 #include <memory>
 #include <vector>
 
 #include "plugin_log.h"
-#include "plugin_registration.h"
+#include "plugin_v2.h"
 
 namespace internimage {
 
@@ -68,7 +70,7 @@ int32_t PluginV2::enqueue(const PluginTensorDesc* inputDesc, const PluginTensorD
 
 DataType PluginV2::getOutputDataType(int32_t /*index*/, const DataType* inputTypes,
                                      int32_t /*nbInputs*/) const noexcept {
-    return inputTypes[0];
+    return operator_->output_type(inputTypes[0]);
 }
 
 const char* PluginV2::getPluginType() const noexcept { return operator_->type().name; }
@@ -131,3 +133,4 @@ void CreatorV2::setPluginNamespace(const char* pluginNamespace) noexcept {
 const char* CreatorV2::getPluginNamespace() const noexcept { return namespace_.c_str(); }
 
 }  // namespace internimage
+#endif  // PLUGIN_INTERFACE == 2

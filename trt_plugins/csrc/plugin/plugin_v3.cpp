@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "plugin_v3.h"
+// IPluginV3 is unknown to the headers of TensorRT 8 and 9: there, and for interface 2, this file is empty.
+#include "plugin_registration.h"
 
+#if PLUGIN_INTERFACE == 3
 #include <algorithm>
 
 #include "kernel/grid.h"
 #include "plugin_log.h"
-#include "plugin_registration.h"
+#include "plugin_v3.h"
 
 namespace internimage {
 
@@ -82,7 +84,7 @@ bool PluginV3::supportsFormatCombination(int32_t pos, const DynamicPluginTensorD
 int32_t PluginV3::getOutputDataTypes(DataType* outputTypes, int32_t nbOutputs, const DataType* inputTypes,
                                      int32_t nbInputs) const noexcept {
     if (nbInputs != operator_->type().input_count || nbOutputs != 1) return kFailed;
-    outputTypes[0] = inputTypes[0];
+    outputTypes[0] = operator_->output_type(inputTypes[0]);
     return 0;
 }
 
@@ -159,3 +161,4 @@ const char* CreatorV3::getPluginVersion() const noexcept { return kPluginVersion
 const char* CreatorV3::getPluginNamespace() const noexcept { return kPluginNamespace; }
 
 }  // namespace internimage
+#endif  // PLUGIN_INTERFACE == 3

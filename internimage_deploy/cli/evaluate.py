@@ -129,7 +129,8 @@ def evaluate(
     """
     from internimage_deploy.runtime.cluster.batch import segment_on_cluster
     from internimage_deploy.runtime.cluster.connect import Cluster
-    from internimage_deploy.runtime.evaluation.run import plan, run
+    from internimage_deploy.runtime.evaluation.run import run
+    from internimage_deploy.runtime.evaluation.task import plan
 
     if executor == "local":
         check_local()

@@ -6,119 +6,26 @@ from __future__ import annotations
 import dataclasses
 import json as jsonlib
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from internimage_deploy.datasets.classes import lookup
-from internimage_deploy.errors import UserError
 from internimage_deploy.files import atomic_write, sha256
-from internimage_deploy.runtime.backends.load import model_card
-from internimage_deploy.runtime.backends.registry import choose, reads
-from internimage_deploy.runtime.evaluation.counting import Counter, OnLabels
 from internimage_deploy.runtime.evaluation.result import Evaluation
 from internimage_deploy.runtime.evaluation.state import CountsFile
-from internimage_deploy.runtime.evaluation.truth import Pairs, differing_names, find_pairs
+from internimage_deploy.runtime.evaluation.tally import Elsewhere, Tally
+from internimage_deploy.runtime.evaluation.task import Task, plan
 from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS
-from internimage_deploy.runtime.imaging.label_map import check_label_map
 from internimage_deploy.runtime.imaging.pipeline import Resize, WindowChoice
-from internimage_deploy.runtime.imaging.postprocess import Labels
 from internimage_deploy.runtime.options import LoadOptions
-from internimage_deploy.runtime.pipelines.files import Outcome, Writer, segment_files
 from internimage_deploy.runtime.pipelines.find import ImageFile
-from internimage_deploy.runtime.pipelines.storage import Location
 from internimage_deploy.runtime.segmenter import Segmenter
-from internimage_deploy.runtime.verification import check_comparable
 from internimage_deploy.window import Window
 
 COUNTS_ENDING = ".images.jsonl"
 """Ending of the file of counts beside a JSON result."""
 _PART = 16  # images that two models take in turns: their labels are in memory in between
-# Layouts whose table of classes has another name.
-_CLASS_TABLES = {"mapillary-19": "cityscapes", "coco-stuff-10k": "coco-stuff", "pascal-context": "pascal-context-59"}
-
-
-Elsewhere = Callable[[Sequence[ImageFile], Callable[[], Writer], Callable[[str, Outcome], None]], None]
-"""Runs a model on images on other machines, each with what the second argument makes, and calls the third for each."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is evaluated.
-
-    Attributes:
-        model: the model file.
-        options: how it is loaded.
-        pairs: images and label maps.
-        classes: names of the classes that count.
-        against: a second model file, or None.
-        json: where the result goes as JSON, and beside it the counts of each image; None for nowhere.
-        resume: go on with the counts of an earlier run.
-    """
-
-    model: Path
-    options: LoadOptions
-    pairs: Pairs
-    classes: tuple[str, ...]
-    against: Path | None = None
-    json: Path | None = None
-    resume: bool = False
-
-    @property
-    def models(self) -> list[Path]:
-        """The model, and the second one if there is one."""
-        return [self.model] if self.against is None else [self.model, self.against]
-
-
-def plan(
-    model: Path,
-    images: str,
-    labels: str,
-    options: LoadOptions,
-    *,
-    dataset: str | None = None,
-    split: Path | None = None,
-    against: Path | None = None,
-    ignore_unknown: bool = False,
-    skip_unlabeled: bool = False,
-    json: Path | None = None,
-    resume: bool = False,
-) -> Task:
-    """Find what there is to evaluate, and what is wrong with it before anything runs; arguments as in `evaluate`.
-
-    Raises:
-        UserError: a file or folder is missing or unfit.
-    """
-    card = model_card(model)
-    choose(model, options.backend)
-    if against is not None:
-        other = model_card(against)
-        choose(against, _second_backend(options, against))
-        check_comparable(card, other)
-    if resume and json is None:
-        raise UserError("--resume goes on with the counts beside the JSON result; name that with --json")
-    pairs = find_pairs(
-        images,
-        labels,
-        len(card.classes),
-        dataset=dataset,
-        split=split,
-        ignore_unknown=ignore_unknown,
-        skip_unlabeled=skip_unlabeled,
-    )
-    # What is wrong with one label map is often wrong with all: the first is looked at before a network runs.
-    storage, path = pairs.truth.folder.open(), pairs.truth.paths[pairs.images[0].stem]
-    check_label_map(storage.read(path), f"{pairs.truth.folder}/{path}")
-    table = lookup(_CLASS_TABLES.get(pairs.layout.name, pairs.layout.name))
-    if table is not None and (note := differing_names(card.classes, table[0])):
-        pairs.notes.append(note)
-    return Task(model, options, pairs, card.classes[: pairs.truth.classes], against, json, resume)
 
 
 def run(task: Task, done: Callable[[], None] = lambda: None, elsewhere: Elsewhere | None = None) -> Evaluation:
@@ -134,7 +41,7 @@ def run(task: Task, done: Callable[[], None] = lambda: None, elsewhere: Elsewher
     """
     with ExitStack() as stack:
         counts = _counts_file(task, stack)
-        tally = _Tally(task, counts)
+        tally = Tally(task, counts)
         waiting = [image for image in task.pairs.images if image.stem not in tally.counted]
         for _ in tally.counted:
             done()
@@ -143,7 +50,7 @@ def run(task: Task, done: Callable[[], None] = lambda: None, elsewhere: Elsewher
         elif waiting:
             segmenters = [
                 stack.enter_context(Segmenter.from_options(path, options))
-                for path, options in zip(task.models, _options(task), strict=True)
+                for path, options in zip(task.models, task.load_options, strict=True)
             ]
             for part in _parts(waiting, segmenters):
                 tally.count(part, segmenters, done)
@@ -225,127 +132,6 @@ def evaluate(
     return run(task)
 
 
-@dataclass
-class _Tally:
-    """The counts of all images so far."""
-
-    task: Task
-    file: CountsFile | None
-    counted: set[str] = field(default_factory=set)
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    agreeing: int = 0  # pixels
-
-    def __post_init__(self) -> None:
-        truth = self.task.pairs.truth
-        self._counts = [
-            np.zeros((truth.classes + 1, len(model_card(path).classes)), np.int64) for path in self.task.models
-        ]
-        self._seconds = [0.0 for _ in self.task.models]
-        self._timed = 0
-        known = {image.stem for image in self.task.pairs.images}
-        for stem, record in ({} if self.file is None else self.file.records).items():
-            if stem in known:
-                self._add(stem, record)
-
-    def count(self, images: Sequence[ImageFile], segmenters: Sequence[Segmenter], done: Callable[[], None]) -> None:
-        """Run each model on `images`, and count those that all of them could take."""
-        truth = self.task.pairs.truth
-        labels: dict[str, Labels] = {}
-        same: dict[str, int] = {}
-
-        def keep(image: ImageFile, found: Labels) -> None:
-            labels[image.stem] = found
-
-        def compare(image: ImageFile, found: Labels) -> None:
-            same[image.stem] = int(np.count_nonzero(labels[image.stem] == found))
-
-        watchers: list[OnLabels | None] = [None] if len(segmenters) == 1 else [keep, compare]
-        outcomes: list[dict[str, Outcome]] = []
-        remaining = list(images)
-        for index, (segmenter, watcher) in enumerate(zip(segmenters, watchers, strict=True)):
-            last = index == len(segmenters) - 1
-            outcomes.append({})
-
-            def settle(image: ImageFile, outcome: Outcome, last: bool = last) -> None:
-                if outcome.error:
-                    self.failed.append((str(image), outcome.error))
-                else:
-                    outcomes[-1][image.stem] = outcome
-                    if last:
-                        self._settle(image.stem, [each[image.stem] for each in outcomes], same.get(image.stem))
-                        outcomes[-1][image.stem] = Outcome()  # the counts of thousands of images take memory
-                if last or outcome.error:
-                    done()
-
-            started = time.monotonic()
-            segment_files(segmenter, remaining, Counter(truth, watcher), settle)
-            self._seconds[index] += time.monotonic() - started
-            remaining = [image for image in remaining if image.stem in outcomes[-1]]
-        self._timed += len(remaining)
-
-    def count_elsewhere(self, images: Sequence[ImageFile], elsewhere: Elsewhere, done: Callable[[], None]) -> None:
-        """Run the model on `images` on a cluster, and count them."""
-        truth = self.task.pairs.truth
-        if not truth.folder.is_address:
-            truth = dataclasses.replace(truth, folder=Location(str(Path(truth.folder.uri).absolute())))
-        by_name = {str(image.absolute()): image for image in images}
-
-        def settle(name: str, outcome: Outcome) -> None:
-            if outcome.error:
-                self.failed.append((str(by_name[name]), outcome.error))
-            else:
-                self._settle(by_name[name].stem, [outcome], None)
-                self._timed += 1
-            done()
-
-        started = time.monotonic()
-        elsewhere([image.absolute() for image in images], partial(Counter, truth), settle)
-        self._seconds[0] += time.monotonic() - started
-
-    def result(self) -> Evaluation:
-        """Raises `UserError` where no image was counted."""
-        if not self.counted:
-            source, reason = self.failed[0]
-            named = reason if source in reason else f"{source}: {reason}"
-            raise UserError(named if len(self.failed) == 1 else f"none of {len(self.failed)} images; first {named}")
-        results = [
-            Evaluation(
-                model=path.name,
-                dataset=self.task.pairs.layout.name,
-                classes=self.task.classes,
-                confusion=counts[:-1],
-                ignored=int(counts[-1].sum()),
-                images=len(self.counted),
-                failed=tuple(self.failed),
-                seconds=seconds,
-                timed_images=self._timed,
-            )
-            for path, counts, seconds in zip(self.task.models, self._counts, self._seconds, strict=True)
-        ]
-        if len(results) == 1:
-            return results[0]
-        agreement = self.agreeing / int(self._counts[0].sum())
-        return dataclasses.replace(results[0], against=results[1], agreement=agreement)
-
-    def _settle(self, stem: str, outcomes: Sequence[Outcome], same: int | None) -> None:
-        record: dict[str, Any] = {"image": stem, "counts": [list(outcome.counts) for outcome in outcomes]}
-        if same is not None:
-            record["same"] = same
-        if self.file is not None:
-            self.file.add(record)
-        self._add(stem, record)
-
-    def _add(self, stem: str, record: dict[str, Any]) -> None:
-        try:
-            for counts, entries in zip(self._counts, record["counts"], strict=True):
-                for true, found, pixels in entries:
-                    counts[true, found] += pixels
-            self.agreeing += record.get("same", 0)
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-            raise UserError(f"the counts of {stem} are damaged; leave --resume out to start over") from error
-        self.counted.add(stem)
-
-
 def _counts_file(task: Task, stack: ExitStack) -> CountsFile | None:
     """The file of counts beside the JSON result, opened; None where there is no such result."""
     if task.json is None:
@@ -370,18 +156,6 @@ def _subject(task: Task) -> dict[str, Any]:
         "classes": truth.classes,
         "ignore_unknown": truth.ignore_unknown,
     }
-
-
-def _options(task: Task) -> list[LoadOptions]:
-    """How each model is loaded."""
-    if task.against is None:
-        return [task.options]
-    return [task.options, dataclasses.replace(task.options, backend=_second_backend(task.options, task.against))]
-
-
-def _second_backend(options: LoadOptions, against: Path) -> str:
-    """The backend of the first model where it reads the second one's file, else what that file is for."""
-    return options.backend if reads(options.backend, against) else "auto"
 
 
 def _parts(images: Sequence[ImageFile], segmenters: Sequence[Segmenter]) -> Iterator[Sequence[ImageFile]]:

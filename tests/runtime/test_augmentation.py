@@ -87,22 +87,24 @@ def network():
 
 
 @pytest.mark.parametrize(
-    ("window", "resize", "scales", "flip", "batch"),
+    ("backend", "window", "resize", "scales", "flip", "batch"),
     [
-        (None, (160, 128), SCALES, True, 1),
-        (None, (160, 128), SCALES, False, 1),
-        (None, (160, 128), (), True, 4),
-        (None, None, (0.75, 1.3), True, 2),
-        (WINDOW, (192, 128), SCALES, True, 3),
+        ("onnxruntime", None, (160, 128), SCALES, True, 1),
+        ("onnxruntime", None, (160, 128), SCALES, False, 1),
+        ("openvino", None, (160, 128), (), True, 4),
+        ("onnxruntime", None, None, (0.75, 1.3), True, 2),
+        ("onnxruntime", WINDOW, (192, 128), SCALES, True, 3),
     ],
     ids=["scales and flip", "scales", "flip", "own size", "slide"],
 )
-def test_probabilities_and_labels_are_those_of_pytorch(exports, network, tmp_path, window, resize, scales, flip, batch):
+def test_probabilities_and_labels_are_those_of_pytorch(
+    exports, network, tmp_path, backend, window, resize, scales, flip, batch
+):
     """Of a file that returns labels: its logits become the output while it is loaded."""
     path = with_window(exports(*DYNAMIC_LABELS).path, tmp_path / "m.onnx", window, resize=resize)
     image = noise((90, 143))
     expected = augmented(network, image, resize, scales or (1.0,), flip, slide if window else whole)
-    with Segmenter.load(path, "onnxruntime", scales=scales, flip=flip, batch=batch) as segmenter:
+    with Segmenter.load(path, backend, scales=scales, flip=flip, batch=batch) as segmenter:
         assert not segmenter.card.emits_labels
         found = segmenter.probabilities(image)
         labels = segmenter(image).labels

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import platform
@@ -270,8 +271,10 @@ def export_model(
         with progress("writing"):
             path = stage / target.name
             external = save(graph, path, external_data_above)
+        # The largest models have gigabytes of weights, which the traced graph keeps in cycles of references.
         del graph
-        segmentor.to("meta")  # frees the weights, of which the largest models have gigabytes
+        segmentor.to("meta")
+        gc.collect()
         with progress("checking"):
             check_file(path)
         report = None

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 import re
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper
 
 from internimage_deploy.card import IMAGENET_MEAN, IMAGENET_STD
 from internimage_deploy.errors import UserError
+from internimage_deploy.exporter import export as export_module
 from internimage_deploy.exporter import rewrites
 from internimage_deploy.exporter.export import export, export_model
 from internimage_deploy.exporter.options import ExportOptions
@@ -125,6 +127,19 @@ def test_weights_beyond_the_limit_go_into_a_file_beside(tmp_path):
     x = random_input(1, 32, 32)
     expected = in_pytorch(tiny_segmentor("SegformerHead"), x)
     np.testing.assert_allclose(run(session(target), x), expected, atol=1e-4, rtol=0)
+
+
+def test_the_weights_are_freed_before_the_file_is_run(tmp_path, monkeypatch):
+    """Both at once would not fit into the memory that the largest models need by themselves."""
+    model = source_model(tiny_segmentor())
+    weights = [weakref.ref(weight.untyped_storage()) for weight in model.segmentor.parameters()]
+    assert all(weight() is not None for weight in weights)
+    alive = []
+    monkeypatch.setattr(
+        export_module, "compare", lambda *_: alive.append(sum(weight() is not None for weight in weights))
+    )
+    export_model(model, ExportOptions(size=(32, 32), batch=1), tmp_path / "m.onnx")
+    assert alive == [0]
 
 
 def test_nodes_follow_the_contract(dynamic_file):

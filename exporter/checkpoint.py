@@ -31,7 +31,10 @@ from internimage_deploy.window import Window
 
 _PLAIN_CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "network")
 _EMA_CONTAINERS = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "teacher")
-_MMENGINE_AVERAGE = "weights taken from 'state_dict', where mmengine keeps their moving average; 'ema_state_dict' holds those of the last step"
+_MMENGINE_AVERAGE = (
+    "weights taken from 'state_dict', where mmengine keeps their moving average; 'ema_state_dict' holds those of the "
+    "last step"
+)
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and torch.compile
 _TRAINING_ONLY = re.compile(r"auxiliary_head\.|ema_|.*loss|.*\.num_batches_tracked$|(steps|n_averaged)$")
 _FAMILIES = {

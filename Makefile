@@ -62,12 +62,14 @@ demo: setup-demo ## export the demo's model, verify it, segment scenes it has no
 	@echo "== 2/5 verify the file, and compare the two"
 	$(BIN)/internimage-deploy verify $(DEMO)/toy_street.onnx
 	$(BIN)/internimage-deploy verify $(DEMO)/toy_street.onnx --against $(DEMO)/toy_street_plain.onnx
-	@echo "== 3/5 paint street scenes that the model has not seen"
-	$(BIN)/python examples/toy_street/scenes.py $(DEMO)/scenes --count 16
-	@echo "== 4/5 segment them"
-	$(BIN)/internimage-deploy segment $(DEMO)/toy_street.onnx $(DEMO)/scenes/images -o $(DEMO)/segmented --overlay --json
-	@echo "== 5/5 score the model on 200 scenes that it has not seen"
-	$(BIN)/python examples/toy_street/evaluate.py $(DEMO)/toy_street.onnx --count 200 --at-least 0.80
+	@echo "== 3/5 paint 200 street scenes that the model has not seen"
+	$(BIN)/python examples/toy_street/scenes.py $(DEMO)/scenes --count 200
+	@echo "== 4/5 segment twenty of them"
+	$(BIN)/internimage-deploy segment $(DEMO)/toy_street.onnx '$(DEMO)/scenes/images/10000[01]*.png' \
+	  -o $(DEMO)/segmented --overlay --json
+	@echo "== 5/5 score the model on all of them"
+	$(BIN)/internimage-deploy evaluate $(DEMO)/toy_street.onnx --images $(DEMO)/scenes/images \
+	  --labels $(DEMO)/scenes/labels --at-least 0.80
 	@echo "== done. Look at the images in $(DEMO)/scenes/images and at $(DEMO)/segmented/*.overlay.png;"
 	@echo "   *.labels.png hold the class ids, *.json the fraction of each class. make demo-engine compiles the model."
 

@@ -14,11 +14,12 @@ import torch
 
 from internimage_deploy.exporter.denied import is_denied
 from internimage_deploy.exporter.pickle_literals import Damaged
-from internimage_deploy.exporter.unpickler import Constructor, Global, Inert, Refused, checked_key
+from internimage_deploy.exporter.unpickler import Constructor, Global, Inert, Refused, checked_key, checked_keys
 
 _MAX_DIMENSIONS = 32
 _MAX_EXTENT = 1 << 62
-_MAX_ATTRIBUTE = 100  # characters of a method's name
+_MAX_IDENTIFIER = 16  # entries of a persistent id
+_MAX_METHOD = 500  # characters of a method's name with its class; a chain of names would grow without end
 _STORAGE_TYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -96,7 +97,7 @@ class NumpyArray:
 
 def storage_reference(identifier: object) -> object:
     """What a persistent id, ("storage", type, key, device, number of elements), refers to. Raises `Damaged`."""
-    match identifier:
+    match identifier if isinstance(identifier, tuple) and len(identifier) <= _MAX_IDENTIFIER else None:
         case ("module", Global(name=name), *_):  # a module of a whole model, saved with its source
             return Inert(name)
         case ("storage", Global(name=name), str(key), _, int(numel), *view):
@@ -111,7 +112,8 @@ def constructors(text_budget: int) -> Mapping[str, Constructor]:
 
     Args:
         text_budget: number of characters that may be turned into bytes in all; the text is in the pickle once, but a
-            hostile one could have it turned into bytes any number of times.
+            hostile one could have it turned into bytes any number of times. Elements of lists that become sets and
+            dictionaries count as characters: as few as they take in an honest pickle.
     """
     left = text_budget
 
@@ -124,33 +126,38 @@ def constructors(text_budget: int) -> Mapping[str, Constructor]:
             raise Damaged("it repeats one text too often")
         return text.encode("latin1")
 
+    def take(items: list[object] | tuple[object, ...], each: int) -> None:
+        nonlocal left
+        left -= each * len(items)
+        if left < 0:
+            raise Damaged("it repeats one list too often")
+
     def sequence_of(kind: type[set[object]] | type[frozenset[object]]) -> Constructor:
         def build(items: object = ()) -> object:
-            nonlocal left
             if not isinstance(items, list | tuple):
                 return Inert(kind.__name__, (items,))
-            left -= 64 * len(items)
-            if left < 0:
-                raise Damaged("it repeats one list too often")
-            return kind(map(checked_key, items))
+            take(items, 64)
+            return kind(checked_keys(items))
 
         return build
+
+    def mapping(pairs: object = (), *_: object) -> object:
+        """A dictionary; of a `defaultdict` the factory is forgotten."""
+        result: dict[object, object] = {}
+        if isinstance(pairs, list):
+            take(pairs, 4)
+            for key, value in pairs:
+                result[checked_key(key, len(result))] = value
+        return result
 
     return {
         "_codecs.encode": encode,
         **{f"{module}.set": sequence_of(set) for module in ("builtins", "__builtin__")},
         **{f"{module}.frozenset": sequence_of(frozenset) for module in ("builtins", "__builtin__")},
+        "collections.OrderedDict": mapping,
+        "collections.defaultdict": mapping,
         **_CONSTRUCTORS,
     }
-
-
-def _mapping(pairs: object = (), *_: object) -> object:
-    """A dictionary; of a `defaultdict` the factory is forgotten."""
-    result: dict[object, object] = {}
-    for pair in pairs if isinstance(pairs, list) else ():
-        key, value = pair
-        result[checked_key(key)] = value
-    return result
 
 
 def _tensor(storage: object, offset: object, shape: object, stride: object, *rest: object) -> object:
@@ -224,7 +231,12 @@ def _attribute(owner: object = None, attribute: object = None, *rest: object) ->
     if isinstance(owner, Global) and isinstance(attribute, str) and not rest:
         of_a_class = owner.name.rpartition(".")[2][:1].isupper()
         plain = attribute.isidentifier() and not attribute.startswith("_")
-        if of_a_class and plain and len(attribute) <= _MAX_ATTRIBUTE and not is_denied(owner.name, attribute):
+        if (
+            of_a_class
+            and plain
+            and len(owner.name) + len(attribute) <= _MAX_METHOD
+            and not is_denied(owner.name, attribute)
+        ):
             return Global(f"{owner.name}.{attribute}")
     raise Refused("builtins.getattr")
 
@@ -245,8 +257,6 @@ _CONSTRUCTORS: dict[str, Constructor] = {
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._tensor._rebuild_from_type_v2": _tensor_of_a_subclass,
     "torch.Size": _shape,
-    "collections.OrderedDict": _mapping,
-    "collections.defaultdict": _mapping,
     "builtins.bytes": _no_bytes,
     "__builtin__.bytes": _no_bytes,
     "builtins.getattr": _attribute,

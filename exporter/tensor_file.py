@@ -177,7 +177,7 @@ def _read_pickles(data: mmap.mmap, file: TensorFile) -> Content:
     """A file from before PyTorch 1.6: five pickles, then the storages, each behind its length; or a plain pickle."""
     first = _unpickler(data, 0)
     value = first.load()
-    if value != _MAGIC:
+    if not isinstance(value, int) or value != _MAGIC:  # an array would compare its elements
         return Content(value, first.unknown, file)
     position, values = first.position, []
     storages: dict[str, StorageRef] = {}
@@ -189,7 +189,8 @@ def _read_pickles(data: mmap.mmap, file: TensorFile) -> Content:
         unknown += unpickler.unknown
     protocol, system, value, keys = values
     little = isinstance(system, dict) and system.get("little_endian") is True
-    if protocol != _PROTOCOL or not little or not isinstance(keys, list):
+    known = isinstance(protocol, int) and protocol == _PROTOCOL
+    if not known or not little or not isinstance(keys, list):
         raise Damaged("it is of an unknown version, or was written on a big-endian machine")
     for key in keys:
         storage = storages.get(key) if isinstance(key, str) else None

@@ -71,6 +71,10 @@ def _simplify(model: ir.Model) -> None:
     for _ in range(2):  # what the first round folds makes more constant
         optimizer.fold_constants(model, onnx_shape_inference=True)
         optimizer.remove_unused_nodes(model)
+    for node in model.graph:  # PyTorch's exporter gives a convolution without bias one of zeros
+        if node.op_type == "Conv" and len(node.inputs) == 3 and _is_zero(node.inputs[2]):
+            node.resize_inputs(2)
+    optimizer.remove_unused_nodes(model)
     for step in (
         passes.RemoveUnusedOpsetsPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -81,6 +85,10 @@ def _simplify(model: ir.Model) -> None:
         passes.NameFixPass(),
     ):
         step(model)
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None and not value.const_value.numpy().any()
 
 
 @contextlib.contextmanager

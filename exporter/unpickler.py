@@ -13,7 +13,8 @@ from __future__ import annotations
 import pickle
 import struct
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
 from mmap import mmap
 from typing import Protocol, cast
 
@@ -23,7 +24,10 @@ from internimage_deploy.exporter.pickle_literals import EMPTY, LINES, NUMBERS, S
 
 _MAX_OPCODES = 4_000_000  # 9,000 tensors take 500,000, a log of a million numbers as many; these take a gigabyte
 _MAX_NAME = 500  # characters of a module and a name in it
-_MAX_KEY_BITS = 64  # larger integers could be made to collide as dictionary keys
+_MAX_ARGUMENTS = 32  # of a constructor, which may copy them
+_MAX_KEY_TEXT = 1000  # characters of a key; comparing long ones again and again takes as long as copying them
+_MAX_KEY_BITS = 64
+_MAX_NUMBER_KEYS = 10_000  # of one container; an optimiser's state has one for each parameter
 
 
 class Refused(Exception):
@@ -193,7 +197,7 @@ class Unpickler:
         pairs = list(zip(items[::2], items[1::2], strict=True))
         if isinstance(target, dict):
             for key, value in pairs:
-                target[checked_key(key)] = value
+                target[checked_key(key, len(target))] = value
         elif isinstance(target, Inert):
             target.items.extend(pairs)
         else:
@@ -202,7 +206,7 @@ class Unpickler:
     def _add_items(self) -> None:
         items, target = self._items(), self._stack[-1]
         if isinstance(target, set):
-            target.update(map(checked_key, items))
+            target.update(checked_keys(items, len(target)))
         elif isinstance(target, Inert):
             target.items.extend(items)
         else:
@@ -224,6 +228,8 @@ class Unpickler:
         if not isinstance(function, Global | Inert):
             raise Damaged(f"its pickle calls what is no function ({type(function).__name__})")
         constructor = self._constructors.get(function.name) if isinstance(function, Global) else None
+        if constructor is not None and len(arguments) > _MAX_ARGUMENTS:
+            raise Damaged("its pickle is damaged")
         self.push(Inert(function.name, arguments) if constructor is None else constructor(*arguments))
 
     def _reduce(self) -> None:
@@ -265,16 +271,25 @@ def finished(value: object) -> object:
     return cast(Buildable, value).finished() if hasattr(value, "finished") else value
 
 
-_PLAIN_KEYS = (str, bytes, float, bool, type(None), Global, Inert)
+_PLAIN_KEYS = (type(None), Global, Inert)
 
 
-def checked_key(key: object) -> object:
-    """`key` itself if hashing it is quick and safe; a stand-in for nested tuples and the like."""
-    for part in key if isinstance(key, tuple) else (key,):
-        fits = part.bit_length() <= _MAX_KEY_BITS if isinstance(part, int) else isinstance(part, _PLAIN_KEYS)
-        if not fits:
-            return Inert(type(part).__name__)
-    return key
+def checked_key(key: object, held: int) -> object:
+    """`key` itself if a container that holds `held` keys finds its place quickly; a stand-in for any other.
+
+    Numbers, and tuples of them, can be chosen so that all of their hashes lead to one place of a dictionary, where
+    each insertion passes every earlier one; and a tuple is hashed anew each time.
+    """
+    if isinstance(key, int | float):
+        fits = held < _MAX_NUMBER_KEYS and (isinstance(key, float) or key.bit_length() <= _MAX_KEY_BITS)
+    else:
+        fits = len(key) <= _MAX_KEY_TEXT if isinstance(key, str | bytes) else isinstance(key, _PLAIN_KEYS)
+    return key if fits else Inert(type(key).__name__)
+
+
+def checked_keys(keys: Iterable[object], held: int = 0) -> Iterator[object]:
+    """`checked_key` of each of `keys`, for a container that holds `held` others."""
+    return map(checked_key, keys, count(held))
 
 
 _Handler = Callable[[Unpickler], object]
@@ -339,7 +354,7 @@ _HANDLERS: dict[int, _Handler] = {
             pickle.TUPLE3: lambda m: m._tuple(3),
             pickle.LIST: lambda m: m.push(m._items()),
             pickle.DICT: _dictionary,
-            pickle.FROZENSET: lambda m: m.push(frozenset(map(checked_key, m._items()))),
+            pickle.FROZENSET: lambda m: m.push(frozenset(checked_keys(m._items()))),
             pickle.APPEND: lambda m: m._append([finished(m._pop())]),
             pickle.APPENDS: lambda m: m._append(m._items()),
             pickle.SETITEM: _set_item,

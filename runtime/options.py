@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from internimage_deploy.errors import UserError
+from internimage_deploy.runtime.imaging.augmentation import Augmentation
 from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS
 from internimage_deploy.runtime.imaging.pipeline import Resize, WindowChoice
 from internimage_deploy.window import Window
@@ -29,6 +30,9 @@ class LoadOptions:
         trust_engine: let an engine run the code it carries, which version-compatible engines do.
         cuda_graphs: let engines record their launches and replay them.
         device: number of the GPU, as CUDA counts.
+        scales: test-time augmentation: factors of the size that images are resized to, one run of the network each,
+            whose class probabilities are averaged; () for the size alone. Needs logits, as the window does.
+        flip: test-time augmentation: run every scale on the image's mirror image too.
     """
 
     backend: str = "auto"
@@ -40,6 +44,8 @@ class LoadOptions:
     trust_engine: bool = False
     cuda_graphs: bool = True
     device: int = 0
+    scales: tuple[float, ...] = ()
+    flip: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values of the wrong type or range. Raises `UserError`."""
@@ -56,6 +62,12 @@ class LoadOptions:
             )
         if self.window not in (None, "slide", "whole") and not isinstance(self.window, Window):
             raise UserError(f'window is {self.window!r}, expected "slide", "whole" or a Window(crop, stride)')
+        _ = self.augmentation
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """`scales` and `flip`; None for one run on the image as it is. Raises `UserError` for values that are none."""
+        return Augmentation(self.scales or (1.0,), self.flip) if self.scales or self.flip else None
 
 
 def _is_size(value: object) -> bool:

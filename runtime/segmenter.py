@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
@@ -17,6 +18,7 @@ from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.backends.base import Backend, run_each
 from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.engine.profiles import batch_range
+from internimage_deploy.runtime.imaging.augmentation import Augmentation
 from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS, ImageSource
 from internimage_deploy.runtime.imaging.pipeline import (
     ImagePipeline,
@@ -26,6 +28,7 @@ from internimage_deploy.runtime.imaging.pipeline import (
     WindowChoice,
     images_per_run,
 )
+from internimage_deploy.runtime.imaging.postprocess import labels_from_probabilities
 from internimage_deploy.runtime.imaging.segmentation import Segmentation
 from internimage_deploy.runtime.options import LoadOptions
 
@@ -54,6 +57,7 @@ class Segmenter:
         window: WindowChoice = None,
         batch: int = 1,
         max_pixels: int = MAX_PIXELS,
+        augmentation: Augmentation | None = None,
     ) -> None:
         if not hasattr(backend, "card"):
             raise UserError(
@@ -62,7 +66,9 @@ class Segmenter:
         self.backend = backend
         self._closed = False
         self.card: ModelCard = backend.card
-        self.pipeline = ImagePipeline(self.card, resize=resize, window=window, max_pixels=max_pixels)
+        self.pipeline = ImagePipeline(
+            self.card, resize=resize, window=window, max_pixels=max_pixels, augmentation=augmentation
+        )
         self.batch = self.card.batch or max(batch, 1)
 
     @classmethod
@@ -79,6 +85,8 @@ class Segmenter:
         trust_engine: bool = False,
         cuda_graphs: bool = True,
         device: int = 0,
+        scales: Sequence[float] = (),
+        flip: bool = False,
     ) -> Segmenter:
         """Load a model file, which `export-onnx` or `build-engine` wrote.
 
@@ -89,7 +97,9 @@ class Segmenter:
         """
         if not isinstance(path, (str, os.PathLike)):
             raise UserError(f"Segmenter.load() takes the path of a model file, got {type(path).__name__}")
-        options = LoadOptions(backend, threads, resize, window, batch, max_pixels, trust_engine, cuda_graphs, device)
+        options = LoadOptions(
+            backend, threads, resize, window, batch, max_pixels, trust_engine, cuda_graphs, device, tuple(scales), flip
+        )
         return cls.from_options(path, options)
 
     @classmethod
@@ -100,6 +110,7 @@ class Segmenter:
             options.backend,
             threads=options.threads,
             window=options.window,
+            logits=options.augmentation is not None,
             trust_engine=options.trust_engine,
             cuda_graphs=options.cuda_graphs,
             device=options.device,
@@ -110,6 +121,7 @@ class Segmenter:
             window=options.window,
             batch=options.batch,
             max_pixels=options.max_pixels,
+            augmentation=options.augmentation,
         )
 
     @overload
@@ -141,6 +153,8 @@ class Segmenter:
             UserError: the model returns labels (export it with --emit logits), or the image cannot be read.
         """
         prepared = self.prepare(image)
+        if prepared.views:
+            return self._averaged(prepared)
         (output,) = self.forward([prepared])
         return self.pipeline.probabilities(output, prepared.geometry)
 
@@ -153,7 +167,7 @@ class Segmenter:
 
         Returns:
             Per image, labels (h, w) or logits (classes, h/4, w/4), as the card says; with a window, the logits of its
-            crops (crops, classes, h/4, w/4).
+            crops (crops, classes, h/4, w/4); with test-time augmentation, the labels (H, W).
         """
         if not images:
             return []
@@ -177,6 +191,42 @@ class Segmenter:
         Raises:
             UserError: a group failed, and there is no `on_error`.
         """
+        if self.pipeline.augmentation is None:
+            yield from self._forward_groups(groups, on_error)
+            return
+        for group in groups:
+            try:
+                # Labels, for the probabilities of the images that wait to be written would fill the memory.
+                outputs: list[npt.NDArray[Any]] = [
+                    labels_from_probabilities(self._averaged(image)) for _, image in group
+                ]
+            except UserError as error:
+                if on_error is None:
+                    raise
+                on_error(group, error)
+            else:
+                yield group, outputs
+
+    def _averaged(self, image: NetworkImage) -> npt.NDArray[np.float32]:
+        """The averaged probabilities (classes, H, W) of an image's views; those of one size run together."""
+        if not isinstance(image, PreparedImage):
+            raise TypeError("test-time augmentation takes images from `prepare`")
+        groups = ([(view, view) for view in views] for _, views in groupby(image.views, lambda view: view.size))
+        each = self._forward_groups(groups, None)
+        views = ((view, output) for group, outputs in each for (view, _), output in zip(group, outputs, strict=True))
+        try:
+            return self.pipeline.mean_probabilities(views)
+        except MemoryError as error:
+            height, width = image.geometry.image
+            raise UserError(
+                f"not enough memory for the probabilities of {width}x{height} pixels and {len(self.card.classes)} "
+                "classes; leave test-time augmentation out, or use smaller images"
+            ) from error
+
+    def _forward_groups(
+        self, groups: Iterable[Group[Key, Ready]], on_error: Callable[[Group[Key, Ready], UserError], None] | None
+    ) -> Iterator[tuple[Group[Key, Ready], list[npt.NDArray[Any]]]]:
+        """`forward_each` for what the network sees of each image."""
         outputs: npt.NDArray[Any] | None = None
         failure: UserError | None = None
         for (group, part, total), output in run_each(self.backend, self._batches(groups)):

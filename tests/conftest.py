@@ -28,6 +28,8 @@ SLOW = (
     "ground/test_architecture.py::test_mypy_sees_across_the_rooms",
     "ground/test_bare_environment.py",
     "ground/test_hostile_files.py::test_damaged_files_are_told_in_one_line",
+    "runtime/test_augmentation.py::test_probabilities_and_labels_are_those_of_pytorch",
+    "runtime/test_augmentation.py::test_a_model_of_fixed_size_flips_the_part_that_shows_the_image",
     "runtime/test_engine_build.py",
     "runtime/test_engine_fusion.py",
     "runtime/test_engine_gelu.py::test_every_gelu_of_an_export_becomes_one_node",

@@ -37,7 +37,7 @@ ROOMS = {
     "api": Room(("ground", "cli"), (), lazily=_ROOMS),
 }
 # Folders of runtime/ from the lowest to the highest; "" is its own modules. One imports those before it.
-RUNTIME_LAYERS = ("imaging", "gpu", "engine", "backends", "", "pipelines", "serving", "cluster")
+RUNTIME_LAYERS = ("imaging", "gpu", "engine", "backends", "", "pipelines", "evaluation", "serving", "cluster")
 _API = ("__init__", "__main__", "cli.main")
 
 

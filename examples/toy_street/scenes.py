@@ -44,6 +44,7 @@ SIZE = (192, 256)  # (height, width) in pixels
 FIRST_HELD_OUT = 1_000_000
 
 _OVERSAMPLING = 2
+_FEW = 16  # scenes that are painted before further processes have started
 
 
 class Scene(NamedTuple):
@@ -358,8 +359,9 @@ def main() -> None:
     images, labels = args.folder / "images", args.folder / "labels"
     for folder in (images, labels):
         folder.mkdir(parents=True, exist_ok=True)
-    for seed in range(args.first, args.first + args.count):
-        made = scene(seed)
+    seeds = range(args.first, args.first + args.count)
+    painted = map(scene, seeds) if len(seeds) <= _FEW else scenes(seeds)
+    for seed, made in zip(seeds, painted, strict=True):
         Image.fromarray(made.image).save(images / f"{seed}.png")
         save_coded(made.labels, labels / f"{seed}.png")
     print(f"painted {args.count} scenes into {images}, their labels into {labels}")

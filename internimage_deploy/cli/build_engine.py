@@ -137,8 +137,7 @@ Examples:
 @click.option(
     "--plugin",
     type=FilePath,
-    help="Library of the DCNv3 and MSDeformAttn plugins, with TensorRT.  [default: the one that build-plugin made, "
-    "compiled if there is none]",
+    help="Plugin library, with TensorRT.  [default: the one that build-plugin made, compiled if there is none]",
 )
 @click.option(
     "--embed-plugin/--no-embed-plugin",

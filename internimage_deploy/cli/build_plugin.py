@@ -75,7 +75,7 @@ def build_plugin(
     nvcc: Path | None,
     interface: Literal["v2", "v3"] | None,
 ) -> None:
-    """Compile the TensorRT plugins of DCNv3 and MSDeformAttn and print the library's path.
+    """Compile the TensorRT plugins of DCNv3, MSDeformAttn and UpsampleArgmax and print the library's path.
 
     Needs a CUDA compiler and TensorRT's headers, but neither a GPU nor TensorRT itself. A library that was compiled
     before from the same sources, versions and compute capabilities is taken from the cache. A second library beside it,

@@ -21,6 +21,7 @@ COMMANDS = {
     "build-engine": "Compile an ONNX file into a TensorRT or TensorRT-RTX engine.",
     "build-plugin": "Compile the TensorRT plugins of DCNv3 and MSDeformAttn.",
     "segment": "Segment images, folders and videos.",
+    "evaluate": "Score a model against label maps: mIoU, accuracy, IoU by class.",
     "verify": "Check a model file, and compare backends or models.",
     "info": "Show a model's card, operators, parameters and multiply-adds.",
     "serve": "Serve a model over HTTP, on this machine or a Ray cluster.",

@@ -60,6 +60,20 @@ class Number(click.FloatRange):
         return number
 
 
+class Scales(click.ParamType):
+    """Factors with commas between them, such as "0.5,1.0,1.5"."""
+
+    name = "S,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(text) for text in str(value).split(","))
+        except ValueError:
+            self.fail(f"got '{value}', expected factors such as 0.5,0.75,1.0,1.25,1.5,1.75", param, ctx)
+
+
 def apply_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """One decorator from several; --help lists the options in the order given."""
 
@@ -187,6 +201,25 @@ def window_options(command: Command) -> Command:
             type=Size("HxW"),
             help="Step between crops, with --slide and --crop.  [default: that of the model's evaluation; two thirds "
             "of a crop that is given or of the fixed size]",
+        ),
+    )(command)
+
+
+def augmentation_options(command: Command) -> Command:
+    """--scales and --flip."""
+    return apply_options(
+        click.option(
+            "--scales",
+            type=Scales(),
+            default=(),
+            help="Test-time augmentation: run the network at each of these factors of the size that images are resized "
+            "to, and average the class probabilities, as mmsegmentation's multi-scale test does "
+            "(0.5,0.75,1.0,1.25,1.5,1.75).  [default: that size alone]",
+        ),
+        click.option(
+            "--flip",
+            is_flag=True,
+            help="Test-time augmentation: also run the network on the mirror image, and average.",
         ),
     )(command)
 

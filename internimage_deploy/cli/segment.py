@@ -14,6 +14,7 @@ from internimage_deploy.cli.cluster_options import check_local, cluster_options
 from internimage_deploy.cli.options import (
     Number,
     apply_options,
+    augmentation_options,
     backend_option,
     batch_option,
     engine_options,
@@ -91,6 +92,7 @@ _input_options = apply_options(
 @resize_option
 @batch_option(1)
 @window_options
+@augmentation_options
 @max_pixels_option(MAX_PIXELS)
 @backend_option
 @engine_options
@@ -119,6 +121,8 @@ def segment(
     whole: bool,
     crop: tuple[int, int] | None,
     stride: tuple[int, int] | None,
+    scales: tuple[float, ...],
+    flip: bool,
     max_pixels: int,
     backend: str,
     trust_engine: bool,
@@ -165,6 +169,8 @@ def segment(
         max_pixels=max_pixels,
         trust_engine=trust_engine,
         cuda_graphs=cuda_graphs,
+        scales=scales,
+        flip=flip,
     )
     found = find_inputs(inputs, recursive=recursive, streams=live or bool(frames))
     if (live or frames or frame_masks) and not found.videos:

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from internimage_deploy.cli.progress import ProgressBar
 from internimage_deploy.errors import UserError, escaped
 from internimage_deploy.files import check_folder, make_folder
 from internimage_deploy.runtime.backends.load import model_card
@@ -94,7 +95,7 @@ class Run:
                 except UserError as error:
                     self.report.failed.append((str(source), str(error)))
             started = time.monotonic()
-            with _ProgressBar(len(self.images), self.quiet) as advance:
+            with ProgressBar("segmenting", len(self.images), quiet=self.quiet) as advance:
 
                 def done(image: ImageFile, outcome: Outcome) -> None:
                     self.report.add(str(image), outcome)
@@ -113,7 +114,7 @@ class Run:
         if not self.images:
             return
         started = time.monotonic()
-        with _ProgressBar(len(self.images), self.quiet) as advance:
+        with ProgressBar("segmenting", len(self.images), quiet=self.quiet) as advance:
 
             def done(image: str, outcome: Outcome) -> None:
                 self.report.add(image, outcome)
@@ -121,7 +122,8 @@ class Run:
 
             output = self.output if self.output.is_address else Location(str(Path(self.output.uri).absolute()))
             images = [image.absolute() for image in self.images]
-            segment_on_cluster(self.model.absolute(), self.options, images, output, self.results, cluster, done)
+            writer = partial(ResultWriter, output, self.results, self.model.name)
+            segment_on_cluster(self.model.absolute(), self.options, images, writer, done, cluster=cluster)
         self.seconds = time.monotonic() - started
 
     def finish(self) -> None:
@@ -195,32 +197,6 @@ class Run:
             click.echo("\r", err=True, nl=False)
         if not self.quiet:
             click.echo(escaped(f"{video}: {_speed(progress)}, wrote {', '.join(map(str, results.paths))}"))
-
-
-class _ProgressBar:
-    """A bar on a terminal, nothing elsewhere; `with` gives the function that advances it by one image."""
-
-    def __init__(self, total: int, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("segmenting"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            disable=quiet or not total or not os.isatty(2),
-        )
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> Any:
-        self._bar.start()
-        return lambda: self._bar.advance(self._task)
-
-    def __exit__(self, *_error: object) -> None:
-        self._bar.stop()
 
 
 def _class_ids(names: tuple[str, ...], model: Path) -> tuple[int, ...]:

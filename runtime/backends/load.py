@@ -32,6 +32,7 @@ def load_backend(
     *,
     threads: int | None = None,
     window: WindowChoice = None,
+    logits: bool = False,
     trust_engine: bool = False,
     cuda_graphs: bool = True,
     device: int = 0,
@@ -44,11 +45,14 @@ def load_backend(
         threads: CPU threads of the network; None for all.
         window: see `LoadOptions`. Where images are cut into crops, an ONNX file that returns labels returns logits; the
             backend's card says so.
+        logits: whole images are to give logits too, for test-time augmentation.
         trust_engine: allow an engine to run the code it carries (version-compatible engines, embedded plugins).
         cuda_graphs: capture an engine's launches in CUDA graphs and replay them.
         device: number of the GPU, as CUDA counts.
     """
     require_file(path, "a model file")
+    if logits:  # all that a backend takes from the window is whether labels or logits are returned
+        window = "slide"
     name = choose(path, backend)
     if backend == "auto" and name in CPU_CANDIDATES:
         _log_idle_gpu()

@@ -17,11 +17,10 @@ import numpy as np
 
 from internimage_deploy.errors import MissingDependency, UserError
 from internimage_deploy.runtime.cluster.connect import Cluster, connect
-from internimage_deploy.runtime.imaging.results import ResultOptions
 from internimage_deploy.runtime.options import LoadOptions
-from internimage_deploy.runtime.pipelines.files import Outcome, ResultWriter, WriteFailure, segment_files
+from internimage_deploy.runtime.pipelines.files import Outcome, WriteFailure, Writer, segment_files
 from internimage_deploy.runtime.pipelines.find import ImageFile
-from internimage_deploy.runtime.pipelines.storage import Location, last_line
+from internimage_deploy.runtime.pipelines.storage import last_line
 from internimage_deploy.runtime.segmenter import Segmenter
 
 _PER_CALL = 16  # images: enough to decode ahead of the network, few enough to lose little with a machine
@@ -31,10 +30,11 @@ def segment_on_cluster(
     model: Path,
     options: LoadOptions,
     images: Sequence[ImageFile],
-    output: Location,
-    results: ResultOptions,
-    cluster: Cluster,
+    writer: Callable[[], Writer],
     done: Callable[[str, Outcome], None],
+    *,
+    cluster: Cluster,
+    again: str = "--skip-existing",
 ) -> None:
     """Segment `images`, spread over copies of the model.
 
@@ -42,10 +42,10 @@ def segment_on_cluster(
         model: a file that every machine of the cluster can read.
         options: how it is loaded.
         images: what to segment; every machine must be able to read them.
-        output: where results go; every machine must be able to write there.
-        results: which files are written beside the label maps.
+        writer: makes what takes the network's outputs, on each machine: it must be able to open what that opens there.
+        done: called for each image, by its name.
         cluster: which cluster, and how much of it.
-        done: called for each image.
+        again: option that leaves out finished images when a run is repeated.
 
     Raises:
         UserError: no cluster, a model that cannot be loaded, or results that cannot be written.
@@ -64,7 +64,7 @@ def segment_on_cluster(
         override_num_blocks=min(len(images), max(4 * high, len(images) // 64)),
     ).map_batches(
         _Worker,
-        fn_constructor_kwargs={"model": model, "options": options, "output": output, "results": results},
+        fn_constructor_kwargs={"model": model, "options": options, "writer": writer},
         batch_size=max(options.batch, _PER_CALL),
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(min_size=low, max_size=high),
@@ -79,7 +79,7 @@ def segment_on_cluster(
             done(str(row["name"]), outcome)
     except ray.exceptions.RayError as error:
         raise UserError(
-            f"the run stopped: {last_line(error)}; run it again with --skip-existing for the images that are left"
+            f"the run stopped: {last_line(error)}; run it again with {again} for the images that are left"
         ) from error
     finally:
         if cluster.address is None:
@@ -87,11 +87,11 @@ def segment_on_cluster(
 
 
 class _Worker:
-    """On a machine of the cluster: the loaded model, and where to write."""
+    """On a machine of the cluster: the loaded model, and what takes its outputs."""
 
-    def __init__(self, *, model: Path, options: LoadOptions, output: Location, results: ResultOptions) -> None:
+    def __init__(self, *, model: Path, options: LoadOptions, writer: Callable[[], Writer]) -> None:
         self._segmenter = Segmenter.from_options(model, options)
-        self._writer = ResultWriter(output, results, model.name)
+        self._writer = writer()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         images: list[ImageFile] = list(batch["image"])

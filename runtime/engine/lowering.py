@@ -2,7 +2,7 @@
 """Decomposes operators that a parser lacks into ones it has (`operators` lists them), exactly.
 
 TensorRT casts to uint8 from floating point only, so integer labels are also cast to float32 first, which holds every
-class id exactly.
+class id exactly. Before 10.0 its parser overlooks which part of a shape a Shape node returns, so a Slice takes it.
 """
 
 from __future__ import annotations
@@ -57,6 +57,12 @@ class Emitter:
         self.graph.model.graph.initializer.append(tensor)
         return name
 
+    def index(self, value: int, role: str) -> str:
+        """A constant of one int64, as Slice takes them."""
+        name = self.names.new(f"{node_name(self.node)}/{role}")
+        self.graph.model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+        return name
+
 
 def lower(graph: Graph, parser: Parser) -> tuple[str, ...]:
     """Decompose what `parser` cannot read, in place; returns the operators that were decomposed.
@@ -75,6 +81,8 @@ def lower(graph: Graph, parser: Parser) -> tuple[str, ...]:
                 rule = RULES[node.op_type]
             elif _integers_to_uint8(node, types):
                 rule = _labels_through_float
+            elif node.op_type == "Shape" and node.attribute and not parser.reads_parts_of_shapes:
+                rule = _part_of_shape
         if rule is None:
             nodes.append(node)
             continue
@@ -106,6 +114,13 @@ def _integers_to_uint8(node: onnx.NodeProto, types: dict[str, int]) -> bool:
 def _labels_through_float(emit: Emitter, types: dict[str, int]) -> None:
     real = emit.op("Cast", emit.node.input[0], to=FLOAT)
     emit.op("Cast", real, result=emit.node.output[0], to=TensorProto.UINT8)
+
+
+def _part_of_shape(emit: Emitter, types: dict[str, int]) -> None:
+    start = attribute(emit.node, "start", 0)
+    end = attribute(emit.node, "end", np.iinfo(np.int64).max)
+    whole = emit.op("Shape", emit.node.input[0])
+    emit.op("Slice", whole, emit.index(start, "start"), emit.index(end, "end"), result=emit.node.output[0])
 
 
 def _gelu(emit: Emitter, types: dict[str, int]) -> None:

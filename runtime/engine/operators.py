@@ -67,6 +67,11 @@ class Parser:
         return max(opset for since, opset in NEWEST_OPSET.items() if since <= max(self.version, OLDEST_TENSORRT))
 
     @property
+    def reads_parts_of_shapes(self) -> bool:
+        """True when `start` and `end` of Shape count: TensorRT's parsers before 10.0 return the whole shape."""
+        return self.backend == "tensorrt-rtx" or self.version >= (10, 0)
+
+    @property
     def strongly_typed(self) -> bool:
         """True when the compiler can take element types from the graph."""
         return self.backend == "tensorrt-rtx" or self.version >= (9, 1)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from internimage_deploy.card import ModelCard
 from internimage_deploy.errors import UserError
 from internimage_deploy.runtime.imaging import postprocess, preprocess, sliding
+from internimage_deploy.runtime.imaging.augmentation import Augmentation, mirrored, scaled_limit
 from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS, ImageSource, load_image
 from internimage_deploy.runtime.imaging.segmentation import Segmentation
 from internimage_deploy.window import Window, default_stride
@@ -37,6 +38,7 @@ class NetworkImage:
     pixels: npt.NDArray[np.uint8]  # (h, w, 3) RGB
     geometry: preprocess.Geometry
     crop_count: int = field(default=1, kw_only=True)  # of `ImagePipeline.crops`: how often the network runs for it
+    mirrored: bool = field(default=False, kw_only=True)  # left to right
 
     @property
     def size(self) -> tuple[int, int]:
@@ -50,6 +52,7 @@ class PreparedImage(NetworkImage):
 
     image: npt.NDArray[np.uint8]  # (H, W, 3) RGB
     source: str = ""  # path or address; empty for one that has none
+    views: tuple[NetworkImage, ...] = ()  # with test-time augmentation, what the network sees in place of `pixels`
 
     def for_network(self) -> NetworkImage:
         """Without the image itself: what another process needs."""
@@ -72,16 +75,24 @@ class ImagePipeline:
         resize: see `LoadOptions`.
         window: see `LoadOptions`.
         max_pixels: image files with more pixels are refused.
+        augmentation: `LoadOptions.augmentation`.
 
     Raises:
         UserError: the options do not fit the model.
     """
 
     def __init__(
-        self, card: ModelCard, *, resize: Resize = None, window: WindowChoice = None, max_pixels: int = MAX_PIXELS
+        self,
+        card: ModelCard,
+        *,
+        resize: Resize = None,
+        window: WindowChoice = None,
+        max_pixels: int = MAX_PIXELS,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.card = card
         self.max_pixels = max_pixels
+        self.augmentation = augmentation
         self.window = _window(card, window)
         self.resize = card.resize if resize is None else None if resize == "own" else resize
         if resize is not None and not card.is_dynamic and self.window is None:
@@ -89,34 +100,48 @@ class ImagePipeline:
                 f"this model takes one size, {_size(card.network_size)}, so resize has no effect; "
                 "leave it out, use the sliding window, or export with --dynamic"
             )
+        if augmentation is not None:
+            _check_augmentation(card, augmentation, slides=self.window is not None)
 
     def prepare(self, image: ImageSource) -> PreparedImage:
         """Read, decode and resize one image, see `load_image`; may be called from any thread. Raises `UserError`."""
         array = load_image(image, max_pixels=self.max_pixels)
-        geometry = self.geometry((array.shape[0], array.shape[1]))
+        source = str(image) if isinstance(image, (str, Path)) else ""
+        if self.augmentation is None:
+            view = self._view(array, 1.0)
+            return PreparedImage(view.pixels, view.geometry, array, source, crop_count=view.crop_count)
+        views = tuple(self._view(array, scale, turned=turned) for scale, turned in self.augmentation.views)
+        count = sum(view.crop_count for view in views)
+        return PreparedImage(views[0].pixels, views[0].geometry, array, source, views, crop_count=count)
+
+    def _view(self, array: npt.NDArray[np.uint8], scale: float, *, turned: bool = False) -> NetworkImage:
+        """`array` (H, W, 3) as the network sees it. Raises `UserError`."""
+        geometry = self.geometry((array.shape[0], array.shape[1]), scale)
         limit = max(self.max_pixels, array.shape[0] * array.shape[1])
         before_rounding = math.prod(side - self.card.size_divisor for side in geometry.network)
         most = max(_ROUNDING * limit, _ROUNDING_PIXELS)  # a very long image has many times its pixels then
         if before_rounding > limit or math.prod(geometry.network) > most:
             raise UserError(
                 f"the network's input for this image would be {_size(geometry.network)}, the limit is "
-                f"{self.max_pixels:,} pixels; use a smaller resize"
+                f"{self.max_pixels:,} pixels; use a smaller resize or scale"
             )
         crop_count = self._checked_crop_count(geometry.network)
         pixels = preprocess.resize_image(array, geometry, self.card.mean)
-        source = str(image) if isinstance(image, (str, Path)) else ""
-        return PreparedImage(pixels, geometry, array, source, crop_count=crop_count)
+        if turned:
+            pixels = mirrored(pixels, geometry.content)
+        return NetworkImage(pixels, geometry, crop_count=crop_count, mirrored=turned)
 
-    def geometry(self, image: tuple[int, int]) -> preprocess.Geometry:
-        """Sizes on the way into the network for an image of (height, width)."""
+    def geometry(self, image: tuple[int, int], scale: float = 1.0) -> preprocess.Geometry:
+        """Sizes on the way into the network for an image of (height, width), or for a view of it."""
         height, width = self.card.network_size
+        resize = scaled_limit(self.resize, image, scale)
         if isinstance(height, int) and isinstance(width, int):
             if self.window is None:
                 return preprocess.fixed_geometry(image, (height, width))
-            free = preprocess.free_geometry(image, self.resize, self.card.size_divisor)
+            free = preprocess.free_geometry(image, resize, self.card.size_divisor)
             padded = (max(free.network[0], height), max(free.network[1], width))
             return preprocess.Geometry(image, free.keep_ratio, free.content, padded)
-        return preprocess.free_geometry(image, self.resize, self.card.size_divisor)
+        return preprocess.free_geometry(image, resize, self.card.size_divisor)
 
     def network_input(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[Any]:
         """Images of one size as the network's batch; a model of fixed batch gets the last image repeated."""
@@ -144,12 +169,14 @@ class ImagePipeline:
 
         Args:
             output: for one image, labels (h, w) or logits (classes, h/4, w/4) as the card says; with a window, the
-                logits of its crops (crops, classes, h/4, w/4).
+                logits of its crops (crops, classes, h/4, w/4); with test-time augmentation, the labels (H, W).
             geometry: of the image.
 
         Raises:
             UserError: the output is not what the card says, or holds NaN.
         """
+        if self.augmentation is not None:
+            return output
         if self.window is not None:
             plane = self._plane(output, geometry)
             return postprocess.labels_from_planes(plane, len(self.card.classes), geometry)
@@ -170,6 +197,23 @@ class ImagePipeline:
         if self.card.emits_labels:
             raise UserError("this model returns labels, not probabilities; export it with --emit logits")
         return postprocess.probabilities_from_planes(self._plane(output, geometry), len(self.card.classes), geometry)
+
+    def mean_probabilities(self, views: Iterable[tuple[NetworkImage, npt.NDArray[Any]]]) -> npt.NDArray[np.float32]:
+        """The mean of the softmax of an image's `views` (view, output): (classes, H, W) at the image's own size.
+
+        Needs 8 x classes bytes a pixel. Raises `UserError` where an output holds NaN.
+        """
+        total: npt.NDArray[np.float32] | None = None
+        count = 0
+        for view, output in views:
+            scores = self.probabilities(output, view.geometry)
+            count += 1
+            if view.mirrored:
+                scores = scores[:, :, ::-1]
+            total = np.ascontiguousarray(scores) if total is None else np.add(total, scores, out=total)
+        assert total is not None
+        total /= count
+        return total
 
     def _plane(self, output: npt.NDArray[Any], geometry: preprocess.Geometry) -> postprocess.Plane:
         if self.window is None:
@@ -203,6 +247,20 @@ class ImagePipeline:
 def slides(card: ModelCard, choice: WindowChoice) -> bool:
     """Whether images are cut into crops: as chosen, and where nothing is chosen, as the model was evaluated."""
     return choice != "whole" and (choice is not None or card.window is not None)
+
+
+def _check_augmentation(card: ModelCard, augmentation: Augmentation, *, slides: bool) -> None:
+    """Raises `UserError` where the model cannot take `augmentation`."""
+    if card.emits_labels:
+        export = "export it" if card.engine is None else "build the engine from an export"
+        raise UserError(
+            f"test-time augmentation averages probabilities, and this model returns labels; {export} with --emit logits"
+        )
+    if augmentation.scales != (1.0,) and not card.is_dynamic and not slides:
+        raise UserError(
+            f"this model takes one size, {_size(card.network_size)}, so scales have no effect; use --flip alone, the "
+            "sliding window (--slide), or an export for any size"
+        )
 
 
 def _window(card: ModelCard, choice: WindowChoice) -> Window | None:

@@ -82,6 +82,11 @@ def labels_from_planes(plane: Plane, classes: int, geometry: Geometry) -> Labels
     return labels
 
 
+def labels_from_probabilities(probabilities: npt.NDArray[np.float32]) -> Labels:
+    """Labels (H, W) of the highest of `probabilities` (classes, H, W), the first of equals."""
+    return probabilities.argmax(0).astype(label_dtype(len(probabilities)))
+
+
 def probabilities_from_planes(plane: Plane, classes: int, geometry: Geometry) -> npt.NDArray[np.float32]:
     """Softmax over the classes at the image's size (classes, H, W); `plane` as in `labels_from_planes`.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy.typing as npt
 
@@ -37,11 +37,14 @@ class Outcome:
     Attributes:
         error: why it failed; empty where it did not.
         pixels: by class name.
+        counts: (true class, predicted class, pixels) of an image that is scored; the number of classes for a pixel that
+            is ignored.
         fatal: its results could not be written, which ends the run: those of others could not be written either.
     """
 
     error: str = ""
     pixels: dict[str, int] = field(default_factory=dict)
+    counts: Sequence[tuple[int, int, int]] = ()
     fatal: bool = False
 
 
@@ -76,6 +79,15 @@ class WriteFailure(Exception):
     def __init__(self, reason: UserError) -> None:
         super().__init__(str(reason))
         self.reason = reason
+
+
+class Writer(Protocol):
+    """What becomes of the network's output for an image."""
+
+    def write(
+        self, image: ImageFile, segmenter: Segmenter, prepared: PreparedImage, output: npt.NDArray[Any]
+    ) -> Outcome:
+        """Finish one image; called from several threads. Raises `UserError` or `WriteFailure`."""
 
 
 class ResultWriter:
@@ -162,15 +174,15 @@ def _standard_input() -> bytes:
 def segment_files(
     segmenter: Segmenter,
     images: Sequence[ImageFile],
-    writer: ResultWriter,
+    writer: Writer,
     done: Callable[[ImageFile, Outcome], None],
 ) -> None:
-    """Segment `images` in order; results are written in threads of their own.
+    """Segment `images` in order; `writer` works in threads of its own.
 
     Args:
         segmenter: the model.
         images: what to segment.
-        writer: where results go.
+        writer: takes the network's outputs.
         done: called from this thread once per image; one that could not be read or segmented leaves the others alone.
 
     However it ends, no thread is left at work.

@@ -21,6 +21,7 @@ ALL = sorted({line for text in DOCUMENTS.values() for line in commands(text, OUR
 RUN = (
     ("README.md", "Quick start"),
     ("docs/segment.md", None),
+    ("docs/evaluate.md", None),
     ("docs/serving.md", "Triton Inference Server"),
 )
 # Taken by other tests: the service runs until it is stopped (tests/serving/test_http.py).
@@ -104,10 +105,12 @@ def test_the_commands_run_word_for_word(tmp_path):
         path.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(path), rng.integers(0, 256, (64, 96, 3), np.uint8))
     (tmp_path / "list.txt").write_text("street.jpg\n")
+    painter = ROOT / "examples" / "toy_street" / "scenes.py"
+    _run([sys.executable, str(painter), str(tmp_path / "val"), "--count", "2"], tmp_path, "scenes.py")
     texts = [DOCUMENTS[name] if title is None else section(DOCUMENTS[name], title) for name, title in RUN]
     lines = [line for text in texts for line in commands(text, OURS) if not line.startswith(NOT_RUN)]
     assert {arguments(line)[0] for line in lines} >= {
-        "export-onnx", "segment", "info", "verify", "doctor", "benchmark", "export-triton",
+        "export-onnx", "segment", "evaluate", "info", "verify", "doctor", "benchmark", "export-triton",
     }  # fmt: skip
     for line in lines:
         if "other.onnx" in line:
@@ -116,8 +119,9 @@ def test_the_commands_run_word_for_word(tmp_path):
     labels = cv2.imread(str(tmp_path / "out" / "street.labels.png"), cv2.IMREAD_UNCHANGED)
     assert labels.shape[:2] == (64, 96)
     assert (tmp_path / "out" / "one.overlay.png").exists()
-    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENTS["docs/segment.md"], re.S)
-    _run([sys.executable, "-c", code], tmp_path, "the Python of docs/segment.md")
+    for document in ("docs/segment.md", "docs/evaluate.md"):
+        (code,) = re.findall(r"```python\n(.*?)```", DOCUMENTS[document], re.S)
+        _run([sys.executable, "-c", code], tmp_path, f"the Python of {document}")
 
 
 def _run(command, folder, what):

@@ -294,6 +294,20 @@ BOMBS = {
     + b"c_codecs\nencode\nh\1\x85Ra" * 20_000 + b".",
     "list repeated as sets": b"\x80\x02]](" + b"K\1" * 50_000 + b"eq\1"
     + b"c__builtin__\nset\nh\1\x85R0" * 20_000 + b".",
+    "list repeated as dictionaries": b"\x80\x02](X\2\0\0\0abq\2" + b"h\2" * 100_000 + b"eq\1"
+    + b"ccollections\nOrderedDict\nh\1\x85R0" * 100_000 + b".",
+    "long arguments": b"\x80\x02]](" + b"N" * 500_000 + b"tq\1ccollections\ndefaultdict\nq\2" + b"h\2h\1R0" * 200_000
+    + b".",
+    "long persistent id": b"\x80\x02](X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0aNK\1" + b"N" * 500_000
+    + b"tQ.",
+    "names without end": b"\x80\x02c__builtin__\ngetattr\nq\1X\x64\0\0\0" + b"A" * 100 + b"q\2cx\nA\nq\3"
+    + b"h\1h\3h\2\x86Rq\3" * 200_000 + b".",
+    "a long tuple as a key again and again": b"\x80\x02}(" + b"N" * 500_000 + b"tq\0010" + b"h\1Ns" * 200_000 + b".",
+    "a long text as a key again and again": b"\x80\x02}(" + 2 * (b"X\x80\x96\x98\0" + b"a" * 10_000_000 + b"N")
+    + b"uX\x80\x96\x98\0" + b"a" * 10_000_000 + b"q\1" + b"0" + b"h\1Ns" * 200_000 + b".",
+    "an array alone": pickle.dumps(np.arange(4), 2),
+    "an array in the place of the version": pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(np.arange(4), 2)
+    + b"".join(pickle.dumps(value, 2) for value in ({"little_endian": True}, {}, [])),
     "calls a number": b"\x80\x02K\1)R.",
     "calls a call": b"\x80\x02ca\nb\n)R)R)R.",
     "state for a number": b"\x80\x02K\1}b.",
@@ -318,6 +332,26 @@ def test_bombs(name, zipped, tmp_path):
         read_checkpoint(path)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 600
+
+
+def test_keys_that_take_long_to_find_are_no_keys(tmp_path):
+    """Numbers and tuples could be chosen to collide; the time must not depend on which the file has."""
+    path = tmp_path / "m.pth"
+    content = {
+        "tuples": {(1, 2): 3, ((),): 4}, "numbers": dict.fromkeys(range(30_000)), "long": {"a" * 2000: 1},
+        "set": {*range(30_000), (1, 2), "a"}, "texts": {str(i): i for i in range(30_000)},
+        "plain": {1: 2, 0.5: 3, None: 4},
+    }  # fmt: skip
+    path.write_bytes(pickle.dumps(content, 4))
+    read = read_content(path).value
+    for name in ("tuples", "long"):
+        assert {type(key) for key in read[name]} == {Inert}
+        assert [*read[name].values()] == [*content[name].values()]
+    for name in ("numbers", "set"):
+        assert 1000 < sum(isinstance(key, int) for key in read[name]) <= 10_000
+        assert len(read[name]) == len(content[name])
+    assert read["texts"] == content["texts"]
+    assert read["plain"] == content["plain"]
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ def test_every_exported_operator_can_be_read(parser, model):
     if parser.backend == "tensorrt":
         to_plugin_nodes(graph)
     check(graph.model, parser)
+    if parser.backend == "tensorrt" and parser.version < (10, 0):
+        assert not [node.name for node in graph.nodes if node.op_type == "Shape" and node.attribute]
 
 
 def test_the_rtx_row_is_what_its_parser_says():
@@ -75,6 +77,24 @@ def test_cast_like_becomes_a_cast():
     graph = single("CastLike", {"x": (FLOAT, [2]), "like": (TensorProto.INT64, [1])}, {"y": (TensorProto.INT64, [2])})
     lower(graph, PARSERS[1])
     assert [(node.op_type, node.attribute[0].i) for node in graph.nodes] == [("Cast", TensorProto.INT64)]
+
+
+@pytest.mark.parametrize(
+    "bounds", [{"start": 1}, {"end": 2}, {"start": 2, "end": 4}, {"start": -2}, {"end": -1}, {}], ids=str
+)
+def test_a_part_of_a_shape_is_a_slice_of_it_before_10(bounds):
+    """onnx-tensorrt up to 9.3 imports every Shape as the whole one, and complains of nothing."""
+    what = {"x": (FLOAT, ["n", 3, "h", "w"])}, {"y": (TensorProto.INT64, ["rank"])}
+    x = normal(2, 3, 5, 7)
+    for version in ((8, 5), (8, 6), (9, 1), (10, 0)):
+        graph = single("Shape", *what, opset=17, **bounds)
+        expected = compute(graph, x=x)
+        old = bool(bounds) and version < (10, 0)
+        assert lower(graph, Parser("tensorrt", version)) == (("Shape",) if old else ())
+        assert bool([node for node in graph.nodes if node.op_type == "Shape" and node.attribute]) == (
+            bool(bounds) and not old
+        )
+        np.testing.assert_array_equal(compute(graph, x=x), expected)
 
 
 def test_integer_labels_reach_uint8_through_float():

@@ -126,6 +126,7 @@ def test_the_public_names_have_their_types(tmp_path):
         "result = Segmenter.load('m.onnx')('a.png')\n"
         "reveal_type(result)\n"
         "result.no_such_attribute\n"
+        "reveal_type(internimage_deploy.evaluate('m.onnx', 'images', 'labels'))\n"
     )
     found = subprocess.run(
         [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), str(script)],
@@ -135,6 +136,7 @@ def test_the_public_names_have_their_types(tmp_path):
     ).stdout
     assert 'Revealed type is "internimage_deploy.runtime.imaging.segmentation.Segmentation"' in found
     assert 'has no attribute "no_such_attribute"' in found
+    assert 'Revealed type is "internimage_deploy.runtime.evaluation.result.Evaluation"' in found
     assert {"Segmenter", "UserError"} <= set(dir(internimage_deploy))
 
 

@@ -247,6 +247,32 @@ def test_a_model_with_a_window_is_slid_on_a_cluster(cluster, port, tmp_path):
         np.testing.assert_array_equal(decoded((tmp_path / "out" / f"{index}.labels.png").read_bytes()), labels)
 
 
+def test_evaluation_counts_on_a_cluster_as_on_one_machine(cluster, color_path, tmp_path):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        (tmp_path / "images" / f"{index}.png").write_bytes(encoded(rng.integers(0, 256, (32, 40, 3), np.uint8)))
+        (tmp_path / "labels" / f"{index}.png").write_bytes(encoded(rng.integers(0, 3, (32, 40), np.uint8)))
+    (tmp_path / "images" / "7.png").write_bytes(b"no image")
+    found = {}
+    for name, options in {
+        "here": (),
+        "cluster": ("--executor", "ray", "--ray-address", cluster, "--replicas", 2, "--cpus", 0.5),
+    }.items():
+        # The folders are named as from here: the cluster's processes run elsewhere.
+        done = subprocess.run(
+            command("evaluate", color_path, "--images", "images", "--labels", "labels", "--backend", "onnxruntime",
+                    "--threads", 1, "--flip", "--json", f"{name}.json", *options),
+            capture_output=True, text=True, cwd=tmp_path, timeout=WAIT_S, env={**os.environ, **PATIENCE},
+        )  # fmt: skip
+        assert (done.returncode, "1 of 40 images could not be evaluated" in done.stderr) == (1, True), done.stderr
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text()) | {"images_per_second": None, "failed": None}
+        assert len((tmp_path / f"{name}.images.jsonl").read_text().splitlines()) == 40
+    assert found["cluster"] == found["here"]
+    assert found["here"]["images"] == 39
+
+
 def test_a_result_that_cannot_be_written_ends_the_run_with_the_reason(cluster, color_path, tmp_path):
     (tmp_path / "a.png").write_bytes(stripes()[0])
     (tmp_path / "out" / "a.labels.png").mkdir(parents=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,7 @@ def commands(repository: Path, plugin: str | None, *, gpu: bool, version_compati
     backend += " --backend-config=tensorrt,version-compatible=true" if version_compatible else ""
     return [
         f"docker run --rm {gpus}-p 8000:8000 -p 8001:8001 -p 8002:8002 "
-        f"-v {repository.resolve()}:{_MOUNT}:ro nvcr.io/nvidia/tritonserver:YY.MM-py3 "
+        f"-v {shlex.quote(f'{repository.resolve()}:{_MOUNT}:ro')} nvcr.io/nvidia/tritonserver:YY.MM-py3 "
         f"tritonserver --model-repository={_MOUNT}{backend}",
         "curl -f localhost:8000/v2/health/ready",
     ]

@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 
@@ -106,6 +107,17 @@ def test_names_and_classes_with_special_characters_survive(tmp_path):
     export(model, tmp_path / "r", TritonOptions("m"))
     data = json.loads(config(tmp_path / "r", "m").parameters["internimage_deploy"].string_value)
     assert tuple(data["classes"]) == classes
+
+
+def test_the_start_command_is_one_for_a_shell_whatever_the_folder_is_called(labels_model, tmp_path):
+    repository = tmp_path / "Straßen und $HOME"
+    start, _ = export(labels_model, repository, TritonOptions("m"))
+    words = shlex.split(start)
+    assert words[words.index("-v") + 1] == f"{repository}:/models:ro"
+    echoed = subprocess.run(
+        ["sh", "-c", start.replace("docker", "echo", 1)], capture_output=True, text=True, check=True
+    )
+    assert f"-v {repository}:/models:ro nvcr.io" in echoed.stdout
 
 
 def test_an_engine_takes_its_plugin_along(labels_model, tmp_path):

@@ -115,7 +115,7 @@ class Integers(click.ParamType):
 )
 @click.option(
     "--offset-scale",
-    type=Number(),
+    type=Number(0, min_open=True),
     help="Offset scale of DCNv3: 2.0 for InternImage-L and XL, 1.0 for the other released models.  [default: from the "
     "checkpoint]",
 )

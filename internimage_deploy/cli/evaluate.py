@@ -11,24 +11,11 @@ from typing import Any
 import click
 
 from internimage_deploy.cli.cluster_options import check_local, cluster_options
-from internimage_deploy.cli.options import (
-    FilePath,
-    Number,
-    augmentation_options,
-    backend_option,
-    batch_option,
-    engine_options,
-    max_pixels_option,
-    model_argument,
-    resize_option,
-    threads_option,
-    window_of,
-    window_options,
-)
+from internimage_deploy.cli.load_options import load_options
+from internimage_deploy.cli.options import FilePath, Number, model_argument
 from internimage_deploy.cli.progress import ProgressBar
 from internimage_deploy.datasets.layouts import LAYOUTS
 from internimage_deploy.errors import UserError, escaped
-from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS
 from internimage_deploy.runtime.options import LoadOptions
 
 _CHANGED = 10  # classes that are listed
@@ -78,14 +65,7 @@ Examples:
 )
 @click.option("--ignore-unknown", is_flag=True, help="Count label values that mean no class as ignored.")
 @click.option("--skip-unlabeled", is_flag=True, help="Leave out images that have no label map.")
-@resize_option
-@batch_option(1)
-@window_options
-@augmentation_options
-@max_pixels_option(MAX_PIXELS)
-@backend_option
-@engine_options
-@threads_option
+@load_options
 @cluster_options
 def evaluate(
     model: Path,
@@ -99,19 +79,7 @@ def evaluate(
     at_least: float | None,
     ignore_unknown: bool,
     skip_unlabeled: bool,
-    resize: Any,
-    batch: int,
-    slide: bool,
-    whole: bool,
-    crop: tuple[int, int] | None,
-    stride: tuple[int, int] | None,
-    scales: tuple[float, ...],
-    flip: bool,
-    max_pixels: int,
-    backend: str,
-    trust_engine: bool,
-    cuda_graphs: bool,
-    threads: int | None,
+    options: LoadOptions,
     executor: str,
     ray_address: str | None,
     replicas: tuple[int, int],
@@ -136,18 +104,6 @@ def evaluate(
         check_local()
     elif against is not None:
         raise click.UsageError("--against runs on one machine; leave --executor out, or evaluate the models one by one")
-    options = LoadOptions(
-        backend=backend,
-        threads=threads,
-        resize=resize,
-        window=window_of(slide, whole, crop, stride),
-        batch=batch,
-        max_pixels=max_pixels,
-        trust_engine=trust_engine,
-        cuda_graphs=cuda_graphs,
-        scales=scales,
-        flip=flip,
-    )
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks about odd metadata: the pixels decide
     task = plan(
         model,

@@ -5,27 +5,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import click
 from click.core import ParameterSource
 
 from internimage_deploy.cli.cluster_options import check_local, cluster_options
-from internimage_deploy.cli.options import (
-    Number,
-    apply_options,
-    augmentation_options,
-    backend_option,
-    batch_option,
-    engine_options,
-    max_pixels_option,
-    model_argument,
-    resize_option,
-    threads_option,
-    window_of,
-    window_options,
-)
-from internimage_deploy.runtime.imaging.image_io import MAX_PIXELS
+from internimage_deploy.cli.load_options import load_options
+from internimage_deploy.cli.options import Number, apply_options, model_argument
 from internimage_deploy.runtime.imaging.results import Mask, ResultOptions
 from internimage_deploy.runtime.options import LoadOptions
 
@@ -89,14 +76,7 @@ _input_options = apply_options(
 @click.argument("inputs", metavar="IMAGE|FOLDER|VIDEO...", nargs=-1, required=True)
 @_result_options
 @_input_options
-@resize_option
-@batch_option(1)
-@window_options
-@augmentation_options
-@max_pixels_option(MAX_PIXELS)
-@backend_option
-@engine_options
-@threads_option
+@load_options
 @cluster_options
 def segment(
     model: Path,
@@ -115,19 +95,7 @@ def segment(
     live: bool,
     frames: int | None,
     frame_masks: bool,
-    resize: Any,
-    batch: int,
-    slide: bool,
-    whole: bool,
-    crop: tuple[int, int] | None,
-    stride: tuple[int, int] | None,
-    scales: tuple[float, ...],
-    flip: bool,
-    max_pixels: int,
-    backend: str,
-    trust_engine: bool,
-    cuda_graphs: bool,
-    threads: int | None,
+    options: LoadOptions,
     executor: str,
     ray_address: str | None,
     replicas: tuple[int, int],
@@ -160,18 +128,6 @@ def segment(
 
     if executor == "local":
         check_local()
-    options = LoadOptions(
-        backend=backend,
-        threads=threads,
-        resize=resize,
-        window=window_of(slide, whole, crop, stride),
-        batch=batch,
-        max_pixels=max_pixels,
-        trust_engine=trust_engine,
-        cuda_graphs=cuda_graphs,
-        scales=scales,
-        flip=flip,
-    )
     found = find_inputs(inputs, recursive=recursive, streams=live or bool(frames))
     if (live or frames or frame_masks) and not found.videos:
         raise click.UsageError("--live, --frames and --frame-masks are for videos")

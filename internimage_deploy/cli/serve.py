@@ -7,11 +7,12 @@ import dataclasses
 import ipaddress
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from internimage_deploy.cli.cluster_options import check_local, cluster_options
+from internimage_deploy.cli.load_options import takes_load_options
 from internimage_deploy.cli.options import (
     FilePath,
     Number,
@@ -24,12 +25,12 @@ from internimage_deploy.cli.options import (
     model_argument,
     resize_option,
     threads_option,
-    window_of,
     window_options,
 )
 from internimage_deploy.errors import MissingDependency, UserError
 
 if TYPE_CHECKING:
+    from internimage_deploy.runtime.options import LoadOptions
     from internimage_deploy.runtime.serving.settings import Settings
 
 TOKEN_VARIABLE = "INTERNIMAGE_DEPLOY_TOKEN"
@@ -160,6 +161,7 @@ Examples:
 @backend_option
 @engine_options
 @threads_option
+@takes_load_options
 def serve(
     model: Path,
     *,
@@ -168,26 +170,16 @@ def serve(
     name: str | None,
     token_file: Path | None,
     workers: int,
-    batch: int,
     delay_ms: float,
     queue: int,
     deadline: float,
     max_body: float,
-    max_pixels: int,
     max_memory: float,
     body_timeout: float,
     rate: float,
     proxies: tuple[str, ...],
     drain: float,
-    resize: tuple[int, int] | Literal["own"] | None,
-    slide: bool,
-    whole: bool,
-    crop: tuple[int, int] | None,
-    stride: tuple[int, int] | None,
-    backend: str,
-    trust_engine: bool,
-    cuda_graphs: bool,
-    threads: int | None,
+    options: LoadOptions,
     **cluster: Any,
 ) -> None:
     """Serve MODEL over HTTP: POST images to /v1/segment, or open the page at /.
@@ -195,7 +187,6 @@ def serve(
     The service also has the Open Inference Protocol under /v2, metrics at /metrics, and health at /healthz and /readyz.
     It ends on SIGTERM or Ctrl-C, after finishing the requests it accepted.
     """
-    from internimage_deploy.runtime.options import LoadOptions
     from internimage_deploy.runtime.serving.settings import (
         Batching,
         Limits,
@@ -209,16 +200,7 @@ def serve(
     settings = Settings(
         model=ModelSettings(
             path=model.absolute(),
-            options=LoadOptions(
-                backend=backend,
-                threads=threads,
-                resize=resize,
-                window=window_of(slide, whole, crop, stride),
-                batch=batch,
-                max_pixels=max_pixels,
-                trust_engine=trust_engine,
-                cuda_graphs=cuda_graphs,
-            ),
+            options=options,
         ),
         name=model_name(Path(f"{name}.onnx") if name else model),
         workers=workers,

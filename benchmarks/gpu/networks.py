@@ -187,7 +187,7 @@ def _network(network: nn.Module, batch: int) -> Row:
         output = network(images)
         outputs: Sequence[torch.Tensor] = output if isinstance(output, list) else [output]
         finite = all(bool(x.isfinite().all()) for x in outputs)
-        return {"finite": finite, **measure(lambda: network(images))}
+        return {"status": OK if finite else WRONG, "finite": finite, **measure(lambda: network(images))}
 
 
 def with_plugin_kernel(network: nn.Module) -> nn.Module:

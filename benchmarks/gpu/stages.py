@@ -75,6 +75,7 @@ class _Running:
     part: Part
     process: subprocess.Popen[bytes]
     log: Path
+    log_start: int  # where this process begins in the log, which the processes of a part share
     deadline: float
 
 
@@ -119,11 +120,12 @@ def _start(stage: str, part: Part, options: Options, deadline: float) -> _Runnin
         command += [f"--{name}", str(folder)] if folder is not None else []
     log = options.out / f"stage_{stage}_{part.name.replace(' ', '_')}.log"
     with log.open("ab") as file:
+        log_start = file.tell()
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
-    return _Running(part, process, log, deadline)
+    return _Running(part, process, log, log_start, deadline)
 
 
 def _finish(running: _Running, end: float, rows: Rows) -> bool:
@@ -142,7 +144,7 @@ def _finish(running: _Running, end: float, rows: Rows) -> bool:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     if code and code != GPU_LOST:
-        text = running.log.read_text(errors="replace")
+        text = running.log.read_bytes()[running.log_start :].decode(errors="replace")
         begun = [line for line in text.splitlines() if line.startswith(f"{part.name}: ")]
         case = begun[-1].partition(": ")[2] if begun else ""
         rows.add({"part": part.name, "case": case, "status": FAILED, "reason": reason, "log": text[-3000:]})

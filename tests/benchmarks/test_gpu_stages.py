@@ -198,11 +198,15 @@ def lose():
     raise RuntimeError("an illegal memory access")
 
 second = dict(
-    crash=os.abort, hang=lambda: time.sleep(600), good=dict, lose=lose, beside=lambda: dict(official=chosen.official)
+    crash=os.abort, hang=lambda: time.sleep(600), good=dict, lose=lose, beside=lambda: dict(official=chosen.official),
+    late=dict,
 )
 tasks = [Task("first", dict), Task("second", second[chosen.part]), Task("third", dict)]
 path = stages.rows_path(Options(Path(chosen.out)), chosen.stage)
-sys.exit(0 if run_tasks(chosen.part, tasks, Rows(path), chosen.deadline) else stages.GPU_LOST)
+answers = run_tasks(chosen.part, tasks, Rows(path), chosen.deadline)
+if chosen.part == "late":
+    os.abort()
+sys.exit(0 if answers else stages.GPU_LOST)
 """
 
 
@@ -234,6 +238,16 @@ def test_a_stage_keeps_what_each_part_measured(tmp_path, monkeypatch, capsys):
     assert {"machine", "versions", "command"} <= report.keys()
     assert report["notes"] == ["a note"]
     assert "3 failed" in capsys.readouterr().out
+
+
+def test_a_process_that_dies_after_its_tasks_is_not_started_for_ever(tmp_path, monkeypatch):
+    (tmp_path / "all.py").write_text(PART.format(gpu=str(ALL.parent)))
+    monkeypatch.setattr(stages, "HERE", tmp_path)
+    monkeypatch.setitem(stages.STAGES, "X", (stages.Part("late", "", 300),))
+    assert stages.run("X", Options(tmp_path / "out"), time.time() + 600, []) == 1
+    rows = [(row["case"], row["status"]) for row in json.loads((tmp_path / "out" / "stage_X.json").read_text())["rows"]]
+    # One process did the tasks and died, a second had none left and died too.
+    assert rows == [("first", OK), ("second", OK), ("third", OK), ("third", FAILED), ("", FAILED)]
 
 
 # Where it runs from

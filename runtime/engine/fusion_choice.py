@@ -55,7 +55,10 @@ def choose_form(
         return rewritten, "--fusion auto kept the rewritten form, because no engine can be timed here"
     try:
         times = {rewritten.form: measure(rewritten.path)}  # before the other one is built: perhaps none can be timed
-        plain = build_plain()
+        try:
+            plain = build_plain()
+        except UserError as error:
+            return rewritten, f"--fusion auto kept the rewritten form, because the plain one cannot be built ({error})"
         for engine in (plain, rewritten, plain):  # in turns: what slows the GPU down meets both
             form, found = engine.form, measure(engine.path)
             times[form] = min(found, times.get(form, found))

@@ -200,6 +200,22 @@ def test_auto_where_an_engine_cannot_be_timed(auto):
     assert len(auto.compiled) == 1  # the other form is not built for nothing
 
 
+def test_auto_where_the_plain_form_cannot_be_built(auto, monkeypatch):
+    compile_first = build_module.compile_in_process
+
+    def compile_once(job, on_event):
+        if auto.compiled:
+            raise UserError("too little workspace")
+        return compile_first(job, on_event)
+
+    monkeypatch.setattr(build_module, "compile_in_process", compile_once)
+    built, rewritten = auto(lambda engine: 1.0)
+    assert (built.card.engine.fusion, built.card.engine.fusion_ms, rewritten) == ("rewritten", {}, True)
+    assert built.notes[-1] == (
+        "--fusion auto kept the rewritten form, because the plain one cannot be built (too little workspace)"
+    )
+
+
 def test_a_model_is_timed_in_a_process_of_its_own(tmp_path):
     """With ONNX Runtime in the place of a GPU backend, the command and its JSON are real."""
     assert 0 < median_ms(color_model(tmp_path / "m.onnx"), "onnxruntime") < 60_000

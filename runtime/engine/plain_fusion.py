@@ -26,14 +26,8 @@ from onnx import helper, numpy_helper
 
 from internimage_deploy.onnx_tools.graph import Graph, UniqueNames, attribute, consumers, drop_unused
 
-_SPLIT_POINTS = [
-    0,
-    1,
-    2,
-    4,
-    3,
-    5,
-]  # the transposition of (N, O, 3, 3, h, w) between the 1x1 convolution and the products
+# The transposition of (N, O, 3, 3, h, w) between the 1x1 convolution and the products.
+_SPLIT_POINTS = [0, 1, 2, 4, 3, 5]
 _CHAIN = ("Reshape", "Transpose", "Reshape", "MatMul", "MatMul", "Add")  # from the 1x1 convolution to the sum
 
 

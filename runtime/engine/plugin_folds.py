@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from internimage_deploy.onnx_tools.graph import Graph, attribute, consumers
+from internimage_deploy.onnx_tools.graph import Graph, attribute, consumers, drop_unused
 from internimage_deploy.operators import contract, upsample_argmax
 
 
@@ -53,7 +53,8 @@ def pack_offset_masks(graph: Graph) -> int:
             node.input[1] = source
             del node.input[2:]
             packed += 1
-    find.drop_unread()
+    if packed:
+        drop_unused(graph)
     return packed
 
 
@@ -79,7 +80,9 @@ def fuse_argmax(graph: Graph) -> int:
         node.input[0] = resize.input[0]
         del node.attribute[:]
         fused.update((node.output[0], resize.output[0]))
-    find.drop_unread()
+    if not fused:
+        return 0
+    drop_unused(graph)
     # Labels are int32 now.
     kept = [value for value in graph.model.graph.value_info if value.name not in fused]
     del graph.model.graph.value_info[:]
@@ -138,13 +141,3 @@ class _Finder:
         if axes not in ([3], [-1]) or steps != [1] or starts is None or ends is None:
             return name, None
         return node.input[0], (starts[0], ends[0])
-
-    def drop_unread(self) -> None:
-        """Remove the nodes that led to a replaced one and that nothing reads any more."""
-        outputs = {value.name for value in self.graph.model.graph.output}
-        while True:
-            read = consumers(self.graph.nodes).keys() | outputs
-            kept = [node for node in self.graph.nodes if any(name in read for name in node.output)]
-            if len(kept) == len(self.graph.nodes):
-                return
-            self.graph.replace_nodes(kept)

@@ -26,11 +26,7 @@ def read(engine: Path) -> ModelCard:
         UserError: the engine or its card is missing, they do not belong together, or the engine has changed.
     """
     card, info = _card_and_info(engine)
-    try:
-        digest = sha256(engine)
-    except OSError as error:
-        raise UserError(f"cannot read {engine}: {error.strerror or error}") from error
-    if digest != info.sha256:
+    if _digest(engine) != info.sha256:
         raise UserError(
             f"{engine}: the file is not the one its card describes (changed, truncated or replaced); "
             "copy both files again, or build the engine again"
@@ -63,6 +59,13 @@ def _card_and_info(engine: Path) -> tuple[ModelCard, EngineInfo]:
     return card, card.engine
 
 
+def _digest(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
 def copy_plugin(library: Path, folder: Path) -> Path:
     """Copy a plugin library into the folder of an engine; returns the copy.
 
@@ -82,10 +85,7 @@ def plugin_beside(engine: Path, info: EngineInfo) -> Path | None:
     library = engine.parent / info.plugin_file
     if not info.plugin_file or not library.is_file():
         return None
-    try:
-        digest = sha256(library)
-    except OSError as error:
-        raise UserError(f"cannot read {library}: {error.strerror or error}") from error
+    digest = _digest(library)
     if digest != info.plugin_sha256:
         raise UserError(
             f"{library}: not the plugin library that {engine.name} was built with (its SHA-256 is {digest[:12]}..., "

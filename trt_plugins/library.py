@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -119,13 +120,16 @@ def find_creator(trt: ModuleType, name: str = OP_TYPE) -> Any | None:
     return None
 
 
-def load_library(trt: ModuleType, path: Path | None = None, *, build: bool = False) -> Path | None:
+def load_library(
+    trt: ModuleType, path: Path | None = None, *, build: bool = False, names: Sequence[str] = CREATORS
+) -> Path | None:
     """Register the plugins with TensorRT, unless they are: before parsing or deserialising anything.
 
     Args:
         trt: The module `tensorrt` (or `tensorrt_rtx`, whose registry takes the library though its builder does not).
         path: The library; default: see `find_library`.
         build: Compile the library if the cache has none.
+        names: The plugins that are needed; a library of another version of this project may lack others.
 
     Returns:
         The library's path, or None if the creators had been registered before.
@@ -133,7 +137,7 @@ def load_library(trt: ModuleType, path: Path | None = None, *, build: bool = Fal
     Raises:
         UserError: there is no library, or it cannot be loaded; the message says why.
     """
-    if all(find_creator(trt, name) is not None for name in CREATORS):
+    if all(find_creator(trt, name) is not None for name in names):
         return None
     version = classes_of(trt)
     library = find_library(path, tensorrt=version, build=build)
@@ -145,7 +149,7 @@ def load_library(trt: ModuleType, path: Path | None = None, *, build: bool = Fal
     else:
         _open_globally(library)
         check(library, version)
-    missing = [name for name in CREATORS if find_creator(trt, name) is None]
+    missing = [name for name in names if find_creator(trt, name) is None]
     if missing:
         raise UserError(
             f"TensorRT {trt.__version__} did not take {', '.join(missing)} from {library}: it may have been built for "

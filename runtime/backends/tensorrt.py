@@ -183,7 +183,9 @@ class TensorRTBackend(Backend):
 
         beside = sidecar.plugin_beside(path, info)
         try:
-            library.load_library(self._api, beside)
+            # Cards of before `plugins` do not say which; then it is every one that this version knows.
+            needed = [name for name in info.plugins if name in library.CREATORS] or library.CREATORS
+            library.load_library(self._api, beside, names=needed)
         except UserError as error:
             missing = "" if beside or not info.plugin_file else f", and {info.plugin_file} is not beside it"
             raise UserError(f"{path}: the engine needs the plugin library{missing}; {error}") from error

@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Engines on a GPU, against a float64 reference and ONNX Runtime; the checks themselves run on stand-ins, too."""
 
-import threading
-
 import numpy as np
 import pytest
 
-from internimage_deploy.runtime.backends import registry
-from internimage_deploy.runtime.backends import tensorrt as backend_module
 from internimage_deploy.runtime.backends.fastest import sample
 from internimage_deploy.runtime.backends.load import load_backend
 from internimage_deploy.runtime.engine import build as build_module
 from internimage_deploy.runtime.engine.build import build_engine
-from internimage_deploy.runtime.engine.compile import compile_engine
 from internimage_deploy.runtime.engine.compilers import Compiler
 from internimage_deploy.runtime.gpu.device import Device
 from internimage_deploy.runtime.gpu.device_array import DeviceArray
@@ -22,6 +17,7 @@ from support.dcnv3_cases import CASES, assert_close, expected
 from support.device_memory import from_device, to_device
 from support.engine_checks import assert_two_threads_agree_with_one, one_node_outputs
 from support.engine_models import DYNAMIC_LOGITS, exported
+from support.engine_stand_in import compile_with, run_with
 from support.tiny_models import color_model
 
 SIZE = (64, 96)
@@ -128,13 +124,8 @@ def test_the_check_of_one_node_on_the_stand_in(case, stand_in, tmp_path):
 
 def test_the_check_of_two_threads_on_the_stand_in(stand_in, monkeypatch, tmp_path):
     monkeypatch.setattr(build_module, "choose", lambda backend: Compiler("tensorrt", stand_in.__version__))
-    monkeypatch.setattr(
-        build_module,
-        "compile_in_process",
-        lambda job, on_event: compile_engine(stand_in, job, on_event, threading.Event()),
-    )
-    monkeypatch.setattr(backend_module, "load_module", lambda backend: stand_in)
-    monkeypatch.setattr(registry, "installed", lambda entry: True)
+    compile_with(monkeypatch, stand_in)
+    run_with(monkeypatch, stand_in)
     model = color_model(tmp_path / "m.onnx")
     built = build_engine(model, tmp_path / "m.engine", use_timing_cache=False, **PROFILE)
     backend = load_backend(built.path)

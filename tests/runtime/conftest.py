@@ -2,6 +2,7 @@
 import pytest
 
 from internimage_deploy.cli import main as cli
+from support.engine_stand_in import compile_here  # noqa: F401 - a fixture
 from support.exports import exports  # noqa: F401 - a fixture
 from support.tiny_models import color_model
 
